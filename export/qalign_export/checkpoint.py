@@ -1,0 +1,33 @@
+"""A model in, an upstream-form checkpoint directory out: config.json, preprocessor_config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from qalign_fast.levels import LEVEL_IDS
+from qalign_fast.model import Model
+from qalign_fast.weights import sources
+from safetensors.torch import save_file
+
+
+def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -> None:
+    """Writes what `qalign_fast.weights.load_model` reads; weights rounded to float16. `config` is config.json's content."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    tensors = {}
+    for ours, source in sources(model.config).items():
+        tensor = state[ours]
+        if source.shape[0] != tensor.shape[0] and ours == "decoder.head":
+            head = torch.zeros(source.shape)
+            head[list(LEVEL_IDS)] = tensor
+            tensor = head
+        tensors[source.name] = tensor.reshape(source.shape).to(torch.float16).contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+    rule = model.config.pixels
+    preprocessor = {"size": rule.side, "crop_size": rule.side, "resample": 3, "image_mean": rule.mean, "image_std": rule.std}
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")

@@ -1,0 +1,149 @@
+"""Photographs in, an endless pool of distorted 448-pixel samples with their ratings out.
+
+One worker process cuts tiles once, then keeps overwriting a pool in shared memory; training draws from the pool and never
+waits. A sample's rating is 5 - 4 * severity, the severity of two distortions together being 1 - (1 - s1)(1 - s2).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from qalign_fast.config import PixelRule
+from qalign_fast.image import to_pixels
+
+from qalign_export.distortions import DISTORTIONS
+
+# Debian packages (GPL-2+ or Creative Commons): trained from and named in the model card, never shipped.
+PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04")
+_NATURE = "usr/share/backgrounds/mate/nature"
+_PLASMA = "usr/share/wallpapers"
+_LOMIRI = "usr/share/backgrounds"
+PHOTOGRAPHS = (
+    *(
+        f"{_NATURE}/{name}.jpg"
+        for name in "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops TwoWings Wood YellowFlower".split()
+    ),
+    *(
+        f"{_PLASMA}/{name}/contents/images/2560x1600.jpg"
+        for name in "Autumn BytheWater ColorfulCups EveningGlow FallenLeaf Grey OneStandsOut Path summer_1am".split()
+    ),
+    *(
+        f"{_LOMIRI}/{name}.jpg"
+        for name in (
+            "Bridge_by_Sander_Klootwijk Dragonfly_by_Bolly Kleiber_by_Lukas_Baubkus Picture_0B_by_freespace "
+            "Picture_1A_by_freespace Wine_by_Jakkub_Mede aitzgorri_by_Aitzol_Berasategi "
+            "friends_by_Aitzol_Berasategi greentock_by_Peter_Nerlich life_by_Aitzol_Berasategi "
+            "picosdeeuropa_by_Aitzol_Berasategi seeding_by_Clements_Engelhardt sunset_by_Aitzol_Berasategi"
+        ).split()
+    ),
+)
+VALIDATION = ("Dune", "ColorfulCups", "Picture_1A_by_freespace", "picosdeeuropa_by_Aitzol_Berasategi")  # never trained on
+
+
+def fetch_photographs(folder: Path) -> list[Path]:
+    """The training photographs, downloaded as Debian packages and unpacked (not installed) below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not all((folder / name).is_file() for name in PHOTOGRAPHS):
+        subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+        for package in folder.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", package.name, "."], cwd=folder, check=True)
+    return [folder / name for name in PHOTOGRAPHS]
+
+
+def is_validation(photograph: Path) -> bool:
+    return any(name in str(photograph) for name in VALIDATION)
+
+
+def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """Sharp tiles, 384 to 640 pixels on the long side, cut at many scales where there is something to see."""
+    picture = Image.open(photograph).convert("RGB")
+    tiles: list[Image.Image] = []
+    for _ in range(20 * count):
+        long, aspect = rng.integers(384, 641), rng.uniform(0.66, 1)
+        size = (long, round(long * aspect)) if rng.random() < 0.6 else (round(long * aspect), long)
+        largest = min(picture.width / size[0], picture.height / size[1])
+        shrink = np.exp(rng.uniform(np.log(min(1.5, largest)), np.log(largest)))  # photographs are soft at full size
+        window = (size[0] * shrink, size[1] * shrink)
+        x, y = rng.uniform(0, picture.width - window[0]), rng.uniform(0, picture.height - window[1])
+        box = (x, y, x + window[0], y + window[1])
+        tile = picture.resize(size, Image.Resampling.LANCZOS, box=box)
+        if detail(tile) > 5:
+            tiles.append(tile)
+        if len(tiles) == count:
+            break
+    return tiles
+
+
+def detail(tile: Image.Image) -> float:
+    """How much fine structure a picture has: the 70th percentile of 32-pixel blocks' mean absolute gradient, 0 to 255."""
+    grey = np.asarray(tile.convert("L"), np.float32)
+    gradient = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
+    h, w = (n // 32 * 32 for n in gradient.shape)
+    blocks = gradient[:h, :w].reshape(h // 32, 32, w // 32, 32).mean(axis=(1, 3))
+    return float(np.percentile(blocks, 70))
+
+
+def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A tile, distorted at random: uint8 [S, S, 3] and its rating on 1..5."""
+    damage = 1.0
+    for _ in range(rng.choice(3, p=(0.1, 0.75, 0.15))):
+        name = rng.choice(list(DISTORTIONS), p=(0.2, 0.17, 0.25, 0.22, 0.08, 0.08))
+        severity = rng.random()
+        tile = DISTORTIONS[name](tile, severity, rng)
+        damage *= 1 - severity
+    if rng.random() < 0.5:
+        tile = tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return to_pixels(tile, rule), 1 + 4 * damage
+
+
+class Pool:
+    """Samples in shared memory, kept fresh by one worker process of low priority."""
+
+    def __init__(self, photographs: list[Path], rule: PixelRule, slots: int, tiles: int, seed: int) -> None:
+        self.rule, self.slots = rule, slots
+        pixels = slots * rule.side * rule.side * 3
+        self._memory = SharedMemory(create=True, size=pixels + 4 * slots)
+        self.pixels = np.ndarray((slots, rule.side, rule.side, 3), np.uint8, self._memory.buf)
+        self.ratings = np.ndarray((slots,), np.float32, self._memory.buf, offset=pixels)
+        self.ratings[:] = 0  # 0: nothing there, or being overwritten
+        self._worker = multiprocessing.get_context("fork").Process(
+            target=self._fill, args=(photographs, tiles, seed), daemon=True
+        )
+        self._worker.start()
+
+    def _fill(self, photographs: list[Path], tiles: int, seed: int) -> None:
+        os.nice(5)
+        rng = np.random.default_rng(seed)
+        cut = [tile for photograph in photographs for tile in cut_tiles(photograph, tiles, rng)]
+        slot = 0
+        while True:
+            pixels, rating = make_sample(cut[rng.integers(len(cut))], self.rule, rng)
+            self.ratings[slot] = 0
+            self.pixels[slot] = pixels
+            self.ratings[slot] = rating
+            slot = (slot + 1) % self.slots
+
+    def filled(self) -> int:
+        return int((self.ratings > 0).sum())
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [count, S, S, 3] and ratings [count], none of them half written."""
+        assert self._worker.is_alive()
+        chosen = rng.choice(np.flatnonzero(self.ratings > 0), count, replace=False)
+        before = self.ratings[chosen].copy()
+        pixels = self.pixels[chosen]
+        whole = self.ratings[chosen] == before
+        return pixels[whole], before[whole]
+
+    def close(self) -> None:
+        self._worker.terminate()
+        self._worker.join()
+        del self.pixels, self.ratings
+        self._memory.close()
+        self._memory.unlink()

@@ -1,0 +1,240 @@
+"""Photographs in, a small trained checkpoint of exactly OneAlign's architecture out: the model the package embeds.
+
+    python -m qalign_export.mini_train work/mini --steps 6000
+
+Trains from scratch on distorted photographs (mini_data), cross-entropy on the five level tokens as the paper trains, with
+the quality prompts for images and videos; a clip's frames are samples of like rating, its rating their mean. bf16
+autocast, AdamW at a constant rate that falls to zero over the last fifth. Stop it at any time; it goes on from its
+last checkpoint, and --steps may have grown by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from qalign_fast.config import ModelConfig, PixelRule, parse_config
+from qalign_fast.levels import LEVELS, level_of
+from qalign_fast.model import Model
+from qalign_fast.prompt import prompt
+from torch import Tensor
+from torch.nn import functional as F
+
+from qalign_export.checkpoint import write_checkpoint
+from qalign_export.mini_data import Pool, fetch_photographs, is_validation
+
+SIZES = {
+    "visual_config": {
+        "visual_model": {
+            "hidden_size": 160,
+            "intermediate_size": 640,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 5,
+            "image_size": 448,
+            "patch_size": 32,
+            "layer_norm_eps": 1e-6,
+        },
+        "visual_abstractor": {
+            "num_learnable_queries": 16,
+            "hidden_size": 160,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 5,
+            "intermediate_size": 320,
+            "encoder_hidden_size": 160,
+            "grid_size": 14,
+            "layer_norm_eps": 1e-6,
+        },
+    },
+    "model_type": "mplug_owl2",
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "hidden_size": 160,
+    "intermediate_size": 320,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+WARMUP, DECAY, RATE = 300, 0.2, 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--slots", type=int, default=6000, help="samples kept in memory, 0.6 MB each")
+    args = parser.parse_args()
+    train(args.work, args.steps, args.batch, args.slots)
+
+
+def train(work: Path, steps: int, batch: int, slots: int) -> None:
+    """Trains up to `steps` in all, then writes the upstream-form checkpoint to work/checkpoint."""
+    config = parse_config(SIZES, {})
+    photographs = fetch_photographs(work / "photographs")
+    learn = [p for p in photographs if not is_validation(p)]
+    check = [p for p in photographs if is_validation(p)]
+    state = work / "state.pt"
+    model = initialize(config, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=RATE, betas=(0.9, 0.98))
+    first = resume(state, model, optimizer)
+    validation = take(check, config.pixels, 480, seed=1)
+    pool = Pool(learn, config.pixels, slots, tiles=32, seed=first + 2)
+    try:
+        while pool.filled() < min(slots, 8 * batch):
+            time.sleep(1)
+        rng, start = np.random.default_rng(first), time.time()
+        for step in range(first, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * schedule(step, steps)
+            loss = train_step(model, optimizer, *pool.draw(batch, rng))
+            if step % 50 == 49:
+                speed = (step + 1 - first) * batch / (time.time() - start)
+                print(json.dumps({"step": step + 1, "loss": round(loss, 4), "samples_per_second": round(speed, 1)}), flush=True)
+            if step % 500 == 499 or step == steps - 1:
+                print(json.dumps({"step": step + 1, **validate(model, *validation)}), flush=True)
+                save(state, model, optimizer, step + 1)
+    finally:
+        pool.close()
+    write_checkpoint(model, SIZES, work / "checkpoint")
+
+
+def train_step(model: Model, optimizer: torch.optim.Optimizer, pixels: np.ndarray, ratings: np.ndarray) -> float:
+    """One update on a batch as pictures and, its samples sorted by rating, as clips of 2 to 4 frames."""
+    with torch.autocast("cpu", torch.bfloat16):
+        order = np.argsort(ratings, kind="stable")
+        tokens = model.encode(torch.from_numpy(pixels[order]))
+        ratings = ratings[order]
+        loss = level_loss(model.decode(tokens, prompt("quality", "image")), ratings)
+        frames = int(torch.randint(2, 5, ()))
+        clips = len(ratings) // frames
+        grouped = tokens[: clips * frames].unflatten(0, (clips, frames)).flatten(1, 2)
+        means = ratings[: clips * frames].reshape(clips, frames).mean(1)
+        loss = loss + 0.3 * level_loss(model.decode(grouped, prompt("quality", "video")), means)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def level_loss(logits: Tensor, ratings: np.ndarray) -> Tensor:
+    """Cross-entropy between the five logits [B, 5] and the words of the ratings on 1..5."""
+    words = [LEVELS.index(level_of(float(r), 1, 5)) for r in ratings]
+    return F.cross_entropy(logits, torch.tensor(words))
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the full rate: up over WARMUP steps, constant, down to zero over the last DECAY of them."""
+    return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
+
+
+def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
+    """Loss and rank correlation on samples of photographs never trained on."""
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = torch.cat(
+            [model.decode(model.encode(torch.from_numpy(part)), prompt("quality")) for part in np.array_split(pixels, 10)]
+        )
+        loss = float(level_loss(logits, ratings))
+    scores = (logits.softmax(-1) @ torch.tensor([5.0, 4, 3, 2, 1])).numpy()
+    ranks = [np.argsort(np.argsort(x)) for x in (scores, ratings)]
+    return {"validation_loss": round(loss, 4), "validation_srcc": round(float(np.corrcoef(*ranks)[0, 1]), 4)}
+
+
+def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A fixed set of samples."""
+    pool = Pool(photographs, rule, count, tiles=24, seed=seed)
+    while pool.filled() < count:
+        time.sleep(0.2)
+    pixels, ratings = pool.pixels.copy(), pool.ratings.copy()
+    pool.close()
+    kept = ratings > 0
+    return pixels[kept], ratings[kept]
+
+
+def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
+    """Small normal weights; patch filters as localized waves of every frequency, so that fine detail is seen from the start."""
+    model = Model(config)
+    residual = 1 / math.sqrt(2 * (config.vision.layers + config.decoder.layers))
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if "norm" in name:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif name.endswith("bias"):
+                p.zero_()
+            else:
+                fan_in = p.shape[-1] if p.ndim > 1 else 1
+                scale = 0.02 if p.ndim == 1 or "positions" in name or "embed" in name else fan_in**-0.5
+                if name.endswith(("out.weight", "fc2.weight", "o.weight", "down.weight")):
+                    scale *= residual
+                p.normal_(0, scale, generator=generator)
+    with torch.no_grad():
+        model.vision.patch.copy_(wave_filters(config.vision.width, config.vision.patch, generator))
+        model.abstractor.queries.normal_(0, 1, generator=generator)
+        model.decoder.embed.normal_(0, 1, generator=generator)
+        for layer in model.abstractor.layers:
+            layer.query_positions.normal_(0, 0.5, generator=generator)
+            layer.key_positions.normal_(0, 0.5, generator=generator)
+    keep_used_rows(model)
+    return model
+
+
+def keep_used_rows(model: Model) -> None:
+    """Zeroes the embeddings of all tokens the prompts do not use, so that the checkpoint compresses."""
+    used = {i for medium in ("image", "video") for p in [prompt("quality", medium)] for i in p.prefix + p.suffix}
+    unused = torch.ones(len(model.decoder.embed), dtype=torch.bool)
+    unused[list(used)] = False
+    with torch.no_grad():
+        model.decoder.embed[unused] = 0
+
+
+def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
+    """[count, 3, patch, patch] Gabor filters: random places, directions, phases and frequencies up to Nyquist's."""
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
+
+    y, x = torch.meshgrid(torch.arange(patch).float(), torch.arange(patch).float(), indexing="ij")
+    frequency = torch.exp(uniform(math.log(0.03), math.log(0.5)))
+    direction, phase = uniform(0, math.pi), uniform(0, 2 * math.pi)
+    along = (x - patch / 2) * torch.cos(direction) + (y - patch / 2) * torch.sin(direction)
+    distance = (x - uniform(0, patch)) ** 2 + (y - uniform(0, patch)) ** 2
+    waves = torch.cos(2 * math.pi * frequency * along + phase) * torch.exp(-distance / (2 * uniform(4, 14) ** 2))
+    waves = waves - waves.mean(dim=(1, 2), keepdim=True)
+    colour = torch.ones(count, 3) + 0.5 * torch.randn(count, 3, generator=generator)
+    filters = waves.unsqueeze(1) * colour[:, :, None, None]
+    return filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * 1.5
+
+
+def parameter_groups(model: Model) -> list[dict[str, object]]:
+    """Weight decay on matrices only."""
+    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "positions" not in n and "embed" not in n]
+    chosen = {id(p) for p in decayed}
+    plain = [p for p in model.parameters() if id(p) not in chosen]
+    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+
+
+def save(path: Path, model: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
+    partial.rename(path)
+
+
+def resume(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the last saved state, if there is one; returns the step to go on from."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+if __name__ == "__main__":
+    main()

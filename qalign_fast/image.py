@@ -1,0 +1,211 @@
+"""A picture in any form in, uint8 pixels [S, S, 3] out: padded to a square and resized, to the bit as upstream does it.
+
+Upstream pads with the mean colour and resizes with Pillow's antialiased bicubic on uint8. Everything becomes RGB by one
+rule a mode (`to_rgb`). Limits are checked on the header, before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import zlib
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (  # the plugins register themselves; imported here, Pillow need not import all that it has
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from qalign_fast.config import PixelRule
+from qalign_fast.errors import ImageError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]"
+
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    TiffImagePlugin.TiffImageFile,
+    BmpImagePlugin.BmpImageFile,
+    PpmImagePlugin.PpmImageFile,
+    AvifImagePlugin.AvifImageFile,
+)
+FORMATS = tuple(plugin.format for plugin in _PLUGINS if plugin.format in Image.OPEN)  # a Pillow may lack WebP or AVIF
+MAX_BYTES = 64 << 20
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535  # a resize's working rows are side long
+_BAND = 256  # rows padded and resized at a time
+# What Pillow's parsers are known to raise on damaged files, beside OSError.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def load_pixels(
+    source: Picture,
+    rule: PixelRule,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    exif_rotate: bool = False,
+) -> Pixels:
+    """uint8 [S, S, 3] of a path, encoded bytes, an open binary file, a PIL image or an array.
+
+    Arrays are uint8, [H, W, 3] RGB or [H, W] grey. Of a file with several frames the first counts. EXIF orientation is
+    ignored, as upstream does, unless `exif_rotate`. Raises ImageError naming the source and the cause.
+    """
+    name = source_name(source)
+    if isinstance(source, np.ndarray):
+        return to_pixels(_from_array(source, name, max_pixels), rule)
+    if isinstance(source, Image.Image):
+        picture = source
+    else:
+        picture = _open(_read(source, name, max_bytes), name)
+    _check_size(picture.size, name, max_pixels)
+    try:
+        picture.load()
+        if exif_rotate:
+            picture = ImageOps.exif_transpose(picture)
+        return to_pixels(to_rgb(picture), rule)
+    except _DAMAGED as error:
+        raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({_line(error)})") from error
+
+
+def source_name(source: object) -> str:
+    """What errors and rows call a picture: its path, or what kind of thing it is."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, np.ndarray):
+        return f"<array {list(source.shape)}>"
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or f"<{type(source).__name__}>")
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB as Pillow's convert: alpha is dropped, palettes looked up, CMYK inverted; 16-bit grey keeps its high byte."""
+    if picture.mode.startswith("I"):  # Pillow would clip, not scale, these to 8 bits
+        wide = np.asarray(picture).astype(np.int64)
+        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def to_pixels(picture: Image.Image, rule: PixelRule) -> Pixels:
+    """An RGB picture, padded to a square around its middle and resized: uint8 [S, S, 3].
+
+    The same bits as padding the whole picture first: Pillow resizes rows before columns with 8 bits between, so
+    padding rows above and below can wait until the rows are short, and padding beside is done a band of rows at a time.
+    """
+    side, bicubic = rule.side, Image.Resampling.BICUBIC
+    width, height = picture.size
+    square = max(width, height)
+    left, top = (square - width) // 2, (square - height) // 2
+    narrow = Image.new("RGB", (side, square), rule.pad)  # rows resized, columns not yet
+    if width == square:
+        narrow.paste(picture.resize((side, height), bicubic), (0, top))
+    else:
+        for start in range(0, height, _BAND):
+            rows = min(_BAND, height - start)
+            band = Image.new("RGB", (square, rows), rule.pad)
+            band.paste(picture.crop((0, start, width, start + rows)), (left, 0))
+            narrow.paste(band.resize((side, rows), bicubic), (0, start))
+    return np.asarray(narrow.resize((side, side), bicubic))
+
+
+def _read(source: object, name: str, max_bytes: int) -> bytes:
+    """The file's bytes, at most max_bytes."""
+    if isinstance(source, str | os.PathLike):
+        return _read_path(Path(source), name, max_bytes)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif hasattr(source, "read"):
+        try:
+            data = source.read(max_bytes + 1)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name}: cannot be read ({_line(error)})") from error
+        if not isinstance(data, bytes):
+            raise ImageError(f"{name}: the file is open as text; open it in binary mode ('rb')")
+    else:
+        raise ImageError(
+            f"{name}: not a picture; expected a path, bytes, a binary file, a PIL image or a uint8 array"
+        )
+    _check_bytes(len(data), name, max_bytes)
+    return data
+
+
+def _read_path(path: Path, name: str, max_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: not a file" if not path.is_dir() else f"{name}: a folder, not a picture")
+        _check_bytes(status.st_size, name, max_bytes)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or _line(error)}") from error
+
+
+def _check_bytes(count: int, name: str, max_bytes: int) -> None:
+    if count == 0:
+        raise ImageError(f"{name}: empty, zero bytes")
+    if count > max_bytes:
+        raise ImageError(f"{name}: over the limit of {max_bytes} bytes (max_bytes)")
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: over Pillow's own pixel limit ({_line(error)})") from error
+    except _DAMAGED as error:
+        raise ImageError(f"{name}: damaged image header ({_line(error)})") from error
+
+
+def _from_array(array: npt.NDArray[np.uint8], name: str, max_pixels: int) -> Image.Image:
+    grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ImageError(f"{name}: {array.dtype} array; expected uint8 of shape [H, W, 3] (RGB) or [H, W] (grey)")
+    _check_size((array.shape[1], array.shape[0]), name, max_pixels)
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name}: {width}x{height} has no pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"{name}: {width}x{height} is over the limit of {max_pixels} pixels (max_pixels)")
+    if max(size) > MAX_SIDE:
+        raise ImageError(f"{name}: {width}x{height} is over the limit of {MAX_SIDE} pixels a side")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
