@@ -1,0 +1,39 @@
+"""Scores of pictures and clips by OneAlign / Q-Align, as people would rate them, from a purpose-built engine.
+
+    bytes -> image.py -> uint8 [448, 448, 3] -> engine.encode -> visual tokens [65, 4096] (times frames, for a clip)
+    visual tokens + prompt.py's constants -> engine.decode -> logits [5] -> levels.py -> Score
+
+`Scorer.load().score("photo.jpg").value` is a number from 1 (bad) to 5 (excellent).
+"""
+
+from qalign_fast.errors import (
+    ArtifactError,
+    CheckpointError,
+    DeviceError,
+    ImageError,
+    MissingExtraError,
+    QAlignError,
+    TaskError,
+    VideoError,
+)
+from qalign_fast.levels import LEVELS, Score, level_of
+from qalign_fast.scorer import PictureLimits, Scorer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LEVELS",
+    "ArtifactError",
+    "CheckpointError",
+    "DeviceError",
+    "ImageError",
+    "MissingExtraError",
+    "PictureLimits",
+    "QAlignError",
+    "Score",
+    "Scorer",
+    "TaskError",
+    "VideoError",
+    "__version__",
+    "level_of",
+]

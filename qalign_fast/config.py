@@ -88,7 +88,7 @@ class ModelConfig:
 def read_config(directory: Path) -> ModelConfig:
     """The sizes of the checkpoint in a directory: config.json and, where present, preprocessor_config.json.
 
-    Raises CheckpointError for a missing or unreadable file, a missing size, or a setting this project does not implement.
+    Raises CheckpointError for a missing or unreadable file, a missing size, or a setting we do not implement.
     """
     raw = _read_json(directory / "config.json")
     preprocessor = directory / "preprocessor_config.json"
@@ -177,7 +177,9 @@ def _cross_check(config: ModelConfig, abstractor: _Section) -> None:
     abstractor.must_be("grid_size", vision.side // vision.patch)
     for name, part in (("visual_model", vision), ("visual_abstractor", config.abstractor), ("decoder", config.decoder)):
         if part.width % part.heads:
-            raise CheckpointError(f"config.json: {name}: hidden_size {part.width} does not divide by {part.heads} heads")
+            raise CheckpointError(
+                f"config.json: {name}: hidden_size {part.width} does not divide by {part.heads} heads"
+            )
     if config.decoder.width // config.decoder.heads % 2:
         raise CheckpointError("config.json: the decoder's head width is odd; rotary positions need an even one")
 

@@ -26,6 +26,7 @@ from PIL import (  # the plugins register themselves; imported here, Pillow need
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -84,10 +85,7 @@ def load_pixels(
     name = source_name(source)
     if isinstance(source, np.ndarray):
         return to_pixels(_from_array(source, name, max_pixels), rule)
-    if isinstance(source, Image.Image):
-        picture = source
-    else:
-        picture = _open(_read(source, name, max_bytes), name)
+    picture = source if isinstance(source, Image.Image) else _open(_read(source, name, max_bytes), name)
     _check_size(picture.size, name, max_pixels)
     try:
         picture.load()
@@ -153,9 +151,7 @@ def _read(source: object, name: str, max_bytes: int) -> bytes:
         if not isinstance(data, bytes):
             raise ImageError(f"{name}: the file is open as text; open it in binary mode ('rb')")
     else:
-        raise ImageError(
-            f"{name}: not a picture; expected a path, bytes, a binary file, a PIL image or a uint8 array"
-        )
+        raise ImageError(f"{name}: not a picture; expected a path, bytes, a binary file, a PIL image or a uint8 array")
     _check_bytes(len(data), name, max_bytes)
     return data
 
@@ -181,7 +177,7 @@ def _check_bytes(count: int, name: str, max_bytes: int) -> None:
 def _open(data: bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: over Pillow's own pixel limit ({_line(error)})") from error

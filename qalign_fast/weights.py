@@ -1,7 +1,7 @@
 """An upstream checkpoint directory in, the stations with its weights out; every tensor accounted for.
 
-`TABLE` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with an
-index. Tensors are read one at a time: the peak is the model plus one tensor (a `.bin` shard is mapped, not read whole).
+`table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with
+an index. Tensors are read one at a time: the peak is the model plus one tensor (a `.bin` shard is mapped).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model in, an upstream-form checkpoint directory out: config.json, preprocessor_config.json and model.safetensors."""
+"""A model in, an upstream-form checkpoint directory out: the two config files and model.safetensors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+
 from qalign_fast.levels import LEVEL_IDS
 from qalign_fast.model import Model
 from qalign_fast.weights import sources
-from safetensors.torch import save_file
 
 
 def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -> None:
-    """Writes what `qalign_fast.weights.load_model` reads; weights rounded to float16. `config` is config.json's content."""
+    """Writes what `qalign_fast.weights.load_model` reads, weights rounded to float16; `config` is config.json's."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     tensors = {}
     for ours, source in sources(model.config).items():
         tensor = state[ours]
-        if source.shape[0] != tensor.shape[0] and ours == "decoder.head":
+        if ours == "decoder.head":
             head = torch.zeros(source.shape)
             head[list(LEVEL_IDS)] = tensor
             tensor = head
@@ -29,5 +30,11 @@ def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
     rule = model.config.pixels
-    preprocessor = {"size": rule.side, "crop_size": rule.side, "resample": 3, "image_mean": rule.mean, "image_std": rule.std}
+    preprocessor = {
+        "size": rule.side,
+        "crop_size": rule.side,
+        "resample": 3,
+        "image_mean": rule.mean,
+        "image_std": rule.std,
+    }
     (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")

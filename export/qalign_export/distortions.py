@@ -1,4 +1,4 @@
-"""A picture and a severity in, the picture damaged that much out: the families technical quality is trained and tested on.
+"""A picture and a severity in, the picture damaged that much out: what technical quality is trained and tested on.
 
 A severity s runs from 0 (nothing to see) to 1 (ruined), on a scale that is even to the eye: parameters that act
 multiplicatively (a blur's width, a noise's deviation) grow geometrically with s.

@@ -1,11 +1,12 @@
 """Photographs in, an endless pool of distorted 448-pixel samples with their ratings out.
 
-One worker process cuts tiles once, then keeps overwriting a pool in shared memory; training draws from the pool and never
-waits. A sample's rating is 5 - 4 * severity, the severity of two distortions together being 1 - (1 - s1)(1 - s2).
+One worker process cuts tiles once, then keeps overwriting a pool in shared memory; training draws from the pool and
+never waits.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from qalign_fast.config import PixelRule
-from qalign_fast.image import to_pixels
 
 from qalign_export.distortions import DISTORTIONS
+from qalign_fast.config import PixelRule
+from qalign_fast.image import to_pixels
 
 # Debian packages (GPL-2+ or Creative Commons): trained from and named in the model card, never shipped.
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04")
@@ -27,7 +28,9 @@ _LOMIRI = "usr/share/backgrounds"
 PHOTOGRAPHS = (
     *(
         f"{_NATURE}/{name}.jpg"
-        for name in "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops TwoWings Wood YellowFlower".split()
+        for name in (
+            "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops TwoWings Wood YellowFlower"
+        ).split()
     ),
     *(
         f"{_PLASMA}/{name}/contents/images/2560x1600.jpg"
@@ -43,7 +46,13 @@ PHOTOGRAPHS = (
         ).split()
     ),
 )
-VALIDATION = ("Dune", "ColorfulCups", "Picture_1A_by_freespace", "picosdeeuropa_by_Aitzol_Berasategi")  # never trained on
+_SHARES = (0.2, 0.17, 0.25, 0.22, 0.08, 0.08)  # of the families, in DISTORTIONS' order; JPEG and scaling are hardest
+VALIDATION = (
+    "Dune",
+    "ColorfulCups",
+    "Picture_1A_by_freespace",
+    "picosdeeuropa_by_Aitzol_Berasategi",
+)  # never trained on
 
 
 def fetch_photographs(folder: Path) -> list[Path]:
@@ -65,7 +74,7 @@ def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Im
     picture = Image.open(photograph).convert("RGB")
     tiles: list[Image.Image] = []
     for _ in range(20 * count):
-        long, aspect = rng.integers(384, 641), rng.uniform(0.66, 1)
+        long, aspect = int(rng.integers(384, 641)), rng.uniform(0.66, 1)
         size = (long, round(long * aspect)) if rng.random() < 0.6 else (round(long * aspect), long)
         largest = min(picture.width / size[0], picture.height / size[1])
         shrink = np.exp(rng.uniform(np.log(min(1.5, largest)), np.log(largest)))  # photographs are soft at full size
@@ -81,7 +90,7 @@ def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Im
 
 
 def detail(tile: Image.Image) -> float:
-    """How much fine structure a picture has: the 70th percentile of 32-pixel blocks' mean absolute gradient, 0 to 255."""
+    """How much fine structure a picture has: the 70th percentile of 32-pixel blocks' mean absolute gradient."""
     grey = np.asarray(tile.convert("L"), np.float32)
     gradient = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
     h, w = (n // 32 * 32 for n in gradient.shape)
@@ -89,17 +98,20 @@ def detail(tile: Image.Image) -> float:
     return float(np.percentile(blocks, 70))
 
 
-def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A tile, distorted at random: uint8 [S, S, 3] and its rating on 1..5."""
-    damage = 1.0
-    for _ in range(rng.choice(3, p=(0.1, 0.75, 0.15))):
-        name = rng.choice(list(DISTORTIONS), p=(0.2, 0.17, 0.25, 0.22, 0.08, 0.08))
-        severity = rng.random()
-        tile = DISTORTIONS[name](tile, severity, rng)
-        damage *= 1 - severity
+def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A tile, distorted at random: uint8 [S, S, 3] and each family's severity, in DISTORTIONS' order."""
+    severities = np.zeros(len(DISTORTIONS), np.float32)
+    for family in rng.choice(len(DISTORTIONS), rng.choice(3, p=(0.1, 0.75, 0.15)), replace=False, p=_SHARES):
+        severities[family] = rng.random()
+        tile = list(DISTORTIONS.values())[family](tile, severities[family], rng)
     if rng.random() < 0.5:
         tile = tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return to_pixels(tile, rule), 1 + 4 * damage
+    return to_pixels(tile, rule), severities
+
+
+def rating(severities: np.ndarray) -> np.ndarray:
+    """[..., families] -> the rating on 1..5: what is left of the quality after each of the distortions."""
+    return np.asarray(1 + 4 * np.prod(1 - severities, axis=-1))
 
 
 class Pool:
@@ -107,11 +119,15 @@ class Pool:
 
     def __init__(self, photographs: list[Path], rule: PixelRule, slots: int, tiles: int, seed: int) -> None:
         self.rule, self.slots = rule, slots
-        pixels = slots * rule.side * rule.side * 3
-        self._memory = SharedMemory(create=True, size=pixels + 4 * slots)
-        self.pixels = np.ndarray((slots, rule.side, rule.side, 3), np.uint8, self._memory.buf)
-        self.ratings = np.ndarray((slots,), np.float32, self._memory.buf, offset=pixels)
-        self.ratings[:] = 0  # 0: nothing there, or being overwritten
+        shapes = {np.uint8: (slots, rule.side, rule.side, 3), np.float32: (slots, len(DISTORTIONS)), np.int64: (slots,)}
+        sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes.items()]
+        self._memory = SharedMemory(create=True, size=sum(sizes) + 8)
+        arrays, offset = [], 0
+        for (kind, shape), size in zip(reversed(shapes.items()), reversed(sizes), strict=True):  # widest first: aligned
+            arrays.append(np.ndarray(shape, kind, self._memory.buf, offset))
+            offset += size
+        self._written, self.severities, self.pixels = arrays
+        self._written[:] = 0  # how often a slot was written; 0 or less: nothing there, or being overwritten
         self._worker = multiprocessing.get_context("fork").Process(
             target=self._fill, args=(photographs, tiles, seed), daemon=True
         )
@@ -121,29 +137,28 @@ class Pool:
         os.nice(5)
         rng = np.random.default_rng(seed)
         cut = [tile for photograph in photographs for tile in cut_tiles(photograph, tiles, rng)]
-        slot = 0
-        while True:
-            pixels, rating = make_sample(cut[rng.integers(len(cut))], self.rule, rng)
-            self.ratings[slot] = 0
-            self.pixels[slot] = pixels
-            self.ratings[slot] = rating
-            slot = (slot + 1) % self.slots
+        for count in itertools.count():
+            slot, turn = count % self.slots, count // self.slots
+            pixels, severities = make_sample(cut[rng.integers(len(cut))], self.rule, rng)
+            self._written[slot] = 0
+            self.pixels[slot], self.severities[slot] = pixels, severities
+            self._written[slot] = turn + 1
 
     def filled(self) -> int:
-        return int((self.ratings > 0).sum())
+        return int((self._written > 0).sum())
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [count, S, S, 3] and ratings [count], none of them half written."""
+        """uint8 [<= count, S, S, 3] and severities [<= count, families], without any that was overwritten meanwhile."""
         assert self._worker.is_alive()
-        chosen = rng.choice(np.flatnonzero(self.ratings > 0), count, replace=False)
-        before = self.ratings[chosen].copy()
-        pixels = self.pixels[chosen]
-        whole = self.ratings[chosen] == before
-        return pixels[whole], before[whole]
+        chosen = rng.choice(np.flatnonzero(self._written > 0), count, replace=False)
+        before = self._written[chosen]
+        pixels, severities = self.pixels[chosen], self.severities[chosen]
+        whole = self._written[chosen] == before
+        return pixels[whole], severities[whole]
 
     def close(self) -> None:
         self._worker.terminate()
         self._worker.join()
-        del self.pixels, self.ratings
+        del self.pixels, self.severities, self._written
         self._memory.close()
         self._memory.unlink()

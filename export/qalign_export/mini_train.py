@@ -2,10 +2,11 @@
 
     python -m qalign_export.mini_train work/mini --steps 6000
 
-Trains from scratch on distorted photographs (mini_data), cross-entropy on the five level tokens as the paper trains, with
-the quality prompts for images and videos; a clip's frames are samples of like rating, its rating their mean. bf16
-autocast, AdamW at a constant rate that falls to zero over the last fifth. Stop it at any time; it goes on from its
-last checkpoint, and --steps may have grown by then.
+Trains from scratch on distorted photographs (mini_data), cross-entropy on the five level tokens as the paper trains,
+with the quality prompts for images and videos; a clip's frames are samples of like rating, its rating their mean. A
+head that is thrown away afterwards reads each family's severity off the mean vision feature: the tower learns far
+sooner what damage looks like than through the decoder alone. bf16 autocast, AdamW at a constant rate that falls to zero
+over the last fifth. Stop it at any time; it goes on from its last checkpoint, and --steps may have changed by then.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from qalign_fast.config import ModelConfig, PixelRule, parse_config
-from qalign_fast.levels import LEVELS, level_of
-from qalign_fast.model import Model
-from qalign_fast.prompt import prompt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalign_export.checkpoint import write_checkpoint
-from qalign_export.mini_data import Pool, fetch_photographs, is_validation
+from qalign_export.distortions import DISTORTIONS
+from qalign_export.mini_data import Pool, fetch_photographs, is_validation, rating
+from qalign_fast.config import ModelConfig, PixelRule, parse_config
+from qalign_fast.levels import LEVELS, level_of
+from qalign_fast.model import Model
+from qalign_fast.model.vision import fold_normalization, split_patches
+from qalign_fast.prompt import prompt
 
 SIZES = {
     "visual_config": {
@@ -83,35 +86,55 @@ def train(work: Path, steps: int, batch: int, slots: int) -> None:
     check = [p for p in photographs if is_validation(p)]
     state = work / "state.pt"
     model = initialize(config, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=RATE, betas=(0.9, 0.98))
-    first = resume(state, model, optimizer)
+    trained = Trained(model)
+    optimizer = torch.optim.AdamW(parameter_groups(trained), lr=RATE, betas=(0.9, 0.98))
+    first = resume(state, trained, optimizer)
     validation = take(check, config.pixels, 480, seed=1)
     pool = Pool(learn, config.pixels, slots, tiles=32, seed=first + 2)
     try:
         while pool.filled() < min(slots, 8 * batch):
             time.sleep(1)
         rng, start = np.random.default_rng(first), time.time()
+        if first == 0:
+            whiten_filters(model, pool.draw(4 * batch, rng)[0])
+        losses: list[tuple[float, float]] = []
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * schedule(step, steps)
-            loss = train_step(model, optimizer, *pool.draw(batch, rng))
+            losses.append(train_step(trained, optimizer, *pool.draw(batch, rng)))
             if step % 50 == 49:
                 speed = (step + 1 - first) * batch / (time.time() - start)
-                print(json.dumps({"step": step + 1, "loss": round(loss, 4), "samples_per_second": round(speed, 1)}), flush=True)
+                loss, severity = np.mean(losses[-50:], axis=0).round(4)
+                report(step, loss=loss, severity_loss=severity, samples_per_second=round(speed, 1))
             if step % 500 == 499 or step == steps - 1:
-                print(json.dumps({"step": step + 1, **validate(model, *validation)}), flush=True)
-                save(state, model, optimizer, step + 1)
+                report(step, **validate(model, *validation))
+                save(state, trained, optimizer, step + 1)
     finally:
         pool.close()
     write_checkpoint(model, SIZES, work / "checkpoint")
 
 
-def train_step(model: Model, optimizer: torch.optim.Optimizer, pixels: np.ndarray, ratings: np.ndarray) -> float:
+class Trained(nn.Module):
+    """The model and the head that only training has."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.severity = nn.Linear(model.config.vision.width, len(DISTORTIONS))
+
+
+def train_step(
+    trained: Trained, optimizer: torch.optim.Optimizer, pixels: np.ndarray, severities: np.ndarray
+) -> tuple[float, float]:
     """One update on a batch as pictures and, its samples sorted by rating, as clips of 2 to 4 frames."""
+    model = trained.model
+    ratings = rating(severities)
+    order = np.argsort(ratings, kind="stable")
+    ratings = ratings[order]
     with torch.autocast("cpu", torch.bfloat16):
-        order = np.argsort(ratings, kind="stable")
-        tokens = model.encode(torch.from_numpy(pixels[order]))
-        ratings = ratings[order]
+        features = model.vision(torch.from_numpy(pixels[order]))
+        severity = F.mse_loss(trained.severity(features.mean(1)).float(), torch.from_numpy(severities[order]))
+        tokens = model.abstractor(features)
         loss = level_loss(model.decode(tokens, prompt("quality", "image")), ratings)
         frames = int(torch.randint(2, 5, ()))
         clips = len(ratings) // frames
@@ -119,10 +142,10 @@ def train_step(model: Model, optimizer: torch.optim.Optimizer, pixels: np.ndarra
         means = ratings[: clips * frames].reshape(clips, frames).mean(1)
         loss = loss + 0.3 * level_loss(model.decode(grouped, prompt("quality", "video")), means)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    (loss + 5 * severity).backward()
+    nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimizer.step()
-    return float(loss.detach())
+    return float(loss.detach()), float(severity.detach())
 
 
 def level_loss(logits: Tensor, ratings: np.ndarray) -> Tensor:
@@ -136,16 +159,26 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
+def report(step: int, **figures: float) -> None:
+    print(json.dumps({"step": step + 1, **figures}), flush=True)
+
+
 def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     """Loss and rank correlation on samples of photographs never trained on."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         logits = torch.cat(
-            [model.decode(model.encode(torch.from_numpy(part)), prompt("quality")) for part in np.array_split(pixels, 10)]
+            [
+                model.decode(model.encode(torch.from_numpy(part)), prompt("quality"))
+                for part in np.array_split(pixels, 10)
+            ]
         )
         loss = float(level_loss(logits, ratings))
     scores = (logits.softmax(-1) @ torch.tensor([5.0, 4, 3, 2, 1])).numpy()
     ranks = [np.argsort(np.argsort(x)) for x in (scores, ratings)]
-    return {"validation_loss": round(loss, 4), "validation_srcc": round(float(np.corrcoef(*ranks)[0, 1]), 4)}
+    return {
+        "validation_loss": round(loss, 4),
+        "validation_srcc": round(float(np.corrcoef(ranks[0], ranks[1])[0, 1]), 4),
+    }
 
 
 def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,14 +186,13 @@ def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tup
     pool = Pool(photographs, rule, count, tiles=24, seed=seed)
     while pool.filled() < count:
         time.sleep(0.2)
-    pixels, ratings = pool.pixels.copy(), pool.ratings.copy()
+    pixels, severities = pool.draw(count, np.random.default_rng(seed))
     pool.close()
-    kept = ratings > 0
-    return pixels[kept], ratings[kept]
+    return pixels, rating(severities)
 
 
 def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
-    """Small normal weights; patch filters as localized waves of every frequency, so that fine detail is seen from the start."""
+    """Small normal weights; patch filters are localized waves of every frequency, to see fine detail from the start."""
     model = Model(config)
     residual = 1 / math.sqrt(2 * (config.vision.layers + config.decoder.layers))
     for name, p in model.named_parameters():
@@ -177,6 +209,9 @@ def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
                 p.normal_(0, scale, generator=generator)
     with torch.no_grad():
         model.vision.patch.copy_(wave_filters(config.vision.width, config.vision.patch, generator))
+        # strong enough that the first norm keeps how strong a patch's response was
+        model.vision.positions.normal_(0, 0.4, generator=generator)
+        model.vision.class_token.normal_(0, 0.4, generator=generator)
         model.abstractor.queries.normal_(0, 1, generator=generator)
         model.decoder.embed.normal_(0, 1, generator=generator)
         for layer in model.abstractor.layers:
@@ -197,6 +232,7 @@ def keep_used_rows(model: Model) -> None:
 
 def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
     """[count, 3, patch, patch] Gabor filters: random places, directions, phases and frequencies up to Nyquist's."""
+
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
 
@@ -209,10 +245,20 @@ def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
     waves = waves - waves.mean(dim=(1, 2), keepdim=True)
     colour = torch.ones(count, 3) + 0.5 * torch.randn(count, 3, generator=generator)
     filters = waves.unsqueeze(1) * colour[:, :, None, None]
-    return filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * 1.5
+    return filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def parameter_groups(model: Model) -> list[dict[str, object]]:
+@torch.no_grad()
+def whiten_filters(model: Model, pixels: np.ndarray) -> None:
+    """Scales each patch filter to an even response over pictures, whose spectrum falls as 1/f: without this the first
+    norm would drown fine detail in what is coarse."""
+    weight, bias = fold_normalization(model.vision.patch, model.config.pixels)
+    patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).float()
+    spread = F.linear(patches, weight, bias).flatten(0, 1).std(0)
+    model.vision.patch.mul_(0.5 / spread.view(-1, 1, 1, 1))
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
     """Weight decay on matrices only."""
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "positions" not in n and "embed" not in n]
     chosen = {id(p) for p in decayed}
@@ -220,13 +266,13 @@ def parameter_groups(model: Model) -> list[dict[str, object]]:
     return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
 
 
-def save(path: Path, model: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     partial = path.with_suffix(".partial")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
     partial.rename(path)
 
 
-def resume(path: Path, model: Model, optimizer: torch.optim.Optimizer) -> int:
+def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Loads the last saved state, if there is one; returns the step to go on from."""
     if not path.is_file():
         return 0

@@ -136,7 +136,7 @@ class DecoderLayer(nn.Module):
         return rotate(self.split_heads(k), pack.cos, pack.sin), self.split_heads(v)
 
     def forward(self, rows: Tensor, k: Tensor, v: Tensor, pack: Pack, last_only: bool = False) -> Tensor:
-        """rows [N, D], keys and values [B, P+T, H, Dh] -> rows [N, D], or with last_only each sequence's last, [B, D]."""
+        """rows [N, D], keys and values [B, P+T, H, Dh] -> rows [N, D]; with last_only each sequence's last [B, D]."""
         split, cos, sin, mask = pack.split, pack.cos, pack.sin, pack.mask
         if last_only:
             rows, split, cos, sin, mask = pack.last(rows), 0, cos[-1:], sin[-1:], mask[-1:]

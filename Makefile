@@ -1,0 +1,39 @@
+# Two commands set up everything, each in a virtual environment of its own: `make demo` (slim, no torch) and `make test`.
+PYTHON ?= python3
+DEMO := .venv-demo
+DEV := .venv
+# Pinned, because a plain newer torch brings gigabytes of CUDA where a CPU is enough; set TORCH= to choose another.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check mini clean
+
+demo: $(DEMO)/.installed
+	$(DEMO)/bin/qalign-fast score samples --format table
+
+test: $(DEV)/.installed
+	$(DEV)/bin/python -m pytest
+
+check: $(DEV)/.installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+# Trains the embedded model from scratch (hours on two cores, minutes with --device cuda), then exports it.
+mini: $(DEV)/.installed
+	$(DEV)/bin/python -m qalign_export.mini_train work/mini
+	rm -rf qalign_fast/mini
+	$(DEV)/bin/qalign-fast export work/mini/checkpoint qalign_fast/mini --task quality --name mini --license Apache-2.0
+
+clean:
+	rm -rf $(DEMO) $(DEV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(DEMO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install --quiet --disable-pip-version-check '.[cli,cpu]'
+	touch $@
+
+$(DEV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

@@ -1,0 +1,277 @@
+"""Arguments in, rows on stdout out: `qalign-fast score | info | export`.
+
+stdout carries only data; progress and remarks go to stderr. Exit codes: 0 all scored, 1 an error of ours in one line,
+2 a wrong option, 3 some inputs could not be scored, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError as missing:
+    sys.exit(f"the command line needs typer and rich: pip install 'qalign-fast[cli]' ({missing})")
+
+from qalign_fast import PictureLimits, Scorer, __version__
+from qalign_fast.errors import ImageError, MissingExtraError, QAlignError
+from qalign_fast.inputs import find_sources, is_video
+from qalign_fast.rows import Row, make_row, make_writer
+from qalign_fast.scorer import MAX_FRAMES
+
+app = typer.Typer(
+    help="Rate pictures and clips as people would, with OneAlign / Q-Align: 1 (bad) to 5 (excellent).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Task(StrEnum):
+    quality = "quality"
+    aesthetics = "aesthetics"
+    aesthetic = "aesthetic"
+    quality_paper = "quality-paper"
+    all = "all"
+
+
+class Format(StrEnum):
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+Sampling = StrEnum("Sampling", ["index", "time"])
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Artifact directory, checkpoint directory or Hub id. Default: the embedded demonstration model.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def score(
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, folders, glob patterns, or - for a list on stdin.", show_default=False)
+    ],
+    task: Annotated[
+        Task, typer.Option(help="What to rate; `all` is quality and aesthetics, as far as the model has them.")
+    ] = Task.quality,
+    model: Model = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, onnx (artifacts) or torch (checkpoints).")] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads the engine computes with. Default: all cores.", show_default=False),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option(help="Default: table on a terminal and jsonl elsewhere.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write rows to this file instead of stdout.", show_default=False),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders below folders.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Pictures scored at a time.")] = 16,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and resize pictures.")] = 4,
+    fps: Annotated[float, typer.Option(min=0.001, help="Frames of a clip to score, a second.")] = 1.0,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a clip at most, spread evenly.")] = MAX_FRAMES,
+    sampling: Annotated[
+        Sampling, typer.Option(help="Frames by index, as upstream, or by presentation time.")
+    ] = Sampling.index,
+    exif_rotate: Annotated[
+        bool, typer.Option("--exif-rotate", help="Apply EXIF orientation; upstream ignores it.")
+    ] = False,
+) -> None:
+    """Score pictures and clips; a row for each and task, in order.
+
+    \b
+    qalign-fast score photo.jpg holiday/ 'frames/*.png'
+    find . -name '*.jpg' | qalign-fast score - --format jsonl -o scores.jsonl
+    qalign-fast score clip.mp4 --fps 2 --model path/to/artifact --task all
+    """
+    scorer = Scorer.load(
+        model, device=device, engine=engine, threads=threads, limits=PictureLimits(exif_rotate=exif_rotate)
+    )
+    tasks: list[str] = [task.value]
+    if task == Task.all:
+        tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()]
+    scorer.require(tasks)
+    clip_options = {"fps": fps, "max_frames": max_frames, "sampling": str(sampling)}
+    sources = find_sources(paths, sys.stdin, recursive=recursive)
+    failed = done = 0
+    started = time.perf_counter()
+    with _open_output(output) as out:
+        kind = format or (Format.table if out.isatty() else Format.jsonl)
+        writer = make_writer(str(kind), out)
+        try:
+            for row in _with_progress(score_rows(scorer, sources, tasks, batch_size, workers, clip_options)):
+                writer.write(row)
+                done += 1
+                failed += row["error"] is not None
+        finally:
+            writer.close()
+    took = time.perf_counter() - started
+    _remark(f"{done} rows in {took:.2f} s" + (f", {failed} failed" if failed else ""))
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Argument(help="As score's --model.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+) -> None:
+    """Say what a model is: sizes, tasks, precision, files, licence."""
+    from qalign_fast.describe import describe
+
+    facts = describe(model)
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:{width}}  {text}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Upstream checkpoint directory: config.json and its weights.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Artifact directory to make; must not exist.", show_default=False)],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task to include; may be repeated. Default: all four.", show_default=False),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the manifest.", show_default=False)] = None,
+    license: Annotated[
+        str | None, typer.Option(help="The weights' licence, for the manifest.", show_default=False)
+    ] = None,
+) -> None:
+    """Make an artifact of a checkpoint: ONNX graphs, the prompts' constants, a manifest with hashes."""
+    try:
+        from qalign_export.writer import UNKNOWN_LICENSE, export_artifact
+        from qalign_fast.prompt import TASKS
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"export needs torch and onnx: pip install 'qalign-fast[export]' ({error})") from error
+    made = export_artifact(checkpoint, out, tasks=task or TASKS, name=name, license=license or UNKNOWN_LICENSE)
+    _remark(f"made {made}")
+
+
+def score_rows(
+    scorer: Scorer,
+    sources: Iterable[str],
+    tasks: list[str],
+    batch_size: int,
+    workers: int,
+    clip_options: dict[str, Any],
+) -> Iterator[Row]:
+    """A row for each source and task, in order; runs of pictures are scored in batches, clips one at a time."""
+    for clips, run in groupby(sources, key=is_video):
+        if clips:
+            for source in run:
+                yield from _clip_rows(scorer, source, tasks, clip_options)
+            continue
+        names: list[str] = []  # what score_tasks_iter has taken and not yet given back
+        results = scorer.score_tasks_iter(
+            _remember(run, names), tasks, batch_size=batch_size, workers=workers, errors="yield"
+        )
+        for result in results:
+            source = names.pop(0)
+            for task in tasks:
+                yield make_row(source, task, result if isinstance(result, ImageError) else result[task])
+
+
+def _clip_rows(scorer: Scorer, source: str, tasks: list[str], options: dict[str, Any]) -> Iterator[Row]:
+    try:
+        scores = scorer.score_video_tasks(source, tasks, **options)
+    except MissingExtraError:
+        raise
+    except QAlignError as error:
+        yield from (make_row(source, task, error) for task in tasks)
+    else:
+        yield from (make_row(source, task, scores[task]) for task in tasks)
+
+
+def _remember(sources: Iterable[str], names: list[str]) -> Iterator[str]:
+    for source in sources:
+        names.append(source)
+        yield source
+
+
+def _with_progress(rows: Iterator[Row]) -> Iterator[Row]:
+    if not sys.stderr.isatty():
+        yield from rows
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.completed} rows, {task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("starting", total=None)
+        for row in rows:
+            yield row
+            progress.update(bar, advance=1, description=Path(row["source"]).name)
+
+
+@contextlib.contextmanager
+def _open_output(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            yield out
+    except OSError as error:
+        raise QAlignError(f"{path}: {error.strerror}") from error
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"qalign-fast {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script: our errors become one line and exit code 1."""
+    from PIL import Image
+
+    # between Pillow's own limits a picture only warns; ours decide
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    try:
+        app(standalone_mode=True)
+    except QAlignError as error:
+        _remark("error: " + " ".join(str(error).split()))
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of stdout, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

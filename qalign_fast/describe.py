@@ -1,0 +1,49 @@
+"""A model reference in, facts for people out: what `qalign-fast info` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qalign_fast.artifact import MANIFEST, Manifest, open_artifact
+from qalign_fast.config import ModelConfig, read_config
+from qalign_fast.engine import find_model
+from qalign_fast.prompt import TASKS
+
+
+def describe(model: str | Path | None) -> dict[str, Any]:
+    """What an artifact or checkpoint is, as flat facts. Raises ArtifactError or CheckpointError; loads no runtime."""
+    directory = find_model(model)
+    if (directory / MANIFEST).is_file():
+        manifest = open_artifact(directory).manifest
+        return {"kind": "artifact", "path": str(directory), **_manifest(manifest), **_sizes(manifest.config)}
+    config = read_config(directory)
+    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch", "precision": "fp32"}
+    return facts | {"tasks": ", ".join(TASKS)} | _sizes(config)
+
+
+def _manifest(manifest: Manifest) -> dict[str, Any]:
+    total = sum(file.bytes for file in manifest.files.values())
+    images, clips = ([e.prompt.task for e in manifest.prompts if e.prompt.medium == m] for m in ("image", "video"))
+    return {
+        "name": manifest.name,
+        "source": manifest.source.get("name", "?"),
+        "license": manifest.license,
+        "engines": ", ".join(manifest.engines),
+        "precision": manifest.precision,
+        "tasks": ", ".join(images),
+        "video tasks": ", ".join(clips),
+        "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes verified",
+        "fidelity": manifest.fidelity or "not measured",
+        "made with": dict(manifest.made_with),
+    }
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
+    return {
+        "pixels": f"{vision.side}x{vision.side}, patches of {vision.patch}",
+        "vision": f"{vision.layers} layers, {vision.width} wide, {vision.tokens} tokens",
+        "abstractor": f"{abstractor.layers} layers, {abstractor.width} wide, {abstractor.queries} queries",
+        "decoder": f"{decoder.layers} layers, {decoder.width} wide, {decoder.positions} positions",
+    }

@@ -1,0 +1,109 @@
+"""Scores and errors in, rows of output out: the same fields as JSON lines, CSV or a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import IO, Any, Protocol, TypeAlias
+
+from qalign_fast.levels import LEVELS, Score
+
+Row: TypeAlias = dict[str, Any]
+FORMATS = ("table", "jsonl", "csv")
+
+
+def make_row(source: str, task: str, result: Score | Exception) -> Row:
+    """One row: a source in one task; with an error, score, level and probabilities are None. Only clips have frames."""
+    if isinstance(result, Exception):
+        message = " ".join(str(result).split())
+        return {"source": source, "task": task, "score": None, "level": None, "probabilities": None, "error": message}
+    row: Row = {
+        "source": source,
+        "task": task,
+        "score": round(result.value, 4),
+        "level": result.level,
+        "probabilities": {level: round(p, 6) for level, p in result.probabilities.items()},
+        "error": None,
+    }
+    if result.frames is not None:
+        row["frames"] = result.frames
+    if result.warnings:
+        row["warnings"] = list(result.warnings)
+    return row
+
+
+class Writer(Protocol):
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_writer(kind: str, out: IO[str]) -> Writer:
+    """A writer of one of FORMATS. JSON lines and CSV appear row by row; a table when it is closed."""
+    kinds: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"jsonl": JsonLines, "csv": Csv, "table": Table}
+    return kinds[kind](out)
+
+
+class JsonLines:
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+
+    def write(self, row: Row) -> None:
+        self._out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._out.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class Csv:
+    """Probabilities are five columns, named by level."""
+
+    FIELDS = ("source", "task", "score", "level", *LEVELS, "frames", "error")
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._writer = csv.DictWriter(out, self.FIELDS, extrasaction="ignore", lineterminator="\n")
+        self._writer.writeheader()
+
+    def write(self, row: Row) -> None:
+        self._writer.writerow(row | (row["probabilities"] or {}))
+        self._out.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class Table:
+    """For people: as wide as it must be where no terminal sets a width."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._rows: list[Row] = []
+
+    def write(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def close(self) -> None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("source", overflow="fold")
+        table.add_column("task")
+        table.add_column("score 1..5", justify="right")
+        table.add_column("level", overflow="fold")
+        for row in self._rows:
+            frames = f" ({row['frames']} frames)" if "frames" in row else ""
+            if row["error"] is None:
+                shown = (f"{row['score']:.3f}", Text(row["level"]))
+            else:
+                shown = ("-", Text(row["error"], style="red"))
+            table.add_row(Text(row["source"] + frames), row["task"], *shown)
+        console = Console(file=self._out, width=None if self._out.isatty() else 200, highlight=False)
+        console.print(table)
+        for row in self._rows:
+            for warning in row.get("warnings", ()):
+                console.print(Text(f"{row['source']}: {warning}"))
