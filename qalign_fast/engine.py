@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qalign_fast.artifact import EMBEDDED, MANIFEST, open_artifact
 from qalign_fast.config import ModelConfig
-from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError
+from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
 from qalign_fast.prompt import Prompt
 
 # [B, Q+1, D] on the engine's own device: a numpy array or a torch tensor. Slicing and reshape work on both.
@@ -104,7 +104,7 @@ def _fetch(hub_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = one_line(error)
         raise ArtifactError(
             f"{hub_id}: no such directory, and it could not be fetched from the Hub ({cause})"
         ) from error

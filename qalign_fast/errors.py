@@ -31,3 +31,8 @@ class DeviceError(QAlignError):
 
 class MissingExtraError(QAlignError, ImportError):
     """An optional dependency that is not installed; the message holds the line that installs it."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,7 +31,7 @@ from PIL import (  # the plugins register themselves; imported here, Pillow need
 )
 
 from qalign_fast.config import PixelRule
-from qalign_fast.errors import ImageError
+from qalign_fast.errors import ImageError, one_line
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]"
@@ -93,7 +93,7 @@ def load_pixels(
             picture = ImageOps.exif_transpose(picture)
         return to_pixels(to_rgb(picture), rule)
     except _DAMAGED as error:
-        raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({_line(error)})") from error
+        raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({one_line(error)})") from error
 
 
 def source_name(source: object) -> str:
@@ -147,7 +147,7 @@ def _read(source: object, name: str, max_bytes: int) -> bytes:
         try:
             data = source.read(max_bytes + 1)
         except (OSError, ValueError) as error:
-            raise ImageError(f"{name}: cannot be read ({_line(error)})") from error
+            raise ImageError(f"{name}: cannot be read ({one_line(error)})") from error
         if not isinstance(data, bytes):
             raise ImageError(f"{name}: the file is open as text; open it in binary mode ('rb')")
     else:
@@ -164,7 +164,7 @@ def _read_path(path: Path, name: str, max_bytes: int) -> bytes:
         _check_bytes(status.st_size, name, max_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or _line(error)}") from error
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or one_line(error)}") from error
 
 
 def _check_bytes(count: int, name: str, max_bytes: int) -> None:
@@ -180,9 +180,9 @@ def _open(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: over Pillow's own pixel limit ({_line(error)})") from error
+        raise ImageError(f"{name}: over Pillow's own pixel limit ({one_line(error)})") from error
     except _DAMAGED as error:
-        raise ImageError(f"{name}: damaged image header ({_line(error)})") from error
+        raise ImageError(f"{name}: damaged image header ({one_line(error)})") from error
 
 
 def _from_array(array: npt.NDArray[np.uint8], name: str, max_pixels: int) -> Image.Image:
@@ -201,7 +201,3 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width}x{height} is over the limit of {max_pixels} pixels (max_pixels)")
     if max(size) > MAX_SIDE:
         raise ImageError(f"{name}: {width}x{height} is over the limit of {MAX_SIDE} pixels a side")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

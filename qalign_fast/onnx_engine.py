@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from qalign_fast.artifact import Artifact
 from qalign_fast.engine import Tokens
-from qalign_fast.errors import ArtifactError, MissingExtraError
+from qalign_fast.errors import ArtifactError, MissingExtraError, one_line
 from qalign_fast.prompt import Prompt
 
 _CHUNK = 16  # pictures a run of the vision graph; attention's scores are what grows with it
@@ -89,4 +89,4 @@ def _session(path: Path, threads: int | None) -> Any:
         state.NoSuchFile,
         RuntimeError,
     ) as error:
-        raise ArtifactError(f"{path}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
+        raise ArtifactError(f"{path}: onnxruntime cannot load it ({one_line(error)})") from error

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qalign_fast.config import ModelConfig, read_config
-from qalign_fast.errors import CheckpointError
+from qalign_fast.errors import CheckpointError, one_line
 from qalign_fast.levels import LEVEL_IDS
 from qalign_fast.model import Model
 
@@ -166,7 +166,7 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
         try:
             yield from _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{file}: not a readable weight file ({str(error).splitlines()[0]})") from error
+            raise CheckpointError(f"{file}: not a readable weight file ({one_line(error)})") from error
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -137,7 +137,10 @@ class Pool:
         os.nice(5)
         rng = np.random.default_rng(seed)
         cut = [tile for photograph in photographs for tile in cut_tiles(photograph, tiles, rng)]
+        trainer = os.getppid()
         for count in itertools.count():
+            if os.getppid() != trainer:  # it was killed
+                return
             slot, turn = count % self.slots, count // self.slots
             pixels, severities = make_sample(cut[rng.integers(len(cut))], self.rule, rng)
             self._written[slot] = 0

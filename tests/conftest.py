@@ -1,0 +1,55 @@
+"""The golden folders, as checkpoints and as artifacts exported from them once a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qalign_export.writer import export_artifact
+from qalign_fast.engine import Engine, load_engine
+
+GOLDEN = Path(__file__).parent / "golden"
+PICTURES = GOLDEN / "pictures"
+FOLDERS = ("narrow-112", "narrow-448", "outlier-112")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One model folder: upstream's checkpoint and the numbers upstream's code gave."""
+
+    checkpoint: Path
+    artifact: Path
+    expected: dict[str, np.ndarray]
+
+    @property
+    def pictures(self) -> list[Path]:
+        return [PICTURES / name for name in self.expected["picture_names"]]
+
+
+@pytest.fixture(scope="session")
+def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
+    out = tmp_path_factory.mktemp("artifacts")
+    return {
+        name: Golden(
+            GOLDEN / name, export_artifact(GOLDEN / name, out / name), dict(np.load(GOLDEN / name / "expected.npz"))
+        )
+        for name in FOLDERS
+    }
+
+
+@pytest.fixture(params=FOLDERS)
+def golden(request: pytest.FixtureRequest, goldens: dict[str, Golden]) -> Golden:
+    return goldens[request.param]
+
+
+@pytest.fixture(scope="session")
+def narrow(goldens: dict[str, Golden]) -> Golden:
+    return goldens["narrow-112"]
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def engine(request: pytest.FixtureRequest, golden: Golden) -> Engine:
+    return load_engine(golden.checkpoint if request.param == "torch" else golden.artifact)

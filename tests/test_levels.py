@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from qalign_fast.levels import LEVELS, level_of, score_of
+
+
+def test_a_score_is_the_weighted_softmax() -> None:
+    logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5], np.float32)
+    exp = [math.exp(x) for x in logits]
+    expected = sum(w * e for w, e in zip((5, 4, 3, 2, 1), exp)) / sum(exp)
+    score = score_of(logits, "quality")
+    assert score.value == pytest.approx(expected, abs=1e-6)
+    assert score.unit == pytest.approx((expected - 1) / 4, abs=1e-6)
+    assert list(score.probabilities) == list(LEVELS)
+    assert sum(score.probabilities.values()) == pytest.approx(1, abs=1e-6)
+    assert score.level == "excellent"
+    assert score.logits == tuple(logits)
+
+
+def test_a_score_does_not_move_with_all_logits() -> None:
+    logits = np.array([3.0, -2.0, 0.5, 1.0, 0.0], np.float32)
+    assert score_of(logits + 1000, "quality").value == pytest.approx(score_of(logits, "quality").value, abs=1e-4)
+
+
+def test_certain_levels_reach_both_ends_of_the_scale() -> None:
+    for value, i in zip((5, 4, 3, 2, 1), range(5)):
+        logits = np.full(5, -100, np.float32)
+        logits[i] = 100
+        assert score_of(logits, "quality").value == value
+
+
+@pytest.mark.parametrize(
+    ("mos", "level"),
+    [
+        (0, "bad"),  # the lowest interval holds its lower end too
+        (20, "bad"),  # closed at the upper end
+        (20.001, "poor"),
+        (40, "poor"),
+        (60, "fair"),
+        (60.001, "good"),
+        (80, "good"),
+        (80.001, "excellent"),
+        (100, "excellent"),
+    ],
+)
+def test_rating_to_level_is_five_equal_intervals_closed_above(mos: float, level: str) -> None:
+    assert level_of(mos, 0, 100) == level
+
+
+def test_a_rating_off_its_scale_is_refused() -> None:
+    for mos in (-0.1, 100.1, float("nan")):
+        with pytest.raises(ValueError, match="not on a scale"):
+            level_of(mos, 0, 100)

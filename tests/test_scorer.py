@@ -1,0 +1,131 @@
+"""The front door: order, batches, laziness, tasks, and what no surrounding may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PICTURES, Golden
+
+from qalign_fast import DeviceError, ImageError, Scorer, TaskError, VideoError
+from qalign_fast.engine import Engine
+
+SAME = 1e-5
+TASKS = ("quality", "aesthetics", "aesthetic", "quality-paper")
+
+
+@pytest.fixture
+def scorer(engine: Engine) -> Scorer:
+    return Scorer(engine)
+
+
+@pytest.fixture(scope="module")
+def fast(narrow: Golden) -> Scorer:
+    return Scorer.load(narrow.artifact)
+
+
+def test_score_does_not_depend_on_batch_neighbours(golden: Golden, scorer: Scorer) -> None:
+    rng = np.random.default_rng(0)
+    others = [rng.integers(0, 256, (50, 70, 3), np.uint8), *golden.pictures[1:]]
+    alone = scorer.score(golden.pictures[0]).value
+    for place in (0, 3, 6):
+        batch = [*others[:place], golden.pictures[0], *others[place:]]
+        assert len(batch) == 7
+        assert scorer.score(batch)[place].value == pytest.approx(alone, abs=SAME)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_score_does_not_depend_on_batch_size(golden: Golden, scorer: Scorer, batch_size: int) -> None:
+    values = [s.value for s in scorer.score_iter(golden.pictures, batch_size=batch_size)]
+    np.testing.assert_allclose(values, golden.expected["score_quality_image"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(values, [s.value for s in scorer.score(golden.pictures)], rtol=0, atol=SAME)
+
+
+def test_score_does_not_depend_on_task_order(golden: Golden, scorer: Scorer) -> None:
+    picture = golden.pictures[2]
+    there, back = scorer.score_tasks(picture, TASKS), scorer.score_tasks(picture, TASKS[::-1])
+    for task in TASKS:
+        assert there[task].value == pytest.approx(back[task].value, abs=SAME)
+        assert there[task].value == pytest.approx(scorer.score(picture, task).value, abs=SAME)
+        assert there[task].task == task
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
+def test_score_does_not_depend_on_threads(golden: Golden, kind: str) -> None:
+    values = [[s.value for s in Scorer.load(getattr(golden, kind), threads=n).score(golden.pictures)] for n in (1, 2)]
+    np.testing.assert_allclose(*values, rtol=0, atol=SAME)
+
+
+def test_one_in_one_out_a_list_in_a_list_out(narrow: Golden, fast: Scorer) -> None:
+    one, many = fast.score(narrow.pictures[0]), fast.score(narrow.pictures[:1])
+    assert isinstance(many, list)
+    assert many[0].value == pytest.approx(one.value, abs=SAME)
+    assert fast.score([]) == []
+    assert fast.score_tasks([], ("quality",)) == []
+
+
+def test_the_iterator_is_lazy_and_bounded(narrow: Golden, fast: Scorer) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield narrow.pictures[taken % 6]
+
+    results = fast.score_iter(endless(), batch_size=4, workers=2)
+    assert taken == 0
+    for _ in range(8):
+        next(results)
+    results.close()
+    assert taken <= 8 + 3 * 4
+
+
+def test_a_bad_picture_is_raised_or_stands_in_its_place(narrow: Golden, fast: Scorer) -> None:
+    pictures = [narrow.pictures[0], b"junk", narrow.pictures[1], "missing.jpg"]
+    with pytest.raises(ImageError, match="4 bytes"):
+        fast.score(pictures)
+    results = list(fast.score_iter(pictures, errors="yield", batch_size=2))
+    assert [isinstance(r, ImageError) for r in results] == [False, True, False, True]
+    assert results[2].value == pytest.approx(fast.score(narrow.pictures[1]).value, abs=SAME)
+    assert len(list(fast.score_iter([b"", b"x"], errors="yield"))) == 2
+
+
+def test_an_unknown_task_is_an_error_that_lists_what_there_is(narrow: Golden, fast: Scorer) -> None:
+    with pytest.raises(TaskError, match=r"'beauty' is not in this model; for images it has: quality, aesthetics"):
+        fast.score(narrow.pictures[0], "beauty")
+
+
+def test_a_clip_of_one_picture_is_not_a_picture(narrow: Golden, fast: Scorer) -> None:
+    """The words differ, so the scores do."""
+    clip = fast.score_video([narrow.pictures[2]])
+    assert clip.frames == 1
+    assert clip.value != pytest.approx(fast.score(narrow.pictures[2]).value, abs=1e-3)
+
+
+def test_frames_over_the_budget_are_spread_evenly_with_a_warning(narrow: Golden, fast: Scorer) -> None:
+    frames = [narrow.pictures[i % 6] for i in range(9)]
+    score = fast.score_video(frames, max_frames=3)
+    assert score.frames == 3
+    assert "3 of 9 frames" in score.warnings[0]
+    assert score.value == pytest.approx(fast.score_video([frames[0], frames[4], frames[8]]).value, abs=SAME)
+    assert fast.score_video(frames[:3], max_frames=3).warnings == ()
+
+
+def test_more_frames_than_positions_are_refused(goldens: dict[str, Golden]) -> None:
+    scorer = Scorer.load(goldens["narrow-448"].artifact)
+    with pytest.raises(VideoError, match="positions hold 1 to 31"):
+        scorer.score_video([PICTURES / "chelsea_small.png"], max_frames=32)
+    with pytest.raises(VideoError, match="at least one frame"):
+        scorer.score_video([])
+
+
+def test_what_this_machine_lacks_is_a_device_error(narrow: Golden) -> None:
+    with pytest.raises(DeviceError, match="available: auto, cpu"):
+        Scorer.load(narrow.artifact, device="cuda")
+    with pytest.raises(DeviceError, match="available: fp32"):
+        Scorer.load(narrow.artifact, precision="int8")
+    with pytest.raises(DeviceError, match="available: torch; `qalign-fast export`"):
+        Scorer.load(narrow.checkpoint, engine="onnx")
