@@ -18,6 +18,7 @@ from qalign_fast.errors import ArtifactError
 from qalign_fast.prompt import Prompt
 
 MANIFEST = "qalign.json"
+PROMPTS = "prompts.safetensors"
 SCHEMA = 1
 EMBEDDED = Path(__file__).parent / "mini"
 
@@ -100,6 +101,9 @@ def open_artifact(directory: str | Path, *, verify: bool = True) -> Artifact:
     manifest = read_manifest(directory / MANIFEST)
     for name, entry in manifest.files.items():
         _check_file(directory, name, entry, verify)
+    for name in (PROMPTS, *(name for parts in manifest.engines.values() for name in parts.values())):
+        if name not in manifest.files:
+            raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not among the manifest's files")
     return Artifact(directory, manifest)
 
 

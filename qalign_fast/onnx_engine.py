@@ -12,7 +12,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from qalign_fast.artifact import Artifact
+from qalign_fast.artifact import PROMPTS, Artifact
 from qalign_fast.engine import Tokens
 from qalign_fast.errors import ArtifactError, MissingExtraError, one_line
 from qalign_fast.prompt import Prompt
@@ -50,7 +50,7 @@ class OnnxEngine:
         return logits
 
     def _load_constants(self, artifact: Artifact) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        path = artifact.path("prompts.safetensors")
+        path = artifact.path(PROMPTS)
         try:
             tensors = load_file(path)
             return {e.prompt.name: (tensors[e.prefix], tensors[e.suffix]) for e in artifact.manifest.prompts}

@@ -65,14 +65,15 @@ SIZES = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }
-WARMUP, DECAY, RATE = 300, 0.2, 1e-3
+WARMUP, DECAY, RATE = 100, 0.2, 1e-3
+PATCH_SHARE = 0.02  # of the rate: a filter has 3072 inputs that all move together, and Adam's steps add up over them
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--slots", type=int, default=6000, help="samples kept in memory, 0.6 MB each")
     args = parser.parse_args()
     train(args.work, args.steps, args.batch, args.slots)
@@ -100,7 +101,7 @@ def train(work: Path, steps: int, batch: int, slots: int) -> None:
         losses: list[tuple[float, float]] = []
         for step in range(first, steps):
             for group in optimizer.param_groups:
-                group["lr"] = RATE * schedule(step, steps)
+                group["lr"] = RATE * group["share"] * schedule(step, steps)
             losses.append(train_step(trained, optimizer, *pool.draw(batch, rng)))
             if step % 50 == 49:
                 speed = (step + 1 - first) * batch / (time.time() - start)
@@ -120,7 +121,9 @@ class Trained(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.severity = nn.Linear(model.config.vision.width, len(DISTORTIONS))
+        width = model.config.vision.width
+        # features share a large constant part; without it taken out the head learns nothing for thousands of steps
+        self.severity = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, len(DISTORTIONS)))
 
 
 def train_step(
@@ -258,12 +261,17 @@ def whiten_filters(model: Model, pixels: np.ndarray) -> None:
     model.vision.patch.mul_(0.5 / spread.view(-1, 1, 1, 1))
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Weight decay on matrices only."""
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "positions" not in n and "embed" not in n]
-    chosen = {id(p) for p in decayed}
-    plain = [p for p in model.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+def parameter_groups(trained: Trained) -> list[dict[str, object]]:
+    """Weight decay on matrices only; the patch filters move slowly."""
+    patch = trained.model.vision.patch
+    rest = [(n, p) for n, p in trained.named_parameters() if p is not patch]
+    matrices = [p for n, p in rest if p.ndim > 1 and "positions" not in n and "embed" not in n]
+    chosen = {id(p) for p in matrices}
+    return [
+        {"params": matrices, "weight_decay": 0.05, "share": 1.0},
+        {"params": [p for _, p in rest if id(p) not in chosen], "weight_decay": 0.0, "share": 1.0},
+        {"params": [patch], "weight_decay": 0.0, "share": PATCH_SHARE},
+    ]
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

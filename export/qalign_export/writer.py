@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from qalign_export.decoder_graph import build_decoder
 from qalign_export.graph import Graph
 from qalign_export.vision_graph import Weights, build_vision
-from qalign_fast.artifact import MANIFEST, FileEntry, Manifest, PromptEntry, hash_file
+from qalign_fast.artifact import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
 from qalign_fast.config import ModelConfig
 from qalign_fast.errors import ArtifactError, TaskError
 from qalign_fast.levels import LEVEL_IDS, LEVELS
@@ -56,7 +56,7 @@ def export_artifact(
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         engines = {"onnx": _write_graphs(model, partial, external_from)}
-        prompts = _write_prompts(model, partial / "prompts.safetensors", tasks)
+        prompts = _write_prompts(model, partial / PROMPTS, tasks)
         _write_preprocessor(model.config, partial / "preprocessor_config.json")
         manifest = Manifest(
             name=name or checkpoint.resolve().name,
