@@ -11,7 +11,8 @@ import pytest
 from qalign_export.writer import export_artifact
 from qalign_fast.engine import Engine, load_engine
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 PICTURES = GOLDEN / "pictures"
 FOLDERS = ("narrow-112", "narrow-448", "outlier-112")
 

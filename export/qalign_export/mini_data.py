@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import subprocess
+import time
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Im
         window = (size[0] * shrink, size[1] * shrink)
         x, y = rng.uniform(0, picture.width - window[0]), rng.uniform(0, picture.height - window[1])
         box = (x, y, x + window[0], y + window[1])
-        tile = picture.resize(size, Image.Resampling.LANCZOS, box=box)
+        tile = picture.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
         if detail(tile) > 5:
             tiles.append(tile)
         if len(tiles) == count:
@@ -119,15 +120,21 @@ class Pool:
 
     def __init__(self, photographs: list[Path], rule: PixelRule, slots: int, tiles: int, seed: int) -> None:
         self.rule, self.slots = rule, slots
-        shapes = {np.uint8: (slots, rule.side, rule.side, 3), np.float32: (slots, len(DISTORTIONS)), np.int64: (slots,)}
+        shapes = {
+            np.uint8: (slots, rule.side, rule.side, 3),
+            np.float32: (slots, len(DISTORTIONS)),
+            np.int64: (slots + 1,),
+        }
         sizes = [int(np.prod(shape)) * np.dtype(kind).itemsize for kind, shape in shapes.items()]
         self._memory = SharedMemory(create=True, size=sum(sizes) + 8)
         arrays, offset = [], 0
         for (kind, shape), size in zip(reversed(shapes.items()), reversed(sizes), strict=True):  # widest first: aligned
             arrays.append(np.ndarray(shape, kind, self._memory.buf, offset))
             offset += size
-        self._written, self.severities, self.pixels = arrays
-        self._written[:] = 0  # how often a slot was written; 0 or less: nothing there, or being overwritten
+        counts, self.severities, self.pixels = arrays
+        counts[:] = 0
+        self._written = counts[:-1]  # how often a slot was written; 0: nothing there, or being overwritten
+        self._drawn = counts[-1:]
         self._worker = multiprocessing.get_context("fork").Process(
             target=self._fill, args=(photographs, tiles, seed), daemon=True
         )
@@ -139,6 +146,8 @@ class Pool:
         cut = [tile for photograph in photographs for tile in cut_tiles(photograph, tiles, rng)]
         trainer = os.getppid()
         for count in itertools.count():
+            while count > self.slots + self._drawn[0] and os.getppid() == trainer:
+                time.sleep(0.01)  # a fresh sample for each one drawn is enough; the cores are the trainer's
             if os.getppid() != trainer:  # it was killed
                 return
             slot, turn = count % self.slots, count // self.slots
@@ -154,6 +163,7 @@ class Pool:
         """uint8 [<= count, S, S, 3] and severities [<= count, families], without any that was overwritten meanwhile."""
         assert self._worker.is_alive()
         chosen = rng.choice(np.flatnonzero(self._written > 0), count, replace=False)
+        self._drawn += count
         before = self._written[chosen]
         pixels, severities = self.pixels[chosen], self.severities[chosen]
         whole = self._written[chosen] == before
@@ -162,6 +172,6 @@ class Pool:
     def close(self) -> None:
         self._worker.terminate()
         self._worker.join()
-        del self.pixels, self.severities, self._written
+        del self.pixels, self.severities, self._written, self._drawn
         self._memory.close()
         self._memory.unlink()

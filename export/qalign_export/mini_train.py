@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from qalign_export.checkpoint import write_checkpoint
 from qalign_export.distortions import DISTORTIONS
 from qalign_export.mini_data import Pool, fetch_photographs, is_validation, rating
+from qalign_export.mini_eval import spearman
 from qalign_fast.config import ModelConfig, PixelRule, parse_config
-from qalign_fast.levels import LEVELS, level_of
+from qalign_fast.levels import LEVELS, level_of, score_of
 from qalign_fast.model import Model
 from qalign_fast.model.vision import fold_normalization, split_patches
 from qalign_fast.prompt import prompt
@@ -74,12 +75,13 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--slots", type=int, default=6000, help="samples kept in memory, 0.6 MB each")
     args = parser.parse_args()
-    train(args.work, args.steps, args.batch, args.slots)
+    train(args.work, args.steps, args.batch, args.slots, args.device)
 
 
-def train(work: Path, steps: int, batch: int, slots: int) -> None:
+def train(work: Path, steps: int, batch: int, slots: int, device: str) -> None:
     """Trains up to `steps` in all, then writes the upstream-form checkpoint to work/checkpoint."""
     config = parse_config(SIZES, {})
     photographs = fetch_photographs(work / "photographs")
@@ -87,7 +89,7 @@ def train(work: Path, steps: int, batch: int, slots: int) -> None:
     check = [p for p in photographs if is_validation(p)]
     state = work / "state.pt"
     model = initialize(config, torch.Generator().manual_seed(0))
-    trained = Trained(model)
+    trained = Trained(model).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(trained), lr=RATE, betas=(0.9, 0.98))
     first = resume(state, trained, optimizer)
     validation = take(check, config.pixels, 480, seed=1)
@@ -112,7 +114,7 @@ def train(work: Path, steps: int, batch: int, slots: int) -> None:
                 save(state, trained, optimizer, step + 1)
     finally:
         pool.close()
-    write_checkpoint(model, SIZES, work / "checkpoint")
+    write_checkpoint(model.cpu(), SIZES, work / "checkpoint")
 
 
 class Trained(nn.Module):
@@ -134,9 +136,12 @@ def train_step(
     ratings = rating(severities)
     order = np.argsort(ratings, kind="stable")
     ratings = ratings[order]
-    with torch.autocast("cpu", torch.bfloat16):
-        features = model.vision(torch.from_numpy(pixels[order]))
-        severity = F.mse_loss(trained.severity(features.mean(1)).float(), torch.from_numpy(severities[order]))
+    device = model.decoder.embed.device
+    with torch.autocast(device.type, torch.bfloat16):
+        features = model.vision(torch.from_numpy(pixels[order]).to(device))
+        severity = F.mse_loss(
+            trained.severity(features.mean(1)).float(), torch.from_numpy(severities[order]).to(device)
+        )
         tokens = model.abstractor(features)
         loss = level_loss(model.decode(tokens, prompt("quality", "image")), ratings)
         frames = int(torch.randint(2, 5, ()))
@@ -154,7 +159,7 @@ def train_step(
 def level_loss(logits: Tensor, ratings: np.ndarray) -> Tensor:
     """Cross-entropy between the five logits [B, 5] and the words of the ratings on 1..5."""
     words = [LEVELS.index(level_of(float(r), 1, 5)) for r in ratings]
-    return F.cross_entropy(logits, torch.tensor(words))
+    return F.cross_entropy(logits, torch.tensor(words, device=logits.device))
 
 
 def schedule(step: int, steps: int) -> float:
@@ -168,19 +173,15 @@ def report(step: int, **figures: float) -> None:
 
 def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     """Loss and rank correlation on samples of photographs never trained on."""
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        logits = torch.cat(
-            [
-                model.decode(model.encode(torch.from_numpy(part)), prompt("quality"))
-                for part in np.array_split(pixels, 10)
-            ]
-        )
+    device = model.decoder.embed.device
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        parts = [torch.from_numpy(part).to(device) for part in np.array_split(pixels, 10)]
+        logits = torch.cat([model.decode(model.encode(part), prompt("quality")) for part in parts]).cpu()
         loss = float(level_loss(logits, ratings))
-    scores = (logits.softmax(-1) @ torch.tensor([5.0, 4, 3, 2, 1])).numpy()
-    ranks = [np.argsort(np.argsort(x)) for x in (scores, ratings)]
+    scores = [score_of(row, "quality").value for row in logits.numpy()]
     return {
         "validation_loss": round(loss, 4),
-        "validation_srcc": round(float(np.corrcoef(ranks[0], ranks[1])[0, 1]), 4),
+        "validation_srcc": round(spearman(np.array(scores), ratings), 4),
     }
 
 
@@ -256,7 +257,7 @@ def whiten_filters(model: Model, pixels: np.ndarray) -> None:
     """Scales each patch filter to an even response over pictures, whose spectrum falls as 1/f: without this the first
     norm would drown fine detail in what is coarse."""
     weight, bias = fold_normalization(model.vision.patch, model.config.pixels)
-    patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).float()
+    patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).to(weight)
     spread = F.linear(patches, weight, bias).flatten(0, 1).std(0)
     model.vision.patch.mul_(0.5 / spread.view(-1, 1, 1, 1))
 
@@ -284,7 +285,7 @@ def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> in
     """Loads the last saved state, if there is one; returns the step to go on from."""
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
