@@ -11,24 +11,13 @@ import os
 import stat
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (  # the plugins register themselves; imported here, Pillow need not import all that it has
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qalign_fast.config import PixelRule
 from qalign_fast.errors import ImageError, one_line
@@ -36,17 +25,6 @@ from qalign_fast.errors import ImageError, one_line
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]"
 
-_PLUGINS = (
-    JpegImagePlugin.JpegImageFile,
-    PngImagePlugin.PngImageFile,
-    WebPImagePlugin.WebPImageFile,
-    GifImagePlugin.GifImageFile,
-    TiffImagePlugin.TiffImageFile,
-    BmpImagePlugin.BmpImageFile,
-    PpmImagePlugin.PpmImageFile,
-    AvifImagePlugin.AvifImageFile,
-)
-FORMATS = tuple(plugin.format for plugin in _PLUGINS if plugin.format in Image.OPEN)  # a Pillow may lack WebP or AVIF
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # a resize's working rows are side long
@@ -105,6 +83,36 @@ def source_name(source: object) -> str:
     if isinstance(source, np.ndarray):
         return f"<array {list(source.shape)}>"
     return str(getattr(source, "filename", "") or getattr(source, "name", "") or f"<{type(source).__name__}>")
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats read, as Pillow names them; WebP and AVIF where this Pillow was built with them.
+
+    Only these parsers ever see a file: Pillow has dozens more, one of which runs PostScript.
+    """
+    from PIL import (
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        PpmImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    plugins = (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
+        BmpImagePlugin.BmpImageFile,
+        PpmImagePlugin.PpmImageFile,
+        AvifImagePlugin.AvifImageFile,
+    )
+    return tuple(plugin.format for plugin in plugins if plugin.format in Image.OPEN)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -176,9 +184,9 @@ def _check_bytes(count: int, name: str, max_bytes: int) -> None:
 
 def _open(data: bytes, name: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=formats())
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image of a supported format ({', '.join(FORMATS)})") from error
+        raise ImageError(f"{name}: not an image of a supported format ({', '.join(formats())})") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: over Pillow's own pixel limit ({one_line(error)})") from error
     except _DAMAGED as error:

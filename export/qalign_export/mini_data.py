@@ -22,7 +22,7 @@ from qalign_fast.config import PixelRule
 from qalign_fast.image import to_pixels
 
 # Debian packages (GPL-2+ or Creative Commons): trained from and named in the model card, never shipped.
-PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04")
+PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 _NATURE = "usr/share/backgrounds/mate/nature"
 _PLASMA = "usr/share/wallpapers"
 _LOMIRI = "usr/share/backgrounds"

@@ -125,7 +125,10 @@ class Trained(nn.Module):
         self.model = model
         width = model.config.vision.width
         # features share a large constant part; without it taken out the head learns nothing for thousands of steps
-        self.severity = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, len(DISTORTIONS)))
+        head = nn.Linear(width, len(DISTORTIONS))
+        nn.init.zeros_(head.weight)
+        nn.init.constant_(head.bias, 0.17)  # the mean severity
+        self.severity = nn.Sequential(nn.BatchNorm1d(width), head)
 
 
 def train_step(
@@ -221,8 +224,19 @@ def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
         for layer in model.abstractor.layers:
             layer.query_positions.normal_(0, 0.5, generator=generator)
             layer.key_positions.normal_(0, 0.5, generator=generator)
+    rectify_filters(model)
     keep_used_rows(model)
     return model
+
+
+@torch.no_grad()
+def rectify_filters(model: Model) -> None:
+    """Half of the first MLP begins as |x| of each filter's response, whose mean over a picture is its spectrum: what
+    blur, noise and compression change. Random weights would have to find that first."""
+    first, width = model.vision.layers[0], model.config.vision.width
+    eye = torch.eye(width)
+    first.fc1.weight[: 2 * width] = 3 * torch.cat((eye, -eye))
+    first.fc2.weight[:, : 2 * width] = torch.cat((eye, eye), dim=1)
 
 
 def keep_used_rows(model: Model) -> None:
@@ -259,7 +273,7 @@ def whiten_filters(model: Model, pixels: np.ndarray) -> None:
     weight, bias = fold_normalization(model.vision.patch, model.config.pixels)
     patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).to(weight)
     spread = F.linear(patches, weight, bias).flatten(0, 1).std(0)
-    model.vision.patch.mul_(0.5 / spread.view(-1, 1, 1, 1))
+    model.vision.patch.div_(spread.view(-1, 1, 1, 1))
 
 
 def parameter_groups(trained: Trained) -> list[dict[str, object]]:
