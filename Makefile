@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEMO := .venv-demo
 DEV := .venv
-# Pinned, because a plain newer torch brings gigabytes of CUDA where a CPU is enough; set TORCH= to choose another.
+# The newest torch that pyproject.toml allows; TORCH=path/or/url picks another build, such as a CPU-only wheel.
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test check mini clean
@@ -18,7 +18,7 @@ check: $(DEV)/.installed
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
 
-# Trains the embedded model from scratch (hours on two cores, minutes with --device cuda), then exports it.
+# Trains the embedded model from scratch (45 minutes on two cores; see mini_train --help), then exports it.
 mini: $(DEV)/.installed
 	$(DEV)/bin/python -m qalign_export.mini_train work/mini
 	rm -rf qalign_fast/mini

@@ -6,7 +6,7 @@ Trains from scratch on distorted photographs (mini_data), cross-entropy on the f
 with the quality prompts for images and videos; a clip's frames are samples of like rating, its rating their mean. A
 head that is thrown away afterwards reads each family's severity off the mean vision feature: the tower learns far
 sooner what damage looks like than through the decoder alone. bf16 autocast, AdamW at a constant rate that falls to zero
-over the last fifth. Stop it at any time; it goes on from its last checkpoint, and --steps may have changed by then.
+over the last 30 %. Stop it at any time; it goes on from its last checkpoint, and --steps may have changed by then.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ SIZES = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }
-WARMUP, DECAY, RATE = 100, 0.2, 1e-3
+WARMUP, DECAY, RATE = 100, 0.3, 3e-4
+REFERENCES = 8  # channels
 PATCH_SHARE = 0.02  # of the rate: a filter has 3072 inputs that all move together, and Adam's steps add up over them
 
 
@@ -216,27 +217,33 @@ def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
                 p.normal_(0, scale, generator=generator)
     with torch.no_grad():
         model.vision.patch.copy_(wave_filters(config.vision.width, config.vision.patch, generator))
-        # strong enough that the first norm keeps how strong a patch's response was
-        model.vision.positions.normal_(0, 0.4, generator=generator)
-        model.vision.class_token.normal_(0, 0.4, generator=generator)
+        # a few channels see nothing and are constant, so that the first norm keeps how strong the others' responses are
+        model.vision.patch[:REFERENCES] = 0
+        signs = torch.tensor([1.0, -1.0]).repeat(REFERENCES // 2)
+        model.vision.positions[:, :REFERENCES] = signs * 0.4 * math.sqrt(config.vision.width / REFERENCES)
         model.abstractor.queries.normal_(0, 1, generator=generator)
         model.decoder.embed.normal_(0, 1, generator=generator)
         for layer in model.abstractor.layers:
             layer.query_positions.normal_(0, 0.5, generator=generator)
             layer.key_positions.normal_(0, 0.5, generator=generator)
-    rectify_filters(model)
+    compress_responses(model)
     keep_used_rows(model)
     return model
 
 
 @torch.no_grad()
-def rectify_filters(model: Model) -> None:
-    """Half of the first MLP begins as |x| of each filter's response, whose mean over a picture is its spectrum: what
-    blur, noise and compression change. Random weights would have to find that first."""
+def compress_responses(model: Model) -> None:
+    """The first MLP begins as min(|x|, t) of each filter's response x, two ramps less two that start at t.
+
+    Its mean over a picture tells blur, noise and compression apart almost by itself; random weights would have to find
+    that first.
+    """
     first, width = model.vision.layers[0], model.config.vision.width
-    eye = torch.eye(width)
-    first.fc1.weight[: 2 * width] = 3 * torch.cat((eye, -eye))
-    first.fc2.weight[:, : 2 * width] = torch.cat((eye, eye), dim=1)
+    eye, slope, t = torch.eye(width), 6.0, 0.3
+    assert first.fc1.weight.shape == (4 * width, width)
+    first.fc1.weight.copy_(slope * torch.cat((eye, -eye, eye, -eye)))
+    first.fc1.bias[2 * width :] = -slope * t
+    first.fc2.weight.copy_(0.5 * torch.cat((eye, eye, -eye, -eye), dim=1))
 
 
 def keep_used_rows(model: Model) -> None:
@@ -257,9 +264,10 @@ def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
     y, x = torch.meshgrid(torch.arange(patch).float(), torch.arange(patch).float(), indexing="ij")
     frequency = torch.exp(uniform(math.log(0.03), math.log(0.5)))
     direction, phase = uniform(0, math.pi), uniform(0, 2 * math.pi)
+    size = torch.exp(uniform(0, math.log(10)))  # small ones see the edges of JPEG's blocks
     along = (x - patch / 2) * torch.cos(direction) + (y - patch / 2) * torch.sin(direction)
     distance = (x - uniform(0, patch)) ** 2 + (y - uniform(0, patch)) ** 2
-    waves = torch.cos(2 * math.pi * frequency * along + phase) * torch.exp(-distance / (2 * uniform(4, 14) ** 2))
+    waves = torch.cos(2 * math.pi * frequency * along + phase) * torch.exp(-distance / (2 * size**2))
     waves = waves - waves.mean(dim=(1, 2), keepdim=True)
     colour = torch.ones(count, 3) + 0.5 * torch.randn(count, 3, generator=generator)
     filters = waves.unsqueeze(1) * colour[:, :, None, None]
@@ -273,7 +281,7 @@ def whiten_filters(model: Model, pixels: np.ndarray) -> None:
     weight, bias = fold_normalization(model.vision.patch, model.config.pixels)
     patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).to(weight)
     spread = F.linear(patches, weight, bias).flatten(0, 1).std(0)
-    model.vision.patch.div_(spread.view(-1, 1, 1, 1))
+    model.vision.patch.div_(spread.clamp(min=1e-6).view(-1, 1, 1, 1))
 
 
 def parameter_groups(trained: Trained) -> list[dict[str, object]]:
