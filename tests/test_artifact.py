@@ -36,6 +36,7 @@ def test_files_have_the_hubs_names_and_pass_onnx_checker(narrow: Golden) -> None
     names = {p.relative_to(narrow.artifact).as_posix() for p in narrow.artifact.rglob("*") if p.is_file()}
     graphs = {"onnx/vision_encoder.onnx", "onnx/decoder_model.onnx"}
     assert names == graphs | {MANIFEST, "prompts.safetensors", "preprocessor_config.json"}
+    assert all(p.stat().st_mode & 0o444 == 0o444 for p in narrow.artifact.rglob("*"))
     for graph in graphs:
         onnx.checker.check_model(str(narrow.artifact / graph), full_check=True)
 

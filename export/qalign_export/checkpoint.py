@@ -28,6 +28,7 @@ def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -
             tensor = head
         tensors[source.name] = tensor.reshape(source.shape).to(torch.float16).contiguous()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)  # safetensors made it private
     (directory / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
     rule = model.config.pixels
     preprocessor = {

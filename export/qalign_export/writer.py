@@ -118,6 +118,7 @@ def _write_prompts(model: Model, path: Path, tasks: tuple[str, ...]) -> tuple[Pr
             tensors[f"{p.name}.suffix"] = model.decoder.suffix(p.suffix).contiguous()
             entries.append(PromptEntry(p, prefix, f"{p.name}.suffix"))
     save_file(tensors, path)
+    path.chmod(0o644)  # safetensors made it private
     return tuple(entries)
 
 
