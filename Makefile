@@ -18,7 +18,7 @@ check: $(DEV)/.installed
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
 
-# Trains the embedded model from scratch (about 35 minutes on two cores) and exports it; `make embed` only exports.
+# Trains the embedded model from scratch (half an hour on two cores) and exports it; `make embed` only exports.
 mini: $(DEV)/.installed
 	$(DEV)/bin/python -m qalign_export.mini_train work/mini
 	rm -rf models/mini && cp -r work/mini/checkpoint models/mini

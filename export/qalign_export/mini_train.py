@@ -72,7 +72,7 @@ PATCH_SHARE = 0.02  # of the rate: a filter has 3072 inputs that all move togeth
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--slots", type=int, default=6000, help="samples kept in memory, 0.6 MB each")
