@@ -40,8 +40,11 @@ class Score:
 
     @property
     def level(self) -> str:
-        """The word the model itself would answer: the most probable level."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+        """The word for the value, by the paper's five equal intervals on 1..5, so that it never contradicts the value.
+
+        The one word the model would answer is the most probable, `max(probabilities, key=probabilities.get)`.
+        """
+        return level_of(self.value, 1, 5)
 
 
 def score_of(
@@ -52,7 +55,7 @@ def score_of(
     probabilities = exp / exp.sum(dtype=np.float32)
     return Score(
         task=task,
-        value=float(probabilities @ WEIGHTS),
+        value=min(max(float(probabilities @ WEIGHTS), 1.0), 5.0),  # rounding may step off the scale by an ulp
         logits=tuple(float(x) for x in logits),
         probabilities=dict(zip(LEVELS, (float(p) for p in probabilities), strict=True)),
         frames=frames,
