@@ -1,7 +1,7 @@
-"""Arguments in, rows on stdout out: `qalign-fast score | info | export`.
+"""Arguments in, rows on stdout out: `qalign-fast score | info | export | verify`.
 
 stdout carries only data; progress and remarks go to stderr. Exit codes: 0 all scored, 1 an error of ours in one line,
-2 a wrong option, 3 some inputs could not be scored, 130 interrupted.
+2 a wrong option, 3 some inputs could not be scored, 6 an artifact too far from its source, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from itertools import groupby
+from json import dumps as json_text
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -140,16 +141,7 @@ def info(
     """Say what a model is: sizes, tasks, precision, files, licence."""
     from qalign_fast.describe import describe
 
-    facts = describe(model)
-    if json:
-        import json as encoder
-
-        print(encoder.dumps(facts, indent=2))
-        return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:{width}}  {text}")
+    _print_facts(describe(model), as_json=json)
 
 
 @app.command()
@@ -175,6 +167,45 @@ def export(
         raise MissingExtraError(f"export needs torch and onnx: pip install 'qalign-fast[export]' ({error})") from error
     made = export_artifact(checkpoint, out, tasks=task or TASKS, name=name, license=license or UNKNOWN_LICENSE)
     _remark(f"made {made}")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact directory.", show_default=False)],
+    pictures: Annotated[
+        list[str] | None, typer.Argument(help="Pictures to compare on. Default: generated ones.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="What it was made from: compare scores, and write the report.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=2, help="How many pictures to generate.")] = 104,
+    max_delta: Annotated[
+        float | None, typer.Option(help="Exit 6 if any score moved by more.", show_default=False)
+    ] = None,
+    min_srcc: Annotated[
+        float | None, typer.Option(help="Exit 6 if the rank correlation is lower.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check an artifact: its files' hashes and, with --against, how far its scores are from its source's."""
+    from dataclasses import asdict
+
+    from qalign_export.fidelity import verify as compare
+    from qalign_fast.artifact import open_artifact
+
+    if against is None:
+        if pictures or max_delta is not None or min_srcc is not None:
+            raise typer.BadParameter("pictures, --max-delta and --min-srcc need --against", param_hint="--against")
+        _remark(f"{artifact}: {len(open_artifact(artifact).manifest.files)} files match the manifest")
+        return
+    chosen = list(find_sources(pictures or [], sys.stdin, recursive=False))
+    report = asdict(compare(artifact, against, chosen, count=count))
+    _print_facts(report, as_json=json)
+    too_far = max_delta is not None and report["max_delta"] > max_delta
+    if too_far or (min_srcc is not None and report["srcc"] < min_srcc):
+        _remark("the artifact is further from its source than allowed")
+        raise typer.Exit(6)
 
 
 def score_rows(
@@ -242,6 +273,16 @@ def _open_output(path: Path | None) -> Iterator[IO[str]]:
             yield out
     except OSError as error:
         raise QAlignError(f"{path}: {error.strerror}") from error
+
+
+def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json_text(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:{width}}  {f'{text:.3g}' if isinstance(text, float) else text}")
 
 
 def _remark(text: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from qalign_export.distortions import DISTORTIONS
+from qalign_export.fidelity import spearman
 from qalign_fast import Scorer
 
 FAMILIES = ("blur", "noise", "jpeg", "rescale")
@@ -29,7 +30,7 @@ class Result:
     scores: dict[str, list[float]]
 
     def spearman(self, family: str) -> float:
-        return spearman(np.array(SEVERITIES), np.array(self.scores[family]))
+        return spearman(SEVERITIES, self.scores[family])
 
     @property
     def margin(self) -> float:
@@ -62,12 +63,6 @@ def evaluate(scorer: Scorer) -> list[Result]:
 
 def family_means(results: list[Result]) -> dict[str, float]:
     return {family: float(np.mean([r.spearman(family) for r in results])) for family in FAMILIES}
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation; ranks by order, for scores without ties."""
-    ranks = [np.argsort(np.argsort(v)) for v in (x, y)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def main() -> None:

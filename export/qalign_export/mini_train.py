@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from qalign_export.checkpoint import write_checkpoint
 from qalign_export.distortions import DISTORTIONS
+from qalign_export.fidelity import spearman
 from qalign_export.mini_data import Pool, fetch_photographs, is_validation, rating
-from qalign_export.mini_eval import spearman
 from qalign_export.mini_init import initialize, whiten_filters
 from qalign_fast.config import PixelRule, parse_config
 from qalign_fast.levels import LEVELS, level_of, score_of
@@ -183,7 +183,7 @@ def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str,
     scores = [score_of(row, "quality").value for row in logits.numpy()]
     return {
         "validation_loss": round(loss, 4),
-        "validation_srcc": round(spearman(np.array(scores), ratings), 4),
+        "validation_srcc": round(spearman(scores, ratings), 4),
     }
 
 
