@@ -7,7 +7,7 @@ from typing import Any
 
 from qalign_fast.artifact import MANIFEST, Manifest, open_artifact
 from qalign_fast.config import ModelConfig, read_config
-from qalign_fast.engine import find_model
+from qalign_fast.loading import find_model
 from qalign_fast.prompt import TASKS
 
 

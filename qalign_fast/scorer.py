@@ -14,10 +14,11 @@ from typing import Literal, Self, TypeAlias, cast, overload
 import numpy as np
 
 from qalign_fast.config import ModelConfig
-from qalign_fast.engine import Engine, load_engine
+from qalign_fast.engine import Engine
 from qalign_fast.errors import ImageError, TaskError, VideoError
 from qalign_fast.image import MAX_BYTES, MAX_PIXELS, Picture, Pixels, load_pixels
 from qalign_fast.levels import Score, score_of
+from qalign_fast.loading import load_engine
 from qalign_fast.prompt import Prompt
 from qalign_fast.video import Clip, Sampling, load_clip, spread
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qalign_export.writer import export_artifact
-from qalign_fast.engine import Engine, load_engine
+from qalign_fast.engine import Engine
+from qalign_fast.loading import load_engine
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

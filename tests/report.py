@@ -16,7 +16,8 @@ from qalign_export.mini_eval import evaluate, family_means
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
 from qalign_fast.artifact import EMBEDDED
-from qalign_fast.engine import Engine, load_engine
+from qalign_fast.engine import Engine
+from qalign_fast.loading import load_engine
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from qalign_export import writer
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, Scorer, TaskError
 from qalign_fast.artifact import MANIFEST, open_artifact, parse_manifest
-from qalign_fast.engine import load_engine
+from qalign_fast.loading import load_engine
 from qalign_fast.prompt import prompt
 
 
