@@ -131,9 +131,9 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
             source=dict(raw["source"]),
             license=_text(raw["license"]),
             config=ModelConfig(
-                VisionConfig(**sizes["vision"]),
-                AbstractorConfig(**sizes["abstractor"]),
-                DecoderConfig(**sizes["decoder"]),
+                VisionConfig(**_positive(sizes["vision"])),
+                AbstractorConfig(**_positive(sizes["abstractor"])),
+                DecoderConfig(**_positive(sizes["decoder"])),
                 PixelRule(int(pixels["side"]), tuple(pixels["mean"]), tuple(pixels["std"])),
             ),
             levels=tuple((word, int(token)) for word, token in raw["levels"].items()),
@@ -181,6 +181,13 @@ def _check_file(directory: Path, name: str, entry: FileEntry, verify: bool) -> N
             )
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}; the manifest lists it") from error
+
+
+def _positive(sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, value in sizes.items():
+        if type(value) not in (int, float) or value <= 0:
+            raise TypeError(f"{name} is {value!r}, expected a positive number")
+    return sizes
 
 
 def _text(value: Any) -> str:

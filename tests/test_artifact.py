@@ -124,6 +124,8 @@ def change_manifest(copy: Path, **fields: object) -> None:
         ({"files": {"/etc/passwd": {"sha256": "0", "bytes": 1}}}, "lies outside the artifact"),
         ({"files": {}, "engines": {"onnx": {"encode": "../x", "decode": "y"}}}, "not among the manifest's files"),
         ({"sizes": {}}, "a field is missing or malformed"),
+        ({"sizes": {"vision": {"width": "160"}}}, "width is '160', expected a positive number"),
+        ({"sizes": {"vision": {"layers": -1}}}, "layers is -1, expected a positive number"),
         ({"tasks": {"quality": {"image": {}}}}, "a field is missing or malformed"),
     ],
 )
