@@ -101,7 +101,7 @@ def test_the_pool_gives_whole_samples_and_its_worker_ends(tmp_path: Path) -> Non
         os.kill(worker, 0)
 
 
-def test_the_committed_checkpoint_is_what_the_recipe_makes() -> None:
+def test_the_committed_checkpoint_has_the_recipes_sizes() -> None:
     committed = ROOT / "models/mini"
     assert json.loads((committed / "config.json").read_text()) == SIZES
     assert read_config(committed) == CONFIG
