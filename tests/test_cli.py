@@ -172,7 +172,7 @@ def test_interrupting_leaves_complete_rows_and_exits_130(tmp_path: Path, model: 
         stderr=subprocess.PIPE,
         text=True,
         # a run started in the background ignores SIGINT, and its children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here)
     )
     assert process.stdout is not None
     first = process.stdout.readline()
