@@ -1,0 +1,86 @@
+"""Rows and a quantized weight in, rows out: the definition of 8 and 4 bits that every engine keeps.
+
+    int8:  x̂ = s_m · round(x / s_m), s_m = max|x_m| / 127, per row;   ŵ = s_n · w, per output channel
+    int4:  the same per row and group of g inputs;                     ŵ = s_ng · (w - z_ng), w and z in 0..15
+
+y = x̂ ŵᵀ + b. round is to the nearest, ties to even. The sums of products are whole numbers: exact in any order for
+int8; for int4 exact within a group. The int4 layout is that of onnxruntime's MatMulNBits.
+
+Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
+_CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
+
+
+def row_scale(x: Tensor) -> Tensor:
+    """float32 [..., K] -> the scales [..., 1] of its rows."""
+    return x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / 127
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [..., K] -> int8 [..., K] and the scale of each row [..., 1]."""
+    scale = row_scale(x)
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def fake_rows(x: Tensor, group: int | None = None) -> Tensor:
+    """x̂: what the rows become through 8 bits, by row or by row and group of inputs, in float32."""
+    if group is None:
+        scale = row_scale(x)
+        return (x / scale).round_() * scale
+    width = x.shape[-1]
+    padded = F.pad(x, (0, -width % group)).unflatten(-1, (-1, group))  # [..., G, g]
+    return fake_rows(padded).flatten(-2)[..., :width]
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x float32 [M, K], weight int8 [N, K], scale float32 [N], bias float32 [N] -> float32 [M, N]."""
+    rows, rows_scale = quantize_rows(x)
+    y = torch._int_mm(rows, weight.T).float() * rows_scale * scale
+    return y if bias is None else y + bias
+
+
+def int4_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group: int, bias: Tensor | None = None
+) -> Tensor:
+    """x float32 [M, K], weight uint8 [N, G, g/2], scale float32 [N, G], zero uint8 [N, ceil(G/2)] -> float32 [M, N]."""
+    rows = fake_rows(x, group)
+    step = max(1, _CHUNK // x.shape[-1])
+    y = torch.cat(
+        [
+            F.linear(rows, expand_int4(*part, width=x.shape[-1]))
+            for part in zip(weight.split(step), scale.split(step), zero.split(step), strict=True)
+        ],
+        dim=-1,
+    )
+    return y if bias is None else y + bias
+
+
+def expand_int8(weight: Tensor, scale: Tensor) -> Tensor:
+    """ŵ: int8 [N, K] and scale [N] -> float32 [N, K]."""
+    return weight * scale.unsqueeze(1)
+
+
+def expand_int4(weight: Tensor, scale: Tensor, zero: Tensor, width: int) -> Tensor:
+    """ŵ: uint8 [N, G, g/2], scale [N, G], zero [N, ceil(G/2)] -> float32 [N, K = width]."""
+    zeros = unpack_nibbles(zero)[:, : scale.shape[1]]
+    steps = unpack_nibbles(weight).to(torch.int8) - zeros.to(torch.int8).unsqueeze(-1)  # [N, G, g]
+    return (steps * scale.unsqueeze(-1)).flatten(1)[:, :width]
+
+
+def pack_nibbles(x: Tensor) -> Tensor:
+    """uint8 [..., n] of 0..15 -> uint8 [..., ceil(n/2)], the even one in the low half."""
+    x = F.pad(x, (0, x.shape[-1] % 2))
+    return x[..., 0::2] | (x[..., 1::2] << 4)
+
+
+def unpack_nibbles(x: Tensor) -> Tensor:
+    """uint8 [..., n] -> uint8 [..., 2n]: `pack_nibbles`' inverse, a padding one included."""
+    return torch.stack((x & 15, x >> 4), dim=-1).flatten(-2)
