@@ -1,16 +1,18 @@
-"""An upstream checkpoint directory in, the stations with its weights out; every tensor accounted for.
+"""An upstream checkpoint directory in, the stations' weights out; every tensor accounted for.
 
 `table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with
-an index. Tensors are read one at a time: the peak is the model plus one tensor (a `.bin` shard is mapped).
+an index; they are mapped, and tensors read one at a time: the peak is what is asked for plus one tensor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,11 +68,12 @@ class Source:
 
     name: str
     shape: tuple[int, ...]
+    parameter_shape: tuple[int, ...]
 
-    def take(self, tensor: Tensor, shape: torch.Size) -> Tensor:
-        """Our float32 form of it: of the head the five level rows, else the same values without leading ones."""
+    def take(self, tensor: Tensor) -> Tensor:
+        """A float32 copy as our parameter: of the head the five level rows, else the same without leading ones."""
         rows = tensor[list(LEVEL_IDS)] if self.name == _HEAD else tensor
-        return rows.reshape(shape).to(torch.float32, copy=False).contiguous()
+        return rows.reshape(self.parameter_shape).to(torch.float32, copy=True)
 
 
 def table(config: ModelConfig) -> dict[str, str]:
@@ -105,13 +108,21 @@ def table(config: ModelConfig) -> dict[str, str]:
     return names
 
 
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameter's name -> its shape in the reference model."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Model(config).state_dict().items()}
+
+
 def sources(config: ModelConfig) -> dict[str, Source]:
     """Our parameter's name -> where it comes from and the shape expected there."""
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in Model(config).state_dict().items()}
+    shapes = parameter_shapes(config)
     lead = {"vision.class_token": 2, "vision.positions": 1, "abstractor.queries": 1, "abstractor.end_token": 2}
-    result = {ours: Source(name, (1,) * lead.get(ours, 0) + shapes[ours]) for ours, name in table(config).items()}
-    result["decoder.head"] = Source(_HEAD, (config.decoder.vocab, config.decoder.width))
+    result = {
+        ours: Source(name, (1,) * lead.get(ours, 0) + shapes[ours], shapes[ours])
+        for ours, name in table(config).items()
+    }
+    result["decoder.head"] = Source(_HEAD, (config.decoder.vocab, config.decoder.width), shapes["decoder.head"])
     assert result.keys() == shapes.keys()
     return result
 
@@ -121,52 +132,71 @@ def load_model(directory: str | Path) -> Model:
 
     Raises CheckpointError that names what is missing, unexpected, wrongly shaped, not finite or unreadable.
     """
-    directory = Path(directory)
-    config = read_config(directory)
+    checkpoint = Checkpoint(Path(directory))
     with torch.device("meta"):
-        model = Model(config)
-    shapes = {name: p.shape for name, p in model.state_dict().items()}
-    state = {}
-    for ours, source, tensor in read_parameters(directory, config):
-        state[ours] = source.take(tensor, shapes[ours])
-    model.load_state_dict(state, assign=True)
+        model = Model(checkpoint.config)
+    model.load_state_dict(checkpoint.read(checkpoint.sources), assign=True)
     return model.requires_grad_(False).eval()
 
 
-def read_parameters(directory: Path, config: ModelConfig) -> Iterator[tuple[str, Source, Tensor]]:
-    """Each parameter's name, source and checked upstream tensor, in the files' order, one in memory at a time.
+class Checkpoint:
+    """An upstream checkpoint directory, its tensors read by our names when asked for."""
 
-    Raises CheckpointError as `load_model`; what is missing is known only after the last one.
-    """
-    wanted = {source.name: (ours, source) for ours, source in sources(config).items()}
-    seen: set[str] = set()
-    unexpected = []
-    for name, tensor, file in read_tensors(directory):
-        if name.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints store
-            continue
-        if name not in wanted:
-            unexpected.append(name)
-            continue
-        if name in seen:
-            raise CheckpointError(f"{file}: tensor '{name}' is there a second time")
-        seen.add(name)
-        ours, source = wanted[name]
-        _check(name, tensor, source, file)
-        yield ours, source, tensor
-    missing = sorted(wanted.keys() - seen)
-    if missing:
-        raise CheckpointError(f"{directory}: {_count('tensor', missing)} missing: {_some(missing)}")
-    if unexpected:
-        raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
+    def __init__(self, directory: Path) -> None:
+        """Looks at names, shapes and dtypes only. Raises CheckpointError for any that is not as expected."""
+        self.directory = directory
+        self.config = read_config(directory)
+        self.sources = sources(self.config)
+        self._file: dict[str, Path] = {}  # our name -> where its tensor is
+        ours = {source.name: name for name, source in self.sources.items()}
+        unexpected = []
+        for file in weight_files(directory):
+            with _open(file) as shard:
+                for theirs in shard.names():
+                    if theirs in ours:
+                        self._add(ours[theirs], shard, file)
+                    elif not theirs.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints store
+                        unexpected.append(theirs)
+        missing = sorted(source.name for name, source in self.sources.items() if name not in self._file)
+        if missing:
+            raise CheckpointError(f"{directory}: {_count('tensor', missing)} missing: {_some(missing)}")
+        if unexpected:
+            raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Float32 copies of these parameters, in their stations' shapes; of the head the five level rows.
+
+        Files are mapped only while they are read. Raises CheckpointError for values that are not finite.
+        """
+        found = {}
+        for file, group in _by_file(names, self._file):
+            with _open(file) as shard:
+                for name in group:
+                    source = self.sources[name]
+                    tensor = shard.tensor(source.name)
+                    _check_finite(source.name, tensor, file)
+                    found[name] = source.take(tensor)
+        return found
+
+    def _add(self, name: str, shard: _Shard, file: Path) -> None:
+        source = self.sources[name]
+        if name in self._file:
+            raise CheckpointError(f"{file}: tensor '{source.name}' is there a second time")
+        shape, dtype = shard.form(source.name)
+        if shape != source.shape:
+            raise CheckpointError(
+                f"{file}: tensor '{source.name}' has shape {list(shape)}; expected {list(source.shape)}"
+            )
+        if dtype not in _FLOATS:
+            raise CheckpointError(f"{file}: tensor '{source.name}' is {dtype}; expected float32, float16 or bfloat16")
+        self._file[name] = file
 
 
-def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """Every tensor of a checkpoint directory with its name and file, as stored."""
-    for file in weight_files(directory):
-        try:
-            yield from _read_safetensors(file) if file.suffix == ".safetensors" else _read_bin(file)
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{file}: not a readable weight file ({one_line(error)})") from error
+def _by_file(names: Iterable[str], places: Mapping[str, Path]) -> Iterator[tuple[Path, list[str]]]:
+    groups: dict[Path, list[str]] = {}
+    for name in names:
+        groups.setdefault(places[name], []).append(name)
+    yield from groups.items()
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -194,31 +224,77 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    with safe_open(file, "pt") as shard:
-        for name in shard.keys():  # noqa: SIM118 (not a mapping)
-            yield name, shard.get_tensor(name), file
+class _Shard(Protocol):
+    """One open weight file."""
+
+    def names(self) -> Iterable[str]: ...
+    def form(self, name: str) -> tuple[tuple[int, ...], Any]: ...
+    def tensor(self, name: str) -> Tensor: ...
 
 
-def _read_bin(file: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    # weights_only keeps pickle from running code; files from before torch's zip format cannot be mapped
+class _SafetensorsShard:
+    def __init__(self, shard: Any) -> None:
+        self._shard = shard
+
+    def names(self) -> Iterable[str]:
+        names: list[str] = self._shard.keys()
+        return names
+
+    def form(self, name: str) -> tuple[tuple[int, ...], Any]:
+        view = self._shard.get_slice(name)
+        kind = view.get_dtype()
+        return tuple(view.get_shape()), _SAFETENSORS_DTYPES.get(kind, kind)
+
+    def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = self._shard.get_tensor(name)
+        return tensor
+
+
+class _BinShard:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        return self._tensors
+
+    def form(self, name: str) -> tuple[tuple[int, ...], Any]:
+        return tuple(self._tensors[name].shape), self._tensors[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[_Shard]:
+    """A weight file, mapped while it is open. Raises CheckpointError for one that is not readable."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as shard:
+                yield _SafetensorsShard(shard)
+        else:
+            yield _BinShard(_load_bin(file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a readable weight file ({one_line(error)})") from error
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    # weights_only keeps pickle from running code; files from before torch's zip format (1.6) cannot be mapped
     with file.open("rb") as start:
         mapped = start.read(4) == b"PK\x03\x04"
     shard = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(shard, dict):
         raise CheckpointError(f"{file}: holds a {type(shard).__name__}; expected named tensors")
-    while shard:
-        name, tensor = shard.popitem()
+    for name, tensor in shard.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{file}: '{name}' is a {type(tensor).__name__}; expected a tensor")
-        yield name, tensor, file
+    return shard
 
 
-def _check(name: str, tensor: Tensor, source: Source, file: Path) -> None:
-    if tuple(tensor.shape) != source.shape:
-        raise CheckpointError(f"{file}: tensor '{name}' has shape {list(tensor.shape)}; expected {list(source.shape)}")
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise CheckpointError(f"{file}: tensor '{name}' is {tensor.dtype}; expected float32, float16 or bfloat16")
+def _check_finite(name: str, tensor: Tensor, file: Path) -> None:
     # both ends at once: isfinite on the whole tensor would take temporaries of its size
     if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
         raise CheckpointError(f"{file}: tensor '{name}' holds values that are not finite")

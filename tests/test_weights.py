@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         lambda t: t | {Q_PROJ: torch.ones(32, 31)},
         f"'{Q_PROJ}' has shape [32, 31]; expected [32, 32]",
     ),
-    "integers": (lambda t: t | {Q_PROJ: torch.ones(32, 32, dtype=torch.int8)}, f"'{Q_PROJ}' is torch.int8"),
+    "integers": (lambda t: t | {Q_PROJ: torch.ones(32, 32, dtype=torch.int8)}, f"'{Q_PROJ}' is I8"),
     "values that are not finite": (
         lambda t: t | {Q_PROJ: torch.full((32, 32), float("nan"))},
         f"'{Q_PROJ}' holds values that are not finite",

@@ -40,7 +40,7 @@ class Decoder(nn.Module):
     def last_rows(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
         """The last row of every sequence before layer 0, between layers and after the last: L + 1 of [B, D]."""
         batch, visual = tokens.shape[:2]
-        pack = self.pack(batch, visual, len(suffix), len(prefix[0, 0]), tokens.device)
+        pack = make_pack(self.config, batch, visual, len(suffix), len(prefix[0, 0]), tokens.device)
         rows = pack.rows(tokens, suffix.to(tokens.dtype).expand(batch, -1, -1))  # [N, D]
         last = [pack.last(rows)]
         for i, layer in enumerate(self.layers):
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
 
     def prefix(self, ids: Sequence[int]) -> Tensor:
         """The constant part: keys (rotated) and values [L, 2, P, H, Dh] of the tokens before the picture."""
-        pack = self.pack(1, 0, len(ids), 0, self.embed.device)
+        pack = make_pack(self.config, 1, 0, len(ids), 0, self.embed.device)
         rows = self.suffix(ids)
         constant = []
         for layer in self.layers:
@@ -65,14 +65,16 @@ class Decoder(nn.Module):
         """The embeddings [S, D] of text tokens."""
         return self.embed[list(ids)]
 
-    def pack(self, batch: int, visual: int, text: int, start: int, device: torch.device) -> Pack:
-        head_width = self.config.width // self.config.heads
-        frequency = self.config.rope_theta ** (-torch.arange(0, head_width, 2, device=device).float() / head_width)
-        positions = torch.arange(start, start + visual + text, device=device).float()
-        angle = positions.outer(frequency).repeat(1, 2).unsqueeze(1)  # [T, 1, Dh]: both halves turn alike
-        key = torch.arange(start + visual + text, device=device)
-        mask = key <= positions.unsqueeze(1)  # [T, P+T], causal over everything, the picture included
-        return Pack(batch, visual, angle.cos(), angle.sin(), mask)
+
+def make_pack(config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Pack:
+    """How `batch` sequences of that many visual and text tokens lie, their positions counted from `start`."""
+    head_width = config.width // config.heads
+    frequency = config.rope_theta ** (-torch.arange(0, head_width, 2, device=device).float() / head_width)
+    positions = torch.arange(start, start + visual + text, device=device).float()
+    angle = positions.outer(frequency).repeat(1, 2).unsqueeze(1)  # [T, 1, Dh]: both halves turn alike
+    key = torch.arange(start + visual + text, device=device)
+    mask = key <= positions.unsqueeze(1)  # [T, P+T], causal over everything, the picture included
+    return Pack(batch, visual, angle.cos(), angle.sin(), mask)
 
 
 class Pack(NamedTuple):
@@ -107,6 +109,10 @@ class Pack(NamedTuple):
         """The last row of each sequence, [B, D]; of rows that are only those already, all."""
         return rows if len(rows) == self.batch else rows[self.split :].unflatten(0, (self.batch, -1))[:, -1]
 
+    def last_only(self) -> Pack:
+        """How the last rows alone lie."""
+        return Pack(self.batch, 0, self.cos[-1:], self.sin[-1:], self.mask[-1:])
+
 
 class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
@@ -137,17 +143,14 @@ class DecoderLayer(nn.Module):
 
     def forward(self, rows: Tensor, k: Tensor, v: Tensor, pack: Pack, last_only: bool = False) -> Tensor:
         """rows [N, D], keys and values [B, P+T, H, Dh] -> rows [N, D]; with last_only each sequence's last [B, D]."""
-        split, cos, sin, mask = pack.split, pack.cos, pack.sin, pack.mask
         if last_only:
-            rows, split, cos, sin, mask = pack.last(rows), 0, cos[-1:], sin[-1:], mask[-1:]
-        normed = self.norm(rows, self.attention_norm_visual, self.attention_norm_text, split)
-        q = self.q(normed)
-        q = self.split_heads(q.unsqueeze(1) if last_only else pack.sequence(q))  # [B, T or 1, H, Dh]
-        q, k, v = (x.transpose(1, 2) for x in (rotate(q, cos, sin), k, v))
-        context = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
-        context = context.transpose(1, 2).flatten(2)  # [B, T or 1, D]
-        rows = rows + self.o(context.squeeze(1) if last_only else pack.unsequence(context))
-        normed = self.norm(rows, self.mlp_norm_visual, self.mlp_norm_text, split)
+            rows, pack = pack.last(rows), pack.last_only()
+        normed = self.norm(rows, self.attention_norm_visual, self.attention_norm_text, pack.split)
+        q = self.split_heads(pack.sequence(self.q(normed)))  # [B, T or 1, H, Dh]
+        q, k, v = (x.transpose(1, 2) for x in (rotate(q, pack.cos, pack.sin), k, v))
+        context = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=pack.mask)
+        rows = rows + self.o(pack.unsequence(context.transpose(1, 2).flatten(2)))
+        normed = self.norm(rows, self.mlp_norm_visual, self.mlp_norm_text, pack.split)
         return rows + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
     def norm(self, rows: Tensor, visual: Tensor, text: Tensor, split: int) -> Tensor:
