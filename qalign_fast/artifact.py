@@ -1,26 +1,38 @@
 """An artifact directory in, its verified manifest out: what every engine reads and `qalign_export` writes.
 
-qalign.json names every other file with its size and SHA-256; nothing reaches a runtime before both match.
+qalign.json names every other file with its size and SHA-256; nothing reaches a runtime before both match. It ends with
+a SHA-256 of itself, so damage to any byte of an artifact is noticed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from qalign_fast.checked import lies_inside, matches, open_regular, real_path
 from qalign_fast.config import AbstractorConfig, DecoderConfig, ModelConfig, PixelRule, VisionConfig
 from qalign_fast.errors import ArtifactError
-from qalign_fast.prompt import Prompt
+from qalign_fast.fields import count, counts, numbers, object_of, one_of, sha256, sizes_of, text, texts
+from qalign_fast.levels import LEVELS
+from qalign_fast.prompt import MEDIA, Prompt
+from qalign_fast.sealed import is_sealed, parse_strict, seal
 
 MANIFEST = "qalign.json"
 PROMPTS = "prompts.safetensors"
 SCHEMA = 1
+PARTIAL = ".partial-"  # in the name of a folder that an export is still writing, or was when it was killed
 EMBEDDED = Path(__file__).parent / "mini"
+
+_FAMILY = "mplug_owl2"
+_MOST_BYTES = 4 << 20  # of a manifest; OneAlign's has 8 KB
+_FILE_NAME = re.compile(r"(?!.{256})[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){1,3}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,8 @@ class Manifest:
     levels: tuple[tuple[str, int], ...]  # word and token id, excellent first
     prompts: tuple[PromptEntry, ...]
     precision: str
-    engines: Mapping[str, Mapping[str, str]]  # engine -> {"encode": path, "decode": path}
+    quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, group, linears that stayed higher
+    engines: Mapping[str, Mapping[str, str]]  # engine -> part -> path: encode and decode, or weights
     files: Mapping[str, FileEntry]
     fidelity: Mapping[str, Any] | None
     made_with: Mapping[str, str]
@@ -66,10 +79,11 @@ class Manifest:
         content = {
             "schema": SCHEMA,
             "name": self.name,
-            "family": "mplug_owl2",
+            "family": _FAMILY,
             "source": self.source,
             "license": self.license,
             "precision": self.precision,
+            "quantization": self.quantization,
             "sizes": {
                 part: dataclasses.asdict(getattr(self.config, part)) for part in ("vision", "abstractor", "decoder")
             },
@@ -81,7 +95,7 @@ class Manifest:
             "fidelity": self.fidelity,
             "made_with": self.made_with,
         }
-        return json.dumps(content, indent=2) + "\n"
+        return seal(content)
 
 
 @dataclass(frozen=True)
@@ -95,12 +109,29 @@ class Artifact:
         return self.directory / name
 
 
-def open_artifact(directory: str | Path, *, verify: bool = True) -> Artifact:
-    """Reads the manifest and, with `verify`, hashes every file it names. Raises ArtifactError naming the file."""
+def is_artifact(directory: Path) -> bool:
+    """Whether a directory has something of a manifest's name. Raises ArtifactError where that cannot be said."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ArtifactError(f"{directory / MANIFEST}: {error.strerror}") from error
+    return True
+
+
+def open_artifact(directory: str | Path, *, verify: bool = True, remembered: bool = False) -> Artifact:
+    """Reads the manifest and checks every file it names: where it lies, its size and, with `verify`, its SHA-256.
+
+    With `remembered`, a large file that matched before and is unchanged is not hashed again (see checked.py). Raises
+    ArtifactError naming the file.
+    """
     directory = Path(directory)
+    if PARTIAL in real_path(directory).name:
+        raise ArtifactError(f"{directory}: an export that was not finished; export again")
     manifest = read_manifest(directory / MANIFEST)
     for name, entry in manifest.files.items():
-        _check_file(directory, name, entry, verify)
+        _check_file(directory, name, entry, verify=verify, remembered=remembered)
     for name in (PROMPTS, *(name for parts in manifest.engines.values() for name in parts.values())):
         if name not in manifest.files:
             raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not among the manifest's files")
@@ -108,54 +139,67 @@ def open_artifact(directory: str | Path, *, verify: bool = True) -> Artifact:
 
 
 def read_manifest(path: Path) -> Manifest:
+    """Raises ArtifactError for a file that is damaged, of another schema, or not a manifest."""
     try:
-        raw = json.loads(path.read_bytes())
+        if not lies_inside(path, path.parent):
+            raise ArtifactError(f"{path}: a link that leads out of the artifact")
+        with open_regular(path) as file:
+            data = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error
+    if len(data) > _MOST_BYTES:
+        raise ArtifactError(f"{path}: more than {_MOST_BYTES} bytes, which no manifest has")
+    try:
+        raw = parse_strict(data)
+        _check_schema(raw, str(path))  # before the seal, which a newer schema may have changed
+        if not is_sealed(data):
+            raise ArtifactError(f"{path}: its last field is not its own SHA-256; the file was damaged or changed")
+        return parse_manifest(raw, str(path))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error})") from error
-    return parse_manifest(raw, str(path))
+        raise ArtifactError(f"{path}: not valid JSON ({str(error)[:200]})") from error
 
 
 def parse_manifest(raw: Any, where: str) -> Manifest:
     """The manifest from its JSON content. Raises ArtifactError for another schema or a field missing or malformed."""
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if schema != SCHEMA:
-        newer = type(schema) is int and schema > SCHEMA
-        hint = "; a newer qalign-fast reads it" if newer else ""
-        raise ArtifactError(f"{where}: schema {schema!r}; this version reads schema {SCHEMA}{hint}")
+    _check_schema(raw, where)
     try:
+        if (raw["family"], tuple(raw["levels"])) != (_FAMILY, LEVELS):
+            raise ValueError(f"family {raw['family']!r} or levels {list(raw['levels'])} are not this version's")
+        if not raw["tasks"] or not all(raw["tasks"].values()):
+            raise ValueError("it has no task, or one without a prompt")
         sizes, pixels = raw["sizes"], raw["pixels"]
         return Manifest(
-            name=_text(raw["name"]),
-            source=dict(raw["source"]),
-            license=_text(raw["license"]),
+            name=text(raw["name"]),
+            source=object_of(raw["source"]),
+            license=text(raw["license"]),
             config=ModelConfig(
-                VisionConfig(**_positive(sizes["vision"])),
-                AbstractorConfig(**_positive(sizes["abstractor"])),
-                DecoderConfig(**_positive(sizes["decoder"])),
-                PixelRule(int(pixels["side"]), tuple(pixels["mean"]), tuple(pixels["std"])),
+                VisionConfig(**sizes_of(sizes["vision"])),
+                AbstractorConfig(**sizes_of(sizes["abstractor"])),
+                DecoderConfig(**sizes_of(sizes["decoder"])),
+                _pixel_rule(pixels, sizes["vision"]["side"]),
             ),
-            levels=tuple((word, int(token)) for word, token in raw["levels"].items()),
+            levels=tuple((word, count(token)) for word, token in raw["levels"].items()),
             prompts=tuple(
                 PromptEntry(
-                    Prompt(task, medium, tuple(entry["prefix_ids"]), tuple(entry["suffix_ids"])),
-                    _text(entry["prefix"]),
-                    _text(entry["suffix"]),
+                    Prompt(task, one_of(MEDIA, medium), counts(entry["prefix_ids"]), counts(entry["suffix_ids"])),
+                    text(entry["prefix"]),
+                    text(entry["suffix"]),
                 )
                 for task, media in raw["tasks"].items()
                 for medium, entry in media.items()
             ),
-            precision=_text(raw["precision"]),
-            engines={engine: dict(parts) for engine, parts in raw["engines"].items()},
+            precision=text(raw["precision"]),
+            quantization=None if raw["quantization"] is None else object_of(raw["quantization"]),
+            engines={engine: texts(parts) for engine, parts in raw["engines"].items()},
             files={
-                path: FileEntry(_text(entry["sha256"]), int(entry["bytes"])) for path, entry in raw["files"].items()
+                path: FileEntry(sha256(entry["sha256"]), count(entry["bytes"])) for path, entry in raw["files"].items()
             },
-            fidelity=raw["fidelity"],
-            made_with=dict(raw["made_with"]),
+            fidelity=None if raw["fidelity"] is None else object_of(raw["fidelity"]),
+            made_with=texts(raw["made_with"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{where}: a field is missing or malformed ({type(error).__name__}: {error})") from error
+        cause = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ArtifactError(f"{where}: a field is missing or malformed ({cause})") from error
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -164,18 +208,48 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(digest, path.stat().st_size)
 
 
-def _check_file(directory: Path, name: str, entry: FileEntry, verify: bool) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
-        raise ArtifactError(f"{directory / MANIFEST}: file {name!r} lies outside the artifact")
+def _check_schema(raw: Any, where: str) -> None:
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if type(schema) is int and schema == SCHEMA:
+        return
+    from qalign_fast import __version__
+
+    hint = ""
+    if type(schema) is int and schema > SCHEMA:
+        hint = f"; {_newer(raw.get('made_with'), __version__)} reads it"
+    raise ArtifactError(
+        f"{where}: schema {repr(schema)[:80]}; this version ({__version__}) reads schema {SCHEMA}{hint}"
+    )
+
+
+def _newer(made_with: Any, ours: str) -> str:
+    """Which version reads a newer schema: the one that wrote it, where the manifest says so."""
+    made = made_with.get("qalign-fast") if isinstance(made_with, dict) else None
+    if isinstance(made, str) and _VERSION.fullmatch(made) and _release(made) > _release(ours):
+        return f"qalign-fast {made} or newer"
+    return "a newer qalign-fast"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _check_file(directory: Path, name: str, entry: FileEntry, *, verify: bool, remembered: bool) -> None:
+    if not _FILE_NAME.fullmatch(name):
+        raise ArtifactError(
+            f"{directory / MANIFEST}: file {name[:256]!r} lies outside the artifact, or is named with other characters "
+            "than letters, digits and _ . -"
+        )
     path = directory / name
     try:
-        if not path.resolve(strict=True).is_relative_to(directory.resolve()):
+        if not lies_inside(path, directory):
             raise ArtifactError(f"{path}: a link that leads out of the artifact")
-        found = path.stat().st_size
-        if found != entry.bytes:
-            raise ArtifactError(f"{path}: {found} bytes; the manifest says {entry.bytes}")
-        if verify and hash_file(path) != entry:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{path}: not a regular file; the manifest lists it")
+        if found.st_size != entry.bytes:
+            raise ArtifactError(f"{path}: {found.st_size} bytes; the manifest says {entry.bytes}")
+        if verify and not matches(path, entry.sha256, remembered=remembered):
             raise ArtifactError(
                 f"{path}: its SHA-256 is not the manifest's {entry.sha256}; the file was damaged or changed"
             )
@@ -183,14 +257,8 @@ def _check_file(directory: Path, name: str, entry: FileEntry, verify: bool) -> N
         raise ArtifactError(f"{path}: {error.strerror}; the manifest lists it") from error
 
 
-def _positive(sizes: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name, value in sizes.items():
-        if type(value) not in (int, float) or value <= 0:
-            raise TypeError(f"{name} is {value!r}, expected a positive number")
-    return sizes
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a string, found {value!r}")
-    return value
+def _pixel_rule(raw: Mapping[str, Any], side: int) -> PixelRule:
+    rule = PixelRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
+    if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
+        raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
+    return rule

@@ -5,24 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.artifact import MANIFEST, Manifest, open_artifact
+from qalign_fast.artifact import Manifest, is_artifact, open_artifact
 from qalign_fast.config import ModelConfig, read_config
 from qalign_fast.loading import find_model
 from qalign_fast.prompt import TASKS
 
 
-def describe(model: str | Path | None) -> dict[str, Any]:
+def describe(model: str | Path | None, *, verify: bool = True) -> dict[str, Any]:
     """What an artifact or checkpoint is, as flat facts. Raises ArtifactError or CheckpointError; loads no runtime."""
     directory = find_model(model)
-    if (directory / MANIFEST).is_file():
-        manifest = open_artifact(directory).manifest
-        return {"kind": "artifact", "path": str(directory), **_manifest(manifest), **_sizes(manifest.config)}
+    if is_artifact(directory):
+        manifest = open_artifact(directory, verify=verify, remembered=True).manifest
+        facts = {"kind": "artifact", "path": str(directory)}
+        return facts | _manifest(manifest, verify=verify) | _sizes(manifest.config)
     config = read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch", "precision": "fp32"}
     return facts | {"tasks": ", ".join(TASKS)} | _sizes(config)
 
 
-def _manifest(manifest: Manifest) -> dict[str, Any]:
+def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:
     total = sum(file.bytes for file in manifest.files.values())
     images, clips = ([e.prompt.task for e in manifest.prompts if e.prompt.medium == m] for m in ("image", "video"))
     return {
@@ -33,7 +34,7 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "tasks": ", ".join(images),
         "video tasks": ", ".join(clips),
-        "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes verified",
+        "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes {'verified' if verify else 'not checked'}",
         "fidelity": manifest.fidelity or "not measured",
         "made with": dict(manifest.made_with),
     }

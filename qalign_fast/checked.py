@@ -1,0 +1,111 @@
+"""A file and what is known of it in, whether it may be read out: where it lies, what kind it is, what it hashes to.
+
+A large file that matched its SHA-256 is remembered in the user's cache folder, with its size, inode, device and times,
+and not hashed again while they stay. That notices whatever writes or replaces a file in ordinary ways, even where it
+sets the modification time back. It does not notice a disk that fails after the check, a system clock set back, or
+someone who may write to the cache folder: `qalign-fast verify` always reads every byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import time
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+LARGE = 64 << 20  # bytes, hashed in 0.05 s; smaller files are never remembered
+_ENTRIES = 256
+_MEMORY_BYTES = 1 << 20
+# How old a file's last change must be to be remembered: two changes closer than the file system's clock ticks (2 s on
+# FAT) may carry the same time, as in git's "racy" index entries.
+_SETTLED_NS = 2_000_000_000
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a regular file, and nothing that blocks or never ends. Raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def lies_inside(path: Path, directory: Path) -> bool:
+    """Whether a path, links followed, is in the directory, or in the blobs of the Hub cache whose snapshot that is.
+
+    Such a cache holds models--OWNER--NAME/snapshots/REVISION/FILE as links to models--OWNER--NAME/blobs/, whose large
+    files are, since huggingface_hub 2, links to the blobs/ that all models share. Raises OSError.
+    """
+    home = real_path(directory)
+    model = home.parent.parent
+    roots = [home]
+    if home.parent.name == "snapshots" and model.name.startswith("models--"):
+        roots += [real_path(model / "blobs"), real_path(model.parent / "blobs")]
+    real = real_path(path, strict=True)
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def real_path(path: Path, *, strict: bool = False) -> Path:
+    """The path with links followed, as Path.resolve, which raises RuntimeError for a loop before Python 3.13."""
+    return Path(os.path.realpath(path, strict=strict))
+
+
+def matches(path: Path, sha256: str, *, remembered: bool = False) -> bool:
+    """Whether a file has that SHA-256; with `remembered`, a large one that had it and is unchanged is not read.
+
+    Raises OSError.
+    """
+    path = real_path(path)
+    with open_regular(path) as file:
+        identity, changed = _identity(file)
+        large = identity[0] >= LARGE
+        if remembered and large and _recall().get(str(path)) == [*identity, sha256]:
+            return True
+        settled = time.time_ns() - changed >= _SETTLED_NS
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == sha256 and large and settled and _identity(file)[0] == identity:
+            _remember(str(path), [*identity, sha256])
+    return found == sha256
+
+
+def _identity(file: BufferedReader) -> tuple[list[int], int]:
+    """What changes when a file does, and the time of its last change in ns. ctime cannot be set back by `touch`."""
+    s = os.fstat(file.fileno())
+    return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev], max(s.st_mtime_ns, s.st_ctime_ns)
+
+
+def _memory() -> Path:
+    """Raises RuntimeError where there is no home folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is ignored, as its specification says
+    return (base if base.is_absolute() else Path.home() / ".cache") / "qalign-fast" / "verified.json"
+
+
+def _recall() -> dict[str, Any]:
+    """What is remembered by path; nothing where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        with open_regular(_memory()) as file:
+            entries = json.loads(file.read(_MEMORY_BYTES))
+        if isinstance(entries, dict):
+            return entries
+    return {}
+
+
+def _remember(path: str, facts: list[Any]) -> None:
+    """Adds or replaces an entry, in one step; where that is not possible, nothing is remembered."""
+    entries = {other: value for other, value in _recall().items() if other != path} | {path: facts}
+    text = json.dumps(dict(list(entries.items())[-_ENTRIES:]), indent=0)
+    with contextlib.suppress(OSError, RuntimeError):
+        memory = _memory()
+        memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".verified-", dir=memory.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            Path(name).replace(memory)
+        finally:
+            Path(name).unlink(missing_ok=True)
