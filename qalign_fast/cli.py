@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import groupby
 from json import dumps as json_text
@@ -39,14 +39,6 @@ app = typer.Typer(
 )
 
 
-class Task(StrEnum):
-    quality = "quality"
-    aesthetics = "aesthetics"
-    aesthetic = "aesthetic"
-    quality_paper = "quality-paper"
-    all = "all"
-
-
 class Format(StrEnum):
     table = "table"
     jsonl = "jsonl"
@@ -54,6 +46,9 @@ class Format(StrEnum):
 
 
 Sampling = StrEnum("Sampling", ["index", "time"])
+Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "int8", "int4"])
+EngineChoice = StrEnum("EngineChoice", ["onnx", "torch", "all"])
+Group = StrEnum("Group", [("g128", "128"), ("g64", "64"), ("g32", "32")])
 
 
 Model = Annotated[
@@ -61,6 +56,12 @@ Model = Annotated[
     typer.Option(
         help="Artifact directory, checkpoint directory or Hub id. Default: the embedded demonstration model.",
         show_default=False,
+    ),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", help="Do not hash an artifact's files; their sizes and places are checked all the same."
     ),
 ]
 
@@ -71,8 +72,11 @@ def score(
         list[str], typer.Argument(help="Files, folders, glob patterns, or - for a list on stdin.", show_default=False)
     ],
     task: Annotated[
-        Task, typer.Option(help="What to rate; `all` is quality and aesthetics, as far as the model has them.")
-    ] = Task.quality,
+        str,
+        typer.Option(
+            help="quality, aesthetics, any other the model has; `all` is the first two, as far as it has them."
+        ),
+    ] = "quality",
     model: Model = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, onnx (artifacts) or torch (checkpoints).")] = "auto",
@@ -98,6 +102,7 @@ def score(
     exif_rotate: Annotated[
         bool, typer.Option("--exif-rotate", help="Apply EXIF orientation; upstream ignores it.")
     ] = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Score pictures and clips; a row for each and task, in order.
 
@@ -106,11 +111,10 @@ def score(
     find . -name '*.jpg' | qalign-fast score - --format jsonl -o scores.jsonl
     qalign-fast score clip.mp4 --fps 2 --model path/to/artifact --task all
     """
-    scorer = Scorer.load(
-        model, device=device, engine=engine, threads=threads, limits=PictureLimits(exif_rotate=exif_rotate)
-    )
-    tasks: list[str] = [task.value]
-    if task == Task.all:
+    limits = PictureLimits(exif_rotate=exif_rotate)
+    scorer = Scorer.load(model, device=device, engine=engine, threads=threads, verify=not no_verify, limits=limits)
+    tasks = [task]
+    if task == "all":
         tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()]
     scorer.require(tasks)
     clip_options = {"fps": fps, "max_frames": max_frames, "sampling": str(sampling)}
@@ -137,36 +141,79 @@ def score(
 def info(
     model: Annotated[str | None, typer.Argument(help="As score's --model.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Say what a model is: sizes, tasks, precision, files, licence."""
     from qalign_fast.describe import describe
 
-    _print_facts(describe(model), as_json=json)
+    _print_facts(describe(model, verify=not no_verify), as_json=json)
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Upstream checkpoint directory: config.json and its weights.", show_default=False)
+    source: Annotated[
+        str,
+        typer.Argument(help="Checkpoint directory, Hub id, or random:one-align (true sizes).", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="Artifact directory to make; must not exist.", show_default=False)],
+    precision: Annotated[Precision, typer.Option(help="int8 and int4 round rows to 8 bits as well.")] = Precision.fp32,
+    engine: Annotated[
+        EngineChoice, typer.Option(help="Whose weights to write; bf16 has torch's only.")
+    ] = EngineChoice.onnx,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="A task to include; may be repeated. Default: all four.", show_default=False),
+        typer.Option(
+            "--task", "--tasks", help="A task to include; may be repeated. Default: all four.", show_default=False
+        ),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A task of your own: NAME=TEXT, with <image> in the text; \\n is a new line. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="For --prompt. Default: the checkpoint's tokenizer.model.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Folder of pictures to calibrate on. Default: generated ones.", show_default=False),
+    ] = None,
+    calibration_count: Annotated[int, typer.Option(min=0, help="Pictures to calibrate on; 0 rounds blindly.")] = 16,
+    group: Annotated[Group, typer.Option(help="int4: inputs that share a scale.")] = Group.g128,
     name: Annotated[str | None, typer.Option(help="The model's name in the manifest.", show_default=False)] = None,
     license: Annotated[
         str | None, typer.Option(help="The weights' licence, for the manifest.", show_default=False)
     ] = None,
 ) -> None:
-    """Make an artifact of a checkpoint: ONNX graphs, the prompts' constants, a manifest with hashes."""
+    """Make an artifact: weights in a precision for an engine, the prompts' constants, a manifest with hashes.
+
+    \b
+    qalign-fast export path/to/one-align one-align-int8 --precision int8
+    qalign-fast export q-future/one-align one-align-int4 --precision int4 --engine all --calibration photos/
+    """
     try:
-        from qalign_export.writer import UNKNOWN_LICENSE, export_artifact
-        from qalign_fast.prompt import TASKS
+        from qalign_export import command
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"export needs torch and onnx: pip install 'qalign-fast[export]' ({error})") from error
-    made = export_artifact(checkpoint, out, tasks=task or TASKS, name=name, license=license or UNKNOWN_LICENSE)
-    _remark(f"made {made}")
+    with _progress_bar("rounding and writing") as done:
+        command.export(
+            source,
+            out,
+            precision=precision.value,
+            engines=("onnx", "torch") if engine == EngineChoice.all else (engine.value,),
+            tasks=task,
+            texts=prompt or [],
+            tokenizer=tokenizer,
+            calibration=calibration,
+            calibration_count=calibration_count,
+            group=int(group.value),
+            name=name,
+            license=license,
+            remark=_remark,
+            done=done,
+        )
 
 
 @app.command()
@@ -200,10 +247,12 @@ def verify(
         _remark(f"{artifact}: {len(open_artifact(artifact).manifest.files)} files match the manifest")
         return
     chosen = list(find_sources(pictures or [], sys.stdin, recursive=False))
-    report = asdict(compare(artifact, against, chosen, count=count))
-    _print_facts(report, as_json=json)
-    too_far = max_delta is not None and report["max_delta"] > max_delta
-    if too_far or (min_srcc is not None and report["srcc"] < min_srcc):
+    reports = compare(artifact, against, chosen, count=count)
+    by_engine = {engine: asdict(report) for engine, report in reports.items()}
+    facts = {key: {e: report[key] for e, report in by_engine.items()} for key in next(iter(by_engine.values()))}
+    _print_facts(by_engine if json else facts, as_json=json)
+    too_far = any(max_delta is not None and report.max_delta > max_delta for report in reports.values())
+    if too_far or any(min_srcc is not None and report.srcc < min_srcc for report in reports.values()):
         _remark("the artifact is further from its source than allowed")
         raise typer.Exit(6)
 
@@ -264,6 +313,20 @@ def _with_progress(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
+def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """What shows how many are done, of how many; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda now, total: progress.update(bar, completed=now, total=total)
+
+
+@contextlib.contextmanager
 def _open_output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
@@ -281,8 +344,12 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:{width}}  {f'{text:.3g}' if isinstance(text, float) else text}")
+        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if isinstance(value, dict) else _short(value)
+        print(f"{key:{width}}  {text}")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _remark(text: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
-from qalign_fast.artifact import EMBEDDED, MANIFEST, open_artifact
+from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, is_artifact, open_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
 
@@ -24,46 +25,61 @@ def load_engine(
 ) -> Engine:
     """The engine for a model: None (the embedded one), an artifact or checkpoint directory, or a Hub id.
 
-    An artifact runs on onnxruntime, a checkpoint on torch. Raises ArtifactError or CheckpointError for a model that
-    cannot be read, DeviceError for an engine, device or precision it does not have, MissingExtraError
-    for one not installed.
+    An artifact runs on onnxruntime where it has graphs, else on torch, as a checkpoint does. Raises ArtifactError or
+    CheckpointError for a model that cannot be read, DeviceError for an engine, device or precision it does not have,
+    MissingExtraError for one not installed.
     """
     directory = find_model(model)
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads}; expected 1 or more")
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r} is not available in this version; available: auto, cpu")
-    artifact = (directory / MANIFEST).is_file()
-    has = "onnx" if artifact else "torch"
-    if engine not in ("auto", has):
-        hint = "" if artifact else "; `qalign-fast export` makes an artifact for onnx"
-        raise DeviceError(f"{directory}: has no weights for engine {engine!r}; available: {has}{hint}")
-    if artifact:
-        from qalign_fast.onnx_engine import OnnxEngine
-
-        loaded = open_artifact(directory, verify=verify)
-        _check_precision(precision, loaded.manifest.precision, directory)
-        return OnnxEngine(loaded, threads)
+    if is_artifact(directory):
+        return _load_artifact(open_artifact(directory, verify=verify, remembered=True), precision, engine, threads)
     if not (directory / "config.json").is_file():
         raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
-    _check_precision(precision, "fp32", directory)
+    hint = "; `qalign-fast export` makes an artifact for onnx"
+    _check_choice("weights for engine", engine, ("torch",), directory, hint)
+    _check_choice("precision", precision, ("fp32",), directory, "; `qalign-fast export` makes others")
+    loaded: Engine = _torch_engine("a checkpoint").load_checkpoint(directory, threads)
+    return loaded
+
+
+def _load_artifact(artifact: Artifact, precision: str | None, engine: str, threads: int | None) -> Engine:
+    manifest, directory = artifact.manifest, artifact.directory
+    if not manifest.engines:
+        raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
+    _check_choice("precision", precision, (manifest.precision,), directory)
+    _check_choice("weights for engine", engine, tuple(manifest.engines), directory)
+    if engine == "onnx" or (engine == "auto" and "onnx" in manifest.engines):
+        from qalign_fast.onnx_engine import OnnxEngine
+
+        return OnnxEngine(artifact, threads)
+    loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads)
+    return loaded
+
+
+def _torch_engine(what: str) -> ModuleType:
     try:
-        from qalign_fast.torch_engine import TorchEngine
+        from qalign_fast import torch_engine
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"a checkpoint runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
+            f"{what} runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
         ) from error
-    return TorchEngine(directory, threads)
+    return torch_engine
 
 
 def find_model(model: str | Path | None) -> Path:
     """The directory of a model, fetched from the Hub if it is an id. Raises ArtifactError, MissingExtraError."""
     if model is None:
         return EMBEDDED
-    if Path(model).is_dir():
-        return Path(model)
-    if Path(model).exists():
-        raise ArtifactError(f"{model}: a file; expected an artifact or checkpoint directory, or a Hub id")
+    try:
+        if Path(model).is_dir():
+            return Path(model)
+        if Path(model).exists():
+            raise ArtifactError(f"{model}: a file; expected an artifact or checkpoint directory, or a Hub id")
+    except OSError as error:
+        raise ArtifactError(f"{str(model)[:256]}: {error.strerror}") from error
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return _fetch(model)
     raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
@@ -86,6 +102,6 @@ def _fetch(hub_id: str) -> Path:
         ) from error
 
 
-def _check_precision(asked: str | None, has: str, directory: Path) -> None:
-    if asked not in (None, has):
-        raise DeviceError(f"{directory}: has no precision {asked!r}; available: {has}")
+def _check_choice(what: str, asked: str | None, has: tuple[str, ...], directory: Path, hint: str = "") -> None:
+    if asked not in (None, "auto", *has):
+        raise DeviceError(f"{directory}: has no {what} {asked!r}; available: {', '.join(has)}{hint}")

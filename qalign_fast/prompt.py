@@ -53,3 +53,6 @@ def prompt(task: str, medium: str = "image") -> Prompt:
         prefix=_USER + words + _OF_THIS + what + _ASK,
         suffix=answer + words + _OF_THE + what + _IS,
     )
+
+
+ALL_PROMPTS = tuple(prompt(task, medium) for task in TASKS for medium in MEDIA)

@@ -1,33 +1,47 @@
-"""An upstream checkpoint in, `encode` and `decode` on torch out: the float32 reference on a CPU."""
+"""An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out, on a CPU.
+
+A checkpoint runs as the float32 reference; packed weights stay mapped from their file and run as their precision says.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from qalign_fast.artifact import MANIFEST, Artifact
+from qalign_fast.constants import load_constants
 from qalign_fast.engine import Tokens
-from qalign_fast.prompt import MEDIA, TASKS, Prompt, prompt
+from qalign_fast.errors import ArtifactError, one_line
+from qalign_fast.model import Model
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
 
 _CHUNK = 8  # pictures a run of the vision tower
+Constants: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a prompt's prefix [L, 2, P, H, Dh] and suffix [S, D]
 
 
 class TorchEngine:
     name = "torch"
     device = "cpu"
-    precision = "fp32"
 
-    def __init__(self, checkpoint: Path, threads: int | None = None) -> None:
-        """Raises CheckpointError. `threads` is torch's own setting and so holds for the whole process."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._model = load_model(checkpoint)
-        self.config = self._model.config
-        self.prompts = tuple(prompt(task, medium) for task in TASKS for medium in MEDIA)
-        self._constants: dict[Prompt, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(
+        self,
+        model: Model | PackedModel,
+        precision: str,
+        constants: dict[str, Constants] | None = None,
+        prompts: tuple[Prompt, ...] = ALL_PROMPTS,
+    ) -> None:
+        self.config, self.precision, self.prompts = model.config, precision, prompts
+        self._model = model
+        self._decode = model.decoder if isinstance(model, Model) else model.decode
+        self._constants = {} if constants is None else constants
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
@@ -36,8 +50,55 @@ class TorchEngine:
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
-        if prompt not in self._constants:
+        if prompt.name not in self._constants:
+            assert isinstance(self._model, Model)  # an artifact has all its prompts' constants
             decoder = self._model.decoder
-            self._constants[prompt] = (decoder.prefix(prompt.prefix), decoder.suffix(prompt.suffix))
-        logits: npt.NDArray[np.float32] = self._model.decoder(tokens, *self._constants[prompt]).numpy()
+            self._constants[prompt.name] = decoder.prefix(prompt.prefix), decoder.suffix(prompt.suffix)
+        logits: npt.NDArray[np.float32] = self._decode(tokens, *self._constants[prompt.name]).numpy()
         return logits
+
+
+def load_checkpoint(directory: Path, threads: int | None = None) -> TorchEngine:
+    """Raises CheckpointError. `threads` is torch's own setting and so holds for the whole process."""
+    _set_threads(threads)
+    return TorchEngine(load_model(directory), "fp32")
+
+
+def load_packed(artifact: Artifact, threads: int | None = None) -> TorchEngine:
+    """Raises ArtifactError for packed weights that are missing or not what the manifest's sizes ask."""
+    _set_threads(threads)
+    manifest = artifact.manifest
+    parts = manifest.engines.get("torch", {})
+    if parts.keys() != {"weights"}:
+        has = ", ".join(parts) or "none"
+        raise ArtifactError(f"{artifact.path(MANIFEST)}: engine torch has the parts {has}; expected weights")
+    path = artifact.path(parts["weights"])
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({one_line(error)})") from error
+    constants = {
+        name: (torch.from_numpy(prefix), torch.from_numpy(suffix))
+        for name, (prefix, suffix) in load_constants(artifact).items()
+    }
+    _check_fit(PackedModel(manifest.config, {n: t.to("meta") for n, t in tensors.items()}), constants, path)
+    prompts = tuple(entry.prompt for entry in manifest.prompts)
+    return TorchEngine(PackedModel(manifest.config, tensors), manifest.precision, constants, prompts)
+
+
+def _check_fit(model: PackedModel, constants: dict[str, Constants], path: Path) -> None:
+    """Runs shapes and dtypes alone through the model: what is missing or does not fit shows before any arithmetic."""
+    side = model.config.pixels.side
+    prefix, suffix = (t.to("meta") for t in next(iter(constants.values())))
+    try:
+        tokens = model.encode(torch.empty(1, side, side, 3, dtype=torch.uint8, device="meta"))
+        model.decode(tokens, prefix, suffix)
+    except KeyError as error:
+        raise ArtifactError(f"{path}: has no tensor {error}") from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{path}: its tensors do not fit the manifest's sizes ({one_line(error)})") from error
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)

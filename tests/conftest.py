@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qalign_export.fidelity import generate_pictures
+from qalign_export.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.loading import load_engine
@@ -40,6 +44,24 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
         )
         for name in FOLDERS
     }
+
+
+@pytest.fixture(scope="session")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """(golden folder, precision) -> its artifact with both engines' weights, calibrated on generated pictures."""
+    out = tmp_path_factory.mktemp("rounded")
+
+    @cache
+    def make(folder: str, precision: str) -> Path:
+        return export_artifact(
+            GOLDEN / folder,
+            out / f"{folder}-{precision}",
+            recipe=Recipe(precision),
+            engines=("onnx", "torch"),
+            calibration=generate_pictures(16),
+        )
+
+    return make
 
 
 @pytest.fixture(params=FOLDERS)

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 
 from qalign_export import writer
 from qalign_export.writer import export_artifact
-from qalign_fast import ArtifactError, Scorer, TaskError
+from qalign_fast import ArtifactError, Scorer, TaskError, __version__
 from qalign_fast.artifact import MANIFEST, open_artifact, parse_manifest
 from qalign_fast.loading import load_engine
 from qalign_fast.prompt import prompt
+from qalign_fast.sealed import seal
 
 
 @pytest.fixture
@@ -111,18 +112,33 @@ def test_any_changed_byte_is_an_artifact_error_naming_the_file(copy: Path) -> No
 
 
 def change_manifest(copy: Path, **fields: object) -> None:
+    """As its author would: sealed again."""
     path = copy / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    content = json.loads(path.read_text()) | fields
+    content.pop("sha256")
+    path.write_text(seal(content))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schema": 2}, "schema 2; this version reads schema 1; a newer qalign-fast reads it"),
+        ({"schema": 2}, f"schema 2; this version ({__version__}) reads schema 1; a newer qalign-fast reads it"),
+        ({"schema": 2, "made_with": {"qalign-fast": "77.3.0"}}, "reads schema 1; qalign-fast 77.3.0 or newer reads it"),
+        ({"schema": 2, "made_with": {"qalign-fast": "0.0.1"}}, "a newer qalign-fast reads it"),
+        ({"schema": 2, "made_with": {"qalign-fast": "9" * 5000}}, "a newer qalign-fast reads it"),
+        ({"schema": 2, "made_with": [1]}, "a newer qalign-fast reads it"),
         ({"schema": None}, "schema None"),
-        ({"files": {"../secret": {"sha256": "0", "bytes": 1}}}, "lies outside the artifact"),
-        ({"files": {"/etc/passwd": {"sha256": "0", "bytes": 1}}}, "lies outside the artifact"),
+        ({"schema": True}, "schema True"),
+        ({"files": {"../secret": {"sha256": "0" * 64, "bytes": 1}}}, "lies outside the artifact"),
+        ({"files": {"/etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "lies outside the artifact"),
+        ({"files": {"x": {"sha256": "0", "bytes": 1}}}, "'0' is not a SHA-256"),
+        ({"files": {"x": {"sha256": "0" * 64, "bytes": -1}}}, "expected a whole number, found -1"),
         ({"files": {}, "engines": {"onnx": {"encode": "../x", "decode": "y"}}}, "not among the manifest's files"),
+        ({"engines": {"onnx": {}}}, "engine onnx has the parts none; expected encode, decode"),
+        ({"engines": {}}, "has no engine's weights"),
+        ({"family": "llava"}, "family 'llava'"),
+        ({"levels": {"bad": 4319}}, "levels ['bad']"),
+        ({"tasks": {}}, "it has no task"),
         ({"sizes": {}}, "a field is missing or malformed"),
         ({"sizes": {"vision": {"width": "160"}}}, "width is '160', expected a positive number"),
         ({"sizes": {"vision": {"layers": -1}}}, "layers is -1, expected a positive number"),

@@ -129,7 +129,11 @@ def test_output_goes_to_a_file(folder: Path, model: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("score", "x.jpg", "--task", "beauty"), 2, "Invalid value"),
+        (
+            ("score", "x.jpg", "--task", "beauty"),
+            1,
+            "error: task 'beauty' is not in this model; for images it has: quality",
+        ),
         (("score", "x.jpg", "--format", "xml"), 2, "Invalid value"),
         (("score", "x.jpg", "--batch-size", "0"), 2, "Invalid value"),
         (("score", "x.jpg", "--no-such-option"), 2, "No such option"),
@@ -138,7 +142,12 @@ def test_output_goes_to_a_file(folder: Path, model: tuple[str, str]) -> None:
         (("score", "x.jpg", "--device", "cuda"), 1, "error: device 'cuda'"),
         (("score", "x.jpg", "-o", "/nowhere/out"), 1, "No such file or directory"),
         (("info", "/nowhere"), 1, "error: /nowhere"),
-        (("export", "/nowhere", "/tmp/out"), 1, "error: /nowhere/config.json: No such file"),
+        (("export", "/nowhere", "/tmp/out"), 1, "error: /nowhere: no such directory"),
+        (("export", "random:llava", "/tmp/out"), 1, "known: one-align, mini"),
+        (("export", "random:mini", "/tmp/out", "--precision", "int2"), 2, "Invalid value"),
+        (("export", "random:mini", "/tmp/out", "--prompt", "sharp"), 1, "expected NAME=TEXT"),
+        (("export", "random:mini", "/tmp/out", "--prompt", "a=b <image> c"), 1, "has no tokenizer"),
+        (("export", "random:mini", "/tmp/out", "--precision", "int8", "--calibration", "/nowhere"), 1, "/nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:

@@ -13,6 +13,8 @@ from conftest import Golden
 from test_cli import run
 
 from qalign_export.fidelity import compare, generate_pictures, pearson, ranks, spearman, verify
+from qalign_export.pack import Recipe
+from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError
 from qalign_fast.artifact import open_artifact
 from qalign_fast.levels import score_of
@@ -52,15 +54,22 @@ def artifact(narrow: Golden, tmp_path: Path) -> Path:
 
 
 def test_an_export_is_its_source_to_float32_rounding(narrow: Golden, artifact: Path) -> None:
-    report = verify(artifact, narrow.checkpoint, narrow.pictures)
+    report = verify(artifact, narrow.checkpoint, narrow.pictures)["onnx"]
     assert report.scores == 6 * 4  # all tasks
     assert report.max_delta < 1e-5
     assert report.srcc == 1
-    assert open_artifact(artifact).manifest.fidelity["max_delta"] == report.max_delta
+    assert open_artifact(artifact).manifest.fidelity["onnx"]["max_delta"] == report.max_delta
+
+
+def test_each_engine_and_precision_has_its_report(narrow: Golden, tmp_path: Path) -> None:
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("fp16"), engines=("onnx", "torch"))
+    reports = verify(out, narrow.checkpoint, narrow.pictures)
+    assert reports.keys() == open_artifact(out).manifest.fidelity.keys() == {"onnx", "torch"}
+    assert all(0 < report.max_delta < 1e-2 for report in reports.values())
 
 
 def test_another_model_is_noticed(goldens: dict[str, Golden], artifact: Path) -> None:
-    report = verify(artifact, goldens["outlier-112"].checkpoint, count=13)
+    report = verify(artifact, goldens["outlier-112"].checkpoint, count=13)["onnx"]
     assert report.max_delta > 0.1
     assert report.srcc < 0.99
 
@@ -74,7 +83,7 @@ def test_the_command_prints_writes_and_exits_6(narrow: Golden, goldens: dict[str
     assert "match the manifest" in run("verify", artifact).stderr
     good = run("verify", artifact, *narrow.pictures, "--against", narrow.checkpoint, "--max-delta", 1e-4, "--json")
     assert good.returncode == 0
-    assert json.loads(good.stdout)["pictures"] == "6 given"
+    assert json.loads(good.stdout)["onnx"]["pictures"] == "6 given"
     far = run("verify", artifact, "--against", goldens["outlier-112"].checkpoint, "--count", 4, "--max-delta", 0.01)
     assert far.returncode == 6
     assert run("verify", artifact, "--max-delta", 1).returncode == 2

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 
-from qalign_export.mini_eval import FAMILIES, Result, evaluate, family_means
-from qalign_fast import Scorer
+from qalign_export.fidelity import compare, generate_pictures
+from qalign_export.mini_eval import FAMILIES, Result, distorted, evaluate, family_means
+from qalign_export.pack import Recipe
+from qalign_export.writer import export_artifact
+from qalign_fast import Score, Scorer
 from qalign_fast.artifact import EMBEDDED, open_artifact
+
+MINI = ROOT / "models/mini"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,39 @@ def test_no_family_is_left_behind(results: list[Result], family: str) -> None:
 
 def test_every_pristine_picture_stands_a_level_above_its_worst_version(results: list[Result]) -> None:
     assert {r.name: r.margin for r in results if r.margin < 1} == {}
+
+
+@pytest.fixture(scope="module")
+def judged() -> tuple[list[Image.Image], list[Score]]:
+    """More than 500 damaged pictures never trained on, and their scores in float32."""
+    pictures = distorted(18)
+    assert len(pictures) >= 500
+    return pictures, Scorer.load(MINI).score(pictures)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    ("precision", "mean", "most", "srcc"), [("int8", 0.01, 0.05, 0.0015), ("int4", 0.03, 0.15, 0.005)]
+)
+def test_what_rounding_costs(
+    precision: str, mean: float, most: float, srcc: float, engine: str, rounded_mini: Path, judged: tuple
+) -> None:
+    pictures, exact = judged
+    found = Scorer.load(rounded_mini / precision, engine=engine).score(pictures)
+    report = compare({"quality": found}, {"quality": exact}, against="mini", pictures="held out")
+    assert report.mean_delta <= mean
+    assert report.max_delta <= most
+    assert 1 - report.srcc <= srcc
+
+
+@pytest.fixture(scope="module")
+def rounded_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini model in 8 and 4 bits, as `qalign-fast export` makes them."""
+    out = tmp_path_factory.mktemp("mini")
+    for precision in ("int8", "int4"):
+        options = {"engines": ("onnx", "torch"), "tasks": ["quality"], "calibration": generate_pictures(16)}
+        export_artifact(MINI, out / precision, recipe=Recipe(precision), **options)
+    return out
 
 
 def test_a_clip_of_worse_frames_scores_lower(scorer: Scorer) -> None:

@@ -1,4 +1,4 @@
-"""Decoder weights in, the `decode` graph out: one step over visual and suffix rows, five logits.
+"""Packed tensors in, the `decode` graph out: one step over visual and suffix rows, five logits.
 
 Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, 5]. The
 prompt is an input, so one graph serves every task, medium and custom prompt. Rows lie as in qalign_fast.model.decoder:
@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qalign_export.graph import Graph
-from qalign_export.vision_graph import Weights, silu
+from qalign_export.vision_graph import silu
 from qalign_fast.config import DecoderConfig, ModelConfig
 from qalign_fast.levels import LEVELS
 
@@ -31,8 +31,8 @@ class _Shapes:
     mask: str  # [T, P+T], 0 or -inf
 
 
-def build_decoder(graph: Graph, weights: Weights, model: ModelConfig) -> None:
-    """Adds the whole graph; `weights` are the stations' parameters by name, float32."""
+def build_decoder(graph: Graph, model: ModelConfig) -> None:
+    """Adds the whole graph."""
     config = model.decoder
     width, heads = config.width, config.heads
     tokens = graph.input("visual_tokens", TensorProto.FLOAT, ["batch", "visual", width])
@@ -42,50 +42,51 @@ def build_decoder(graph: Graph, weights: Weights, model: ModelConfig) -> None:
     shapes = _shapes(graph, config, tokens, prefix, suffix)
     rows = _pack(graph, tokens, suffix, shapes, width)
     for i in range(config.layers):
-        name = f"decoder.layers.{i}."
-        graph.scope = name
-        w = {key[len(name) :]: value for key, value in weights.items() if key.startswith(name)}
+        name = graph.scope = f"decoder.layers.{i}."
         past = graph.op("Gather", prefix, graph.const(i), axis=0)  # [2, P, H, Dh]
-        rows = _layer(graph, w, config, rows, past, shapes, last=i == config.layers - 1)
+        rows = _layer(graph, name, config, rows, past, shapes, last=i == config.layers - 1)
     graph.scope = "decoder."
-    normed = graph.op("Mul", _normalize(graph, rows, config.eps), graph.weight("norm", weights["decoder.norm"]))
-    logits = graph.linear(normed, "head", weights["decoder.head"])
+    normed = graph.op("Mul", _normalize(graph, rows, config.eps), graph.weight("decoder.norm"))
+    logits = graph.linear(normed, "decoder.head", width)
     graph.output(logits, "logits", TensorProto.FLOAT, ["batch", len(LEVELS)])
 
 
-def _layer(
-    graph: Graph, w: Weights, config: DecoderConfig, rows: str, past: str, shapes: _Shapes, *, last: bool
-) -> str:
-    normed = _normalize(graph, rows, config.eps)
-    visual, text = graph.ops("Split", 2, normed, shapes.rows, axis=0)
-    visual = graph.op("Mul", visual, graph.weight("attention_norm_visual", w["attention_norm_visual"]))
-    text = graph.op("Mul", text, graph.weight("attention_norm_text", w["attention_norm_text"]))
-    k, v = _keys_values(graph, w, config, visual, text, past, shapes)
+def _layer(graph: Graph, name: str, config: DecoderConfig, rows: str, past: str, shapes: _Shapes, *, last: bool) -> str:
+    visual, text = _modal_norms(graph, f"{name}attention_norm", rows, config, shapes)
+    k, v = _keys_values(graph, name, config, visual, text, past, shapes)
     if last:
-        rows = _last_row(graph, rows, shapes, config.width)
-        q = graph.linear(_last_text(graph, text, shapes, config.width), "q", w["q.weight"])
+        rows = _last_text(graph, graph.ops("Split", 2, rows, shapes.rows, axis=0)[1], shapes, config.width)
+        q = graph.linear(_last_text(graph, text, shapes, config.width), f"{name}q", config.width)
         q = graph.op("Reshape", q, graph.const([0, 1, config.heads, -1]))
         one = graph.const([-1])
         cos, sin = (graph.op("Gather", table, one, axis=0) for table in (shapes.cos, shapes.sin))
-        context = _attend(graph, config, _rotate(graph, q, cos, sin), k, v, None)
+        context = _attend(graph, _rotate(graph, q, cos, sin), k, v, None)
         context = graph.op("Reshape", context, graph.const([-1, config.width]))
     else:
-        q = graph.linear(graph.op("Concat", visual, text, axis=0), "q", w["q.weight"])
+        q = graph.linear(graph.op("Concat", visual, text, axis=0), f"{name}q", config.width)
         q_visual, q_text = graph.ops("Split", 2, q, shapes.rows, axis=0)
         q = _sequence(graph, q_visual, q_text, shapes, config.heads)
-        context = _attend(graph, config, _rotate(graph, q, shapes.cos, shapes.sin), k, v, shapes.mask)
+        context = _attend(graph, _rotate(graph, q, shapes.cos, shapes.sin), k, v, shapes.mask)
         context = _rows(graph, context, shapes, config.width)
-    rows = graph.op("Add", rows, graph.linear(context, "o", w["o.weight"]))
-    return graph.op("Add", rows, _mlp(graph, w, config, rows, shapes, last=last))
+    rows = graph.op("Add", rows, graph.linear(context, f"{name}o", config.width))
+    return graph.op("Add", rows, _mlp(graph, name, config, rows, shapes, last=last))
+
+
+def _modal_norms(graph: Graph, name: str, rows: str, config: DecoderConfig, shapes: _Shapes) -> tuple[str, str]:
+    """Visual and text rows, each normed with its modality's gain."""
+    visual, text = graph.ops("Split", 2, _normalize(graph, rows, config.eps), shapes.rows, axis=0)
+    return (
+        graph.op("Mul", visual, graph.weight(f"{name}_visual")),
+        graph.op("Mul", text, graph.weight(f"{name}_text")),
+    )
 
 
 def _keys_values(
-    graph: Graph, w: Weights, config: DecoderConfig, visual: str, text: str, past: str, shapes: _Shapes
+    graph: Graph, name: str, config: DecoderConfig, visual: str, text: str, past: str, shapes: _Shapes
 ) -> tuple[str, str]:
     """Keys (rotated) and values [B, P+T, H, Dh], the constant prefix first; k and v of a modality are one product."""
-    kv = {m: np.concatenate((w[f"k_{m}.weight"], w[f"v_{m}.weight"])) for m in ("visual", "text")}
-    k_visual, v_visual = graph.ops("Split", 2, graph.linear(visual, "kv_visual", kv["visual"]), axis=-1, num_outputs=2)
-    k_text, v_text = graph.ops("Split", 2, graph.linear(text, "kv_text", kv["text"]), axis=-1, num_outputs=2)
+    kv = [graph.linear(rows, f"{name}kv_{m}", config.width) for m, rows in (("visual", visual), ("text", text))]
+    (k_visual, v_visual), (k_text, v_text) = (graph.ops("Split", 2, both, axis=-1, num_outputs=2) for both in kv)
     k = _rotate(graph, _sequence(graph, k_visual, k_text, shapes, config.heads), shapes.cos, shapes.sin)
     v = _sequence(graph, v_visual, v_text, shapes, config.heads)
     whole = graph.op("Concat", shapes.batch, graph.const([1, 1, 1]), axis=0)
@@ -95,10 +96,9 @@ def _keys_values(
     return graph.op("Concat", past_k, k, axis=1), graph.op("Concat", past_v, v, axis=1)
 
 
-def _attend(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, mask: str | None) -> str:
-    """q [B, Tq, H, Dh], k and v [B, P+T, H, Dh] -> context [B, Tq, D]."""
-    scale = graph.const((config.width // config.heads) ** -0.5, np.float32)
-    q = graph.op("Transpose", graph.op("Mul", q, scale), perm=[0, 2, 1, 3])
+def _attend(graph: Graph, q: str, k: str, v: str, mask: str | None) -> str:
+    """q [B, Tq, H, Dh], scaled already, k and v [B, P+T, H, Dh] -> context [B, Tq, D]."""
+    q = graph.op("Transpose", q, perm=[0, 2, 1, 3])
     scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 3, 1]))
     if mask is not None:
         scores = graph.op("Add", scores, mask)
@@ -106,18 +106,13 @@ def _attend(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, mask: s
     return graph.op("Reshape", graph.op("Transpose", context, perm=[0, 2, 1, 3]), graph.const([0, 0, -1]))
 
 
-def _mlp(graph: Graph, w: Weights, config: DecoderConfig, rows: str, shapes: _Shapes, *, last: bool) -> str:
-    normed = _normalize(graph, rows, config.eps)
-    gains = {m: graph.weight(f"mlp_norm_{m}", w[f"mlp_norm_{m}"]) for m in (("text",) if last else ("visual", "text"))}
+def _mlp(graph: Graph, name: str, config: DecoderConfig, rows: str, shapes: _Shapes, *, last: bool) -> str:
     if last:
-        normed = graph.op("Mul", normed, gains["text"])
+        normed = graph.op("Mul", _normalize(graph, rows, config.eps), graph.weight(f"{name}mlp_norm_text"))
     else:
-        visual, text = graph.ops("Split", 2, normed, shapes.rows, axis=0)
-        visual, text = graph.op("Mul", visual, gains["visual"]), graph.op("Mul", text, gains["text"])
-        normed = graph.op("Concat", visual, text, axis=0)
-    both = graph.linear(normed, "gate_up", np.concatenate((w["gate.weight"], w["up.weight"])))
-    gate, up = graph.ops("Split", 2, both, axis=-1, num_outputs=2)
-    return graph.linear(graph.op("Mul", silu(graph, gate), up), "down", w["down.weight"])
+        normed = graph.op("Concat", *_modal_norms(graph, f"{name}mlp_norm", rows, config, shapes), axis=0)
+    gate, up = graph.ops("Split", 2, graph.linear(normed, f"{name}gate_up", config.width), axis=-1, num_outputs=2)
+    return graph.linear(graph.op("Mul", silu(graph, gate), up), f"{name}down", config.mlp)
 
 
 def _shapes(graph: Graph, config: DecoderConfig, tokens: str, prefix: str, suffix: str) -> _Shapes:
@@ -140,7 +135,7 @@ def _rotary_tables(graph: Graph, config: DecoderConfig, positions: str) -> tuple
     half = config.width // config.heads // 2
     frequency = (config.rope_theta ** (-np.arange(half, dtype=np.float32) / np.float32(half))).astype(np.float32)
     place = graph.op("Reshape", graph.op("Cast", positions, to=TensorProto.FLOAT), graph.const([-1, 1, 1]))
-    angle = graph.op("Mul", place, graph.weight("frequency", frequency))  # [T, 1, Dh/2]
+    angle = graph.op("Mul", place, graph.array("decoder.frequency", frequency))  # [T, 1, Dh/2]
     cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
     return graph.op("Concat", cos, cos, axis=-1), graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
 
@@ -180,10 +175,6 @@ def _rows(graph: Graph, sequence: str, shapes: _Shapes, width: int) -> str:
     flat = graph.const([-1, width])
     parts = [graph.op("Reshape", part, flat) for part in graph.ops("Split", 2, sequence, lengths, axis=1)]
     return graph.op("Concat", *parts, axis=0)
-
-
-def _last_row(graph: Graph, rows: str, shapes: _Shapes, width: int) -> str:
-    return _last_text(graph, graph.ops("Split", 2, rows, shapes.rows, axis=0)[1], shapes, width)
 
 
 def _last_text(graph: Graph, text: str, shapes: _Shapes, width: int) -> str:

@@ -44,32 +44,39 @@ class Fidelity:
 
 def verify(
     artifact: str | Path, against: str | Path, pictures: Sequence[Picture] = (), *, count: int = 104
-) -> Fidelity:
-    """Compares an artifact with what it was made from, and writes the report into its manifest.
+) -> dict[str, Fidelity]:
+    """Compares each engine of an artifact with what it was made from, and writes the reports into its manifest.
 
-    `pictures` are scored by both, or `count` generated ones. Raises ArtifactError for fewer than two pictures, or where
+    `pictures` are scored by all, or `count` generated ones. Raises ArtifactError for fewer than two pictures, or where
     the two models share no task.
     """
     opened = open_artifact(artifact)
     chosen = list(pictures) or list(generate_pictures(count))
     if len(chosen) < 2:
         raise ArtifactError(f"{artifact}: a comparison needs two pictures or more, found {len(chosen)}")
-    ours, theirs = Scorer.load(artifact, verify=False), Scorer.load(against)  # hashed a moment ago
-    tasks = [task for task in ours.tasks() if task in theirs.tasks()]
+    theirs = Scorer.load(against)
+    tasks = [e.prompt.task for e in opened.manifest.prompts if e.prompt.medium == "image"]
+    tasks = [task for task in tasks if task in theirs.tasks()]
     if not tasks:
         raise ArtifactError(f"{artifact}: shares no task with {against}")
-    found, expected = (scorer.score_tasks(chosen, tasks) for scorer in (ours, theirs))
-    report = compare(
-        {task: [scores[task] for scores in found] for task in tasks},
-        {task: [scores[task] for scores in expected] for task in tasks},
-        against=Path(against).name,
-        pictures=f"{len(chosen)} given" if pictures else f"{len(chosen)}, {GENERATED}",
-    )
-    manifest = dataclasses.replace(opened.manifest, fidelity=dataclasses.asdict(report))
+    expected = _by_task(theirs, chosen, tasks)
+    del theirs  # two large models at a time would not fit
+    reports = {}
+    for engine in opened.manifest.engines:
+        found = _by_task(Scorer.load(artifact, engine=engine, verify=False), chosen, tasks)  # hashed a moment ago
+        what = f"{len(chosen)} given" if pictures else f"{len(chosen)}, {GENERATED}"
+        reports[engine] = compare(found, expected, against=Path(against).name, pictures=what)
+    described = {engine: dataclasses.asdict(report) for engine, report in reports.items()}
+    manifest = dataclasses.replace(opened.manifest, fidelity=described)
     partial = opened.path(f".{MANIFEST}.partial")
     partial.write_text(manifest.to_json(), "utf-8")
     partial.replace(opened.path(MANIFEST))
-    return report
+    return reports
+
+
+def _by_task(scorer: Scorer, pictures: Sequence[Picture], tasks: Sequence[str]) -> dict[str, list[Score]]:
+    scores = scorer.score_tasks(list(pictures), list(tasks))
+    return {task: [both[task] for both in scores] for task in tasks}
 
 
 def compare(

@@ -7,6 +7,7 @@ tracer of a given torch release sees the model.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,14 +19,18 @@ OPSET = 18
 IR_VERSION = 9  # what the oldest onnxruntime we allow reads
 _ALIGN = 4096  # external tensors begin on a page, so that a runtime can map them
 _INLINE = 1024  # bytes; smaller constants stay in the graph
+_CONTRIB = "com.microsoft"  # onnxruntime's own operators
 
 
 class Graph:
     """Values are their names; every method that makes one returns its name."""
 
-    def __init__(self, name: str, data_file: Path | None = None) -> None:
-        """With a data_file, weights go there as they come, instead of into the model file (2 GiB at most)."""
+    def __init__(self, name: str, tensors: Mapping[str, np.ndarray], data_file: Path | None = None) -> None:
+        """`tensors` are the packed ones, by name, looked up when they are used. With a data_file they go there as they
+        come, instead of into the model file (2 GiB at most).
+        """
         self.name = name
+        self.tensors = tensors
         self.data_file = data_file
         self._data: IO[bytes] | None = data_file.open("wb") if data_file else None
         self._nodes: list[onnx.NodeProto] = []
@@ -33,6 +38,8 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._count: Counter[str] = Counter()
+        self._quantized: dict[str, tuple[str, str]] = {}  # a value's 8-bit rows and their scales, made once
+        self._domains: set[str] = set()
         self.scope = ""
 
     def input(self, name: str, dtype: int, shape: list[int | str]) -> str:
@@ -61,30 +68,86 @@ class Graph:
             self._initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def weight(self, name: str, array: np.ndarray) -> str:
-        """A weight, stored under its own name."""
-        name = self.scope + name
-        assert name not in self._initializers
-        array = np.ascontiguousarray(array)
-        if self._data is None or array.nbytes < _INLINE:
-            self._initializers[name] = numpy_helper.from_array(array, name)
-        else:
-            self._initializers[name] = self._external(name, array)
+    def weight(self, name: str) -> str:
+        """A packed tensor, under its own name."""
+        return self.array(name, self.tensors[name])
+
+    def array(self, name: str, array: np.ndarray) -> str:
+        """An initializer; stored once however often it is asked for."""
+        if name not in self._initializers:
+            array = np.ascontiguousarray(array)
+            inline = self._data is None or array.nbytes < _INLINE
+            self._initializers[name] = numpy_helper.from_array(array, name) if inline else self._external(name, array)
         return name
 
-    def linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
-        """x [..., K] times weight [N, K] transposed, plus bias [N]."""
-        y = self.op("MatMul", x, self.weight(f"{name}.weight", weight.T))
-        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias))
+    def linear(self, x: str, name: str, inputs: int) -> str:
+        """Rows [M, K = inputs] by the packed linear of that name, in the precision its weight has: float32 [M, N]."""
+        weight = self.tensors[f"{name}.weight"]
+        if weight.dtype == np.int8:
+            y = self._int8(x, name, weight)
+        elif weight.dtype == np.uint8:
+            y = self._int4(x, name, weight, inputs)
+        elif weight.dtype == np.float16:
+            y = self.op("MatMul", self.op("Cast", x, to=TensorProto.FLOAT16), self.array(f"{name}.weight", weight.T))
+            y = self.op("Cast", y, to=TensorProto.FLOAT)
+        else:
+            y = self.op("MatMul", x, self.array(f"{name}.weight", weight.T))
+        return self.op("Add", y, self.weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else y
+
+    def _int8(self, x: str, name: str, weight: np.ndarray) -> str:
+        """qalign_kernels.linear.int8_linear: u8 x s8, the fast product of a CPU, so rows are stored 128 up.
+
+        Of the forms that bench/results/onnx_linear.json compares, the fastest whose semantics are documented.
+        """
+        rows, scale = self._quantize_rows(x)
+        y = self._contrib(
+            "MatMulIntegerToFloat",
+            rows,
+            self.array(f"{name}.weight", weight.T),
+            self.const(1, np.float32),
+            self.weight(f"{name}.scale"),
+            self.const(128, np.uint8),
+        )
+        return self.op("Mul", y, scale)
+
+    def _quantize_rows(self, x: str) -> tuple[str, str]:
+        """float32 [M, K] -> uint8 [M, K], 128 for zero, and scales [M, 1]."""
+        if x not in self._quantized:
+            largest = self.op("ReduceMax", self.op("Abs", x), self.const([-1]), keepdims=1)
+            largest = self.op("Max", largest, self.const(1e-30, np.float32))
+            scale = self.op("Div", largest, self.const(127, np.float32))
+            flat = self.op("Reshape", scale, self.const([-1]))
+            zeros = self.op("Expand", self.const(128, np.uint8), self.op("Shape", flat))
+            self._quantized[x] = self.op("QuantizeLinear", x, flat, zeros, axis=0), scale
+        return self._quantized[x]
+
+    def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
+        """qalign_kernels.linear.int4_linear: accuracy level 4 is 8-bit rows, scaled by row and group."""
+        outputs, _, half = weight.shape
+        return self._contrib(
+            "MatMulNBits",
+            x,
+            self.array(f"{name}.weight", weight),
+            self.weight(f"{name}.scale"),
+            self.weight(f"{name}.zero"),
+            K=inputs,
+            N=outputs,
+            bits=4,
+            block_size=2 * half,
+            accuracy_level=4,
+        )
+
+    def _contrib(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        self._domains.add(_CONTRIB)
+        return self.op(kind, *inputs, domain=_CONTRIB, **attributes)
 
     def save(self, path: Path) -> None:
         """Writes the model file, and closes the data file. What onnx.checker refuses is our mistake."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qalign-fast"
-        )
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in self._domains)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="qalign-fast")
         if self._data is not None:
             self._data.close()
         path.write_bytes(model.SerializeToString(deterministic=True))

@@ -61,6 +61,13 @@ def evaluate(scorer: Scorer) -> list[Result]:
     return results
 
 
+def distorted(severities: int = 16) -> list[Image.Image]:
+    """The held-out pictures in every family at that many severities: what a precision is judged by."""
+    rng = np.random.default_rng(0)
+    steps = np.linspace(0.05, 1, severities)
+    return [DISTORTIONS[f](picture, s, rng) for picture in held_out().values() for f in FAMILIES for s in steps]
+
+
 def family_means(results: list[Result]) -> dict[str, float]:
     return {family: float(np.mean([r.spearman(family) for r in results])) for family in FAMILIES}
 

@@ -1,125 +1,206 @@
-"""A checkpoint directory in, an artifact directory out: graphs, the prompts' constants, the manifest with its hashes.
+"""A model's parameters in, an artifact directory out: weights for the engines, the prompts' constants, the manifest.
 
-Everything is written into a folder beside the target, the manifest last, and renamed at the end: an interrupted export
-leaves nothing that loads.
+Packed tensors are written block by block as they are made; the ONNX graphs are then built from that file, mapped. All
+is written into a folder beside the target, the manifest last, and renamed at the end: an interrupted export leaves
+nothing that loads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qalign_export.decoder_graph import build_decoder
 from qalign_export.graph import Graph
-from qalign_export.vision_graph import Weights, build_vision
+from qalign_export.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
+from qalign_export.source import Source, open_source, weight_count
+from qalign_export.tensor_file import TensorFile
+from qalign_export.unfinished import unfinished
+from qalign_export.vision_graph import build_vision
 from qalign_fast.artifact import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
 from qalign_fast.config import ModelConfig
-from qalign_fast.errors import ArtifactError, TaskError
+from qalign_fast.errors import ArtifactError, DeviceError, TaskError
+from qalign_fast.image import Picture, load_pixels
 from qalign_fast.levels import LEVEL_IDS, LEVELS
-from qalign_fast.model import Model
-from qalign_fast.prompt import MEDIA, TASKS, prompt
-from qalign_fast.weights import load_model, weight_files
+from qalign_fast.prompt import MEDIA, TASKS, Prompt, prompt
+from qalign_fast.weights import parameter_shapes
 
-Builder = Callable[[Graph, Weights, ModelConfig], None]
-_EXTERNAL_FROM = 1 << 30  # bytes of weights; a model file itself may hold 2 GiB
+_EXTERNAL_FROM = 1 << 30  # bytes of a graph's weights; a model file itself may hold 2 GiB
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.54}  # a weight, its share of scales included
+ENGINES = ("onnx", "torch")
 UNKNOWN_LICENSE = "unknown; see the source checkpoint"
 
 
 def export_artifact(
-    checkpoint: str | Path,
+    reference: str | Path,
     out: str | Path,
     *,
-    tasks: Iterable[str] = TASKS,
+    recipe: Recipe = FLOAT,
+    engines: Sequence[str] = ("onnx",),
+    tasks: Sequence[str] = TASKS,
+    prompts: Sequence[Prompt] = (),
+    calibration: Sequence[Picture] = (),
     name: str | None = None,
     license: str = UNKNOWN_LICENSE,
     external_from: int = _EXTERNAL_FROM,
+    done: Callable[[int, int], None] = lambda _, __: None,
 ) -> Path:
-    """Writes the float32 ONNX artifact of an upstream checkpoint directory; returns its path.
+    """Writes an artifact of a model (what `open_source` takes); returns its path.
 
-    Weights of external_from bytes or more go to `.onnx_data` files beside the graphs. Raises CheckpointError for a
-    checkpoint that is not whole, TaskError for an unknown task, ArtifactError where `out` exists already.
+    `prompts` are more than the known `tasks` (`tokenize_prompt` makes them). `calibration`: pictures whose activations
+    decide what is moved and what stays in a higher precision; without, 8 and 4 bits lose more. Models of external_from
+    bytes or more keep their graphs' weights in `.onnx_data` files. `done` hears how many blocks are written of all.
+
+    Raises CheckpointError for a checkpoint that is not whole, TaskError for an unknown task, ImageError for a
+    calibration picture that cannot be read, DeviceError for a precision that an engine does not have, ArtifactError
+    where `out` exists already or the disk has no room.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
-    tasks = _known(tasks)
-    if out.exists():
-        raise ArtifactError(f"{out}: exists already; choose another name or delete it")
-    model = load_model(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        engines = {"onnx": _write_graphs(model, partial, external_from)}
-        prompts = _write_prompts(model, partial / PROMPTS, tasks)
-        _write_preprocessor(model.config, partial / "preprocessor_config.json")
+    out = Path(out)
+    prompts = (*_known(tasks), *prompts)
+    source = open_source(reference)
+    _check(source, out, recipe, engines)
+    pixels = _load(calibration, source.config)
+    with unfinished(out) as partial:
+        suffix = "" if recipe.precision == "fp32" else f"_{recipe.precision}"
+        weights = partial / f"torch/model{suffix}.safetensors"
+        weights.parent.mkdir()
+        with TensorFile(weights, most=8 * len(parameter_shapes(source.config))) as file:
+            packed = pack(source, recipe, prompts, pixels, file.write, done)
+        written: dict[str, dict[str, str]] = {}
+        if "onnx" in engines:
+            written["onnx"] = _write_graphs(weights, source.config, partial, suffix, external_from)
+        if "torch" in engines:
+            written["torch"] = {"weights": weights.relative_to(partial).as_posix()}
+        else:
+            shutil.rmtree(weights.parent)
+        entries = _write_prompts(packed, partial / PROMPTS, prompts)
+        _write_preprocessor(source.config, partial / "preprocessor_config.json")
         manifest = Manifest(
-            name=name or checkpoint.resolve().name,
-            source={"name": checkpoint.resolve().name, "sha256": hash_source(checkpoint)},
+            name=name or source.name,
+            source={"name": source.name, "sha256": source.sha256()},
             license=license,
-            config=model.config,
+            config=source.config,
             levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
-            prompts=prompts,
-            precision="fp32",
-            engines=engines,
+            prompts=entries,
+            precision=recipe.precision,
+            quantization=_describe(recipe, packed, len(pixels)),
+            engines=written,
             files=_hash_all(partial),
             fidelity=None,
             made_with={package: version(package) for package in ("qalign-fast", "torch", "onnx", "numpy")},
         )
         (partial / MANIFEST).write_text(manifest.to_json(), "utf-8")
-        partial.chmod(0o755)  # mkdtemp made it private
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _known(tasks: Iterable[str]) -> tuple[str, ...]:
-    tasks = tuple(dict.fromkeys(tasks))
+def _known(tasks: Sequence[str]) -> tuple[Prompt, ...]:
     for task in tasks:
         if task not in TASKS:
             raise TaskError(f"task {task!r} is not known; the family has: {', '.join(TASKS)}")
-    return tasks
+    return tuple(prompt(task, medium) for task in dict.fromkeys(tasks) for medium in MEDIA)
 
 
-def _write_graphs(model: Model, directory: Path, external_from: int) -> dict[str, str]:
+def _check(source: Source, out: Path, recipe: Recipe, engines: Sequence[str]) -> None:
+    if recipe.precision not in PRECISIONS:
+        raise DeviceError(f"precision {recipe.precision!r} is not known; available: {', '.join(PRECISIONS)}")
+    if recipe.precision == "bf16" and "onnx" in engines:
+        raise DeviceError("onnxruntime does not compute in bf16 on a CPU; available: --engine torch, or fp16")
+    if out.exists():
+        raise ArtifactError(f"{out}: exists already; choose another name or delete it")
+    needed = int(weight_count(source.config) * _BYTES[recipe.precision] * (2 if "onnx" in engines else 1))
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ArtifactError(f"{out}: about {needed / 1e9:.1f} GB are written; {place} has {free / 1e9:.1f} GB free")
+
+
+def _load(pictures: Sequence[Picture], config: ModelConfig) -> torch.Tensor:
+    """uint8 [B, S, S, 3]; B = 0 without pictures."""
+    side = config.pixels.side
+    pixels = np.empty((len(pictures), side, side, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        pixels[i] = load_pixels(picture, config.pixels)
+    return torch.from_numpy(pixels)
+
+
+class _Mapped(Mapping[str, np.ndarray]):
+    """A safetensors file's tensors as arrays, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "np") as file:
+            self._names = frozenset(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "np") as file:  # opened anew, so that pages once read do not stay mapped
+            array: np.ndarray = file.get_tensor(name)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _write_graphs(
+    weights: Path, config: ModelConfig, directory: Path, suffix: str, external_from: int
+) -> dict[str, str]:
     """The engine's parts: {"encode": path, "decode": path}."""
-    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    parts: dict[str, tuple[str, Builder]] = {
-        "encode": ("onnx/vision_encoder.onnx", build_vision),
-        "decode": ("onnx/decoder_model.onnx", build_decoder),
-    }
+    parts = {"encode": f"onnx/vision_encoder{suffix}.onnx", "decode": f"onnx/decoder_model{suffix}.onnx"}
+    builders = {"encode": build_vision, "decode": build_decoder}
     (directory / "onnx").mkdir()
-    for part, (path, build) in parts.items():
+    external = weights.stat().st_size >= external_from
+    for part, path in parts.items():
         file = directory / path
-        size = sum(a.nbytes for n, a in weights.items() if n.startswith("decoder.") == (part == "decode"))
-        graph = Graph(file.stem, file.with_suffix(".onnx_data") if size >= external_from else None)
-        build(graph, weights, model.config)
+        graph = Graph(file.stem, _Mapped(weights), file.with_suffix(".onnx_data") if external else None)
+        builders[part](graph, config)
         graph.save(file)
-    return {part: path for part, (path, _) in parts.items()}
+    return parts
 
 
-def _write_prompts(model: Model, path: Path, tasks: tuple[str, ...]) -> tuple[PromptEntry, ...]:
-    """The constants of every task in every medium; prompts with the same prefix share one tensor."""
+def _write_prompts(packed: Packed, path: Path, prompts: Sequence[Prompt]) -> tuple[PromptEntry, ...]:
+    """The constants of every prompt; prompts with the same text before or after the picture share its tensor."""
     tensors: dict[str, torch.Tensor] = {}
     prefixes: dict[tuple[int, ...], str] = {}
+    suffixes: dict[tuple[int, ...], str] = {}
     entries = []
-    for task in tasks:
-        for medium in MEDIA:
-            p = prompt(task, medium)
-            prefix = prefixes.setdefault(p.prefix, f"{p.name}.prefix")
-            if prefix not in tensors:
-                tensors[prefix] = model.decoder.prefix(p.prefix).contiguous()
-            tensors[f"{p.name}.suffix"] = model.decoder.suffix(p.suffix).contiguous()
-            entries.append(PromptEntry(p, prefix, f"{p.name}.suffix"))
+    for p in prompts:
+        prefix = prefixes.setdefault(p.prefix, f"{p.name}.prefix")
+        suffix = suffixes.setdefault(p.suffix, f"{p.name}.suffix")
+        tensors[prefix] = packed.prefixes[p.prefix].contiguous()
+        tensors[suffix] = packed.suffixes[p.suffix].contiguous()
+        entries.append(PromptEntry(p, prefix, suffix))
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors made it private
     return tuple(entries)
+
+
+def _describe(recipe: Recipe, packed: Packed, calibration: int) -> dict[str, Any] | None:
+    """How the weights were rounded, for the manifest; none where they were not."""
+    if recipe.precision == "fp32":
+        return None
+    described: dict[str, Any] = {"calibration_pictures": calibration, "higher": packed.higher}
+    if recipe.precision == "int4":
+        described["group"] = recipe.group
+    if packed.errors:
+        worst = max(packed.errors, key=packed.errors.__getitem__)
+        described["largest_relative_error"] = {worst: packed.errors[worst]}
+    return described
 
 
 def _write_preprocessor(config: ModelConfig, path: Path) -> None:
@@ -134,14 +215,6 @@ def _write_preprocessor(config: ModelConfig, path: Path) -> None:
         "image_std": rule.std,
     }
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
-def hash_source(checkpoint: Path) -> str:
-    """One SHA-256 over a checkpoint's config and weight files, in name order."""
-    whole = hashlib.sha256()
-    for file in sorted([checkpoint / "config.json", *weight_files(checkpoint)]):
-        whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
-    return whole.hexdigest()
 
 
 def _hash_all(directory: Path) -> dict[str, FileEntry]:

@@ -1,0 +1,118 @@
+"""A model reference in, its parameters by name out: a checkpoint directory, a Hub id, or `random:` and a geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qalign_fast.artifact import EMBEDDED, MANIFEST, hash_file, read_manifest
+from qalign_fast.config import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig, read_config
+from qalign_fast.errors import CheckpointError
+from qalign_fast.loading import find_model
+from qalign_fast.weights import Checkpoint, parameter_shapes, weight_files
+
+RANDOM = "random:"
+ONE_ALIGN = ModelConfig(
+    VisionConfig(width=1024, layers=24, heads=16, mlp=4096, side=448, patch=14, eps=1e-6),
+    AbstractorConfig(queries=64, width=1024, layers=6, heads=16, mlp=2816, eps=1e-6),
+    DecoderConfig(
+        width=4096, layers=32, heads=32, mlp=11008, vocab=32000, eps=1e-6, rope_theta=10000.0, positions=2048
+    ),
+)
+
+
+class Source(Protocol):
+    """Parameters by the reference model's names, read when asked for."""
+
+    name: str
+    config: ModelConfig
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Float32 copies of these parameters."""
+        ...
+
+    def sha256(self) -> str:
+        """What identifies the parameters, for the manifest."""
+        ...
+
+
+def open_source(reference: str | Path) -> Source:
+    """A checkpoint directory, a Hub id (fetched, resumably), or `random:one-align`, `random:mini`, `random:` and a
+    directory with a config.json. Raises CheckpointError, ArtifactError or MissingExtraError.
+    """
+    if str(reference).startswith(RANDOM):
+        return RandomSource(str(reference))
+    return CheckpointSource(find_model(reference))
+
+
+def weight_count(config: ModelConfig) -> int:
+    """Parameters that an artifact holds: all but the vocabulary's embeddings."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if name != "decoder.embed")
+
+
+class CheckpointSource(Checkpoint):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.name = directory.resolve().name
+
+    def sha256(self) -> str:
+        """One SHA-256 over the config and weight files, in name order."""
+        whole = hashlib.sha256()
+        for file in sorted([self.directory / "config.json", *weight_files(self.directory)]):
+            whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+        return whole.hexdigest()
+
+
+class RandomSource:
+    """Random parameters of a known geometry, each made from its own seed when it is read: true sizes, no download.
+
+    Scaled so that activations neither die nor blow up; what such a model scores means nothing.
+    """
+
+    def __init__(self, reference: str) -> None:
+        self.name = reference
+        self.config = _geometry(reference.removeprefix(RANDOM))
+        self._shapes = parameter_shapes(self.config)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self._make(name) for name in names}
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    def _make(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if "norm" in name:
+            return torch.ones(shape)
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+        generator = torch.Generator().manual_seed(seed)
+        return torch.empty(shape).normal_(0, self._deviation(name, shape), generator=generator)
+
+    def _deviation(self, name: str, shape: tuple[int, ...]) -> float:
+        if not name.endswith(".weight"):  # embeddings, positions, tokens, the head
+            return 0.02 if name != "decoder.embed" else 1.0
+        layers = {"vision": self.config.vision.layers, "decoder": self.config.decoder.layers}.get(
+            name.partition(".")[0], 6
+        )
+        into_residual = name.rsplit(".", 2)[-2] in ("out", "fc2", "o", "down")
+        return 1 / math.sqrt(shape[-1] * (2 * layers if into_residual else 1))
+
+
+def _geometry(name: str) -> ModelConfig:
+    if name == "one-align":
+        return ONE_ALIGN
+    if name == "mini":
+        return read_manifest(EMBEDDED / MANIFEST).config
+    if Path(name).is_dir():
+        return read_config(Path(name))
+    raise CheckpointError(
+        f"{RANDOM}{name}: no such geometry; known: one-align, mini, or a directory that has a config.json"
+    )

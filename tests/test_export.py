@@ -1,0 +1,265 @@
+"""From a checkpoint, or random weights of a geometry, to packed tensors: folding, precisions, streaming, prompts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FOLDERS, GOLDEN, Golden
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from qalign_export.custom_prompt import tokenize_prompt
+from qalign_export.fidelity import generate_pictures
+from qalign_export.fold import blocks
+from qalign_export.pack import Recipe, pack
+from qalign_export.source import ONE_ALIGN, open_source, weight_count
+from qalign_export.tensor_file import TensorFile
+from qalign_export.writer import export_artifact
+from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError
+from qalign_fast.artifact import open_artifact
+from qalign_fast.loading import load_engine
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import ALL_PROMPTS, prompt
+from qalign_fast.weights import parameter_shapes
+
+TOKENIZER = GOLDEN / "tokenizer.model"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folding_changes_nothing(folder: str) -> None:
+    source, tensors = open_source(GOLDEN / folder), {}
+    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
+    model, expected = PackedModel(source.config, tensors), np.load(GOLDEN / folder / "expected.npz")
+    tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
+    size = np.abs(expected["visual_tokens"]).max()
+    np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
+    for p in ALL_PROMPTS:
+        inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
+        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
+        if (name := f"logits_{p.task}_{p.medium}") in expected:
+            np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)
+
+
+def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every migration with random scales, the constant prefix's values included."""
+    from qalign_export import pack as module
+
+    source = open_source(GOLDEN / "outlier-112")
+    pixels = torch.from_numpy(np.load(GOLDEN / "outlier-112" / "expected.npz")["resized_uint8"])
+    generator = torch.Generator().manual_seed(0)
+    moved = 0
+
+    def scales(weights: list[torch.Tensor], *_: object) -> torch.Tensor:
+        nonlocal moved
+        moved += 1
+        return torch.empty(weights[0].shape[1]).uniform_(0.25, 4, generator=generator)
+
+    monkeypatch.setattr(module, "choose_migration", scales)
+    monkeypatch.setattr(module, "_round", lambda *_: None)
+    monkeypatch.setattr(module, "sensitive_linears", lambda *_: {})
+    results = []
+    for recipe in (Recipe("fp32"), Recipe("int8")):
+        tensors: dict[str, torch.Tensor] = {}
+        packed = pack(source, recipe, ALL_PROMPTS, pixels, tensors.__setitem__)
+        model, p = PackedModel(source.config, tensors), prompt("quality")
+        results.append(model.decode(model.encode(pixels), packed.prefixes[p.prefix], packed.suffixes[p.suffix]))
+    assert moved == sum(len(block.migrations) for block in blocks(source.config))
+    torch.testing.assert_close(*results, rtol=0, atol=2e-4)
+
+
+def test_what_would_overflow_float16_stays_in_float32(narrow: Golden, tmp_path: Path) -> None:
+    tensors = load_file(narrow.checkpoint / "model.safetensors")
+    for name, factor in (("gate_proj", 1e3), ("up_proj", 1e3), ("down_proj", 1e-6)):  # the product passes 65504
+        tensors[f"model.layers.1.mlp.{name}.weight"] = tensors[f"model.layers.1.mlp.{name}.weight"].float() * factor
+    checkpoint = tmp_path / "loud"
+    checkpoint.mkdir()
+    save_file(tensors, checkpoint / "model.safetensors")
+    for name in ("config.json", "preprocessor_config.json"):
+        (checkpoint / name).write_text((narrow.checkpoint / name).read_text())
+    out = export_artifact(
+        checkpoint,
+        tmp_path / "half",
+        recipe=Recipe("fp16"),
+        engines=("onnx", "torch"),
+        calibration=generate_pictures(4),
+    )
+    quantization = open_artifact(out).manifest.quantization
+    assert quantization is not None
+    assert set(quantization["higher"]) == {"decoder.layers.1.down"}
+    exact = Scorer.load(checkpoint).score(narrow.pictures)
+    for engine in ("onnx", "torch"):
+        found = Scorer.load(out, engine=engine).score(narrow.pictures)
+        assert max(abs(a.value - b.value) for a, b in zip(found, exact, strict=True)) < 1e-2
+
+
+def test_bfloat16_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="onnxruntime does not compute in bf16"):
+        export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("bf16"))
+    out = export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("bf16"), engines=["torch"])
+    engine = load_engine(out)
+    assert (engine.name, engine.precision) == ("torch", "bf16")
+    logits = engine.decode(engine.encode(narrow.expected["resized_uint8"]), prompt("quality"))
+    np.testing.assert_allclose(logits, narrow.expected["logits_quality_image"], rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("group", [128, 64, 32])
+def test_groups_of_four_bits(group: int, narrow: Golden, tmp_path: Path) -> None:
+    out = export_artifact(narrow.checkpoint, tmp_path / "g", recipe=Recipe("int4", group), engines=("onnx", "torch"))
+    weights = load_file(out / "torch/model_int4.safetensors")
+    # 88 = the narrow decoder's MLP width
+    assert weights["decoder.layers.0.down.weight"].shape == (32, -(-88 // group), group // 2)
+    scores = [Scorer.load(out, engine=engine).score(narrow.pictures[0]).value for engine in ("onnx", "torch")]
+    assert abs(scores[0] - scores[1]) < 0.1
+
+
+def test_an_artifact_says_which_engines_and_precision_it_has(narrow: Golden, tmp_path: Path) -> None:
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("int8"), engines=["torch"])
+    assert load_engine(out).name == "torch"
+    for choice in ({"engine": "onnx"}, {"precision": "fp32"}):
+        with pytest.raises(DeviceError, match=r"available: (torch|int8)"):
+            load_engine(out, **choice)  # type: ignore[arg-type]
+
+
+def test_packed_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tmp_path: Path) -> None:
+    from qalign_fast.torch_engine import load_packed
+
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("int8"), engines=["torch"])
+    opened, file = open_artifact(out), out / "torch/model_int8.safetensors"
+    whole = load_file(file)
+    down = "decoder.layers.1.down.weight"
+    for change in ({down: None}, {down: whole[down][:, :-1].contiguous()}, {down: whole[down].float()[:-1]}):
+        save_file({name: t for name, t in (whole | change).items() if t is not None}, file)
+        with pytest.raises(ArtifactError, match=file.name):
+            load_packed(opened)
+
+
+def test_random_weights_have_the_true_sizes_and_are_the_same_at_every_reading() -> None:
+    source = open_source("random:one-align")
+    assert source.config == ONE_ALIGN
+    # 8.198 B by the model's card, of them 131 M embeddings and all but five rows of 131 M of the head; the rotary
+    # tables and the abstractor's positions are buffers
+    assert abs(weight_count(ONE_ALIGN) + 2 * 32000 * 4096 - 8.198e9) < 0.01e9
+    name = "vision.layers.3.fc1.weight"
+    first, again = (open_source("random:one-align").read([name])[name] for _ in range(2))
+    assert first.shape == parameter_shapes(ONE_ALIGN)[name]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, source.read(["vision.layers.4.fc1.weight"])["vision.layers.4.fc1.weight"])
+    with pytest.raises(CheckpointError, match="no such geometry; known: one-align, mini"):
+        open_source("random:llava")
+
+
+def test_a_random_model_exports_and_scores(tmp_path: Path, narrow: Golden) -> None:
+    out = export_artifact(f"random:{narrow.checkpoint}", tmp_path / "r", recipe=Recipe("int8"), tasks=["quality"])
+    scores = Scorer.load(out).score(narrow.pictures)
+    assert len({round(score.value, 6) for score in scores}) == len(scores)
+
+
+def test_exports_are_the_same_at_every_run(narrow: Golden, tmp_path: Path) -> None:
+    options = {"recipe": Recipe("int4"), "engines": ("onnx", "torch"), "calibration": generate_pictures(4)}
+    first, again = (export_artifact(narrow.checkpoint, tmp_path / n, **options) for n in "ab")  # type: ignore[arg-type]
+    files = [open_artifact(out).manifest.files for out in (first, again)]
+    assert files[0] == files[1]
+
+
+def test_an_export_holds_a_few_blocks_in_memory_not_the_model(tmp_path: Path) -> None:
+    """25 layers of 52 MB each, in float32: the whole would be 1.3 GB."""
+    config = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
+    config |= {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
+    peaks = []
+    for layers in (1, 25):
+        folder = tmp_path / f"layers-{layers}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+        code = (
+            "import resource, sys\n"
+            "from qalign_export.pack import Recipe\n"
+            "from qalign_export.writer import export_artifact\n"
+            "options = dict(engines=('onnx', 'torch'), tasks=['quality'], external_from=0)\n"
+            f"export_artifact('random:{folder}', sys.argv[1], recipe=Recipe('int8'), **options)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / f"out-{layers}")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 200e6
+
+
+def test_the_disk_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qalign_export import writer
+
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    with pytest.raises(ArtifactError, match=r"about 15\.9 GB are written; .* has 1\.0 GB free"):
+        export_artifact("random:one-align", tmp_path / "new/o", recipe=Recipe("int8"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_file_is_safetensors_and_aligned(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.arange(3, dtype=torch.int8),
+        "b": torch.randn(5, 7),
+        "c": torch.randn(2, 2).bfloat16(),
+        "d": torch.arange(9, dtype=torch.uint8).view(3, 3),
+        "e": torch.tensor(0.5).half(),
+    }
+    with TensorFile(tmp_path / "t", most=len(tensors)) as file:
+        for name, tensor in tensors.items():
+            file.write(name, tensor)
+    found = load_file(tmp_path / "t")
+    assert {name for name in found if not name.startswith("gap.")} == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    with safe_open(tmp_path / "t", "pt") as opened:
+        assert all(opened.get_tensor(name).data_ptr() % 64 == 0 for name in tensors)
+
+
+def test_an_unfinished_tensor_file_is_not_readable(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(KeyboardInterrupt), TensorFile(tmp_path / "t", most=2) as file:
+        file.write("a", torch.zeros(4))
+        raise KeyboardInterrupt
+    with pytest.raises(SafetensorError):
+        load_file(tmp_path / "t")
+
+
+def test_a_custom_prompt_is_tokenized_as_the_family_does() -> None:
+    text = "USER: How would you rate the {0} of this {1}?\n<image>\nASSISTANT: The {0} of the {1} is"
+    for known in ALL_PROMPTS:
+        if known.task in ("quality", "aesthetics"):
+            custom, _ = tokenize_prompt("mine", text.format(known.task, known.medium), TOKENIZER)
+            assert (custom.prefix, custom.suffix) == (known.prefix, known.suffix)
+
+
+def test_a_custom_task_scores(narrow: Golden, tmp_path: Path) -> None:
+    prompts = tokenize_prompt("sharpness", "How sharp is it?\n<image>\nIt is", TOKENIZER)
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", tasks=["quality"], prompts=prompts)
+    reference = load_engine(narrow.checkpoint)
+    pixels = narrow.expected["resized_uint8"]
+    engine = load_engine(out)
+    assert {p.name for p in engine.prompts} == {
+        f"{t}.{m}" for t in ("quality", "sharpness") for m in ("image", "video")
+    }
+    for p in prompts:
+        logits = [e.decode(e.encode(pixels), p) for e in (engine, reference)]
+        np.testing.assert_allclose(*logits, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("quality", "a <image> b", "needs a name"),
+        ("my task", "a <image> b", "needs a name"),
+        ("mine", "a b", "0 <image>; expected one"),
+        ("mine", "<image> b", "0 <image>|1 <image>; expected one, with text on both sides"),
+        ("mine", "a <image> <image> b", "2 <image>; expected one"),
+    ],
+)
+def test_custom_prompts_that_are_none(task: str, text: str, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        tokenize_prompt(task, text, TOKENIZER)
+    with pytest.raises(TaskError, match="not a readable sentencepiece tokenizer"):
+        tokenize_prompt("mine", "a <image> b", GOLDEN / "README.md")
