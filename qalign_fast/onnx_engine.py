@@ -125,6 +125,8 @@ def _session(path: Path, threads: int | None) -> Any:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
+    # without VNNI, u8 x s8 products saturate 16 bits; this makes them u8 x u8 there, which do not
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     from onnxruntime.capi import onnxruntime_pybind11_state as state

@@ -146,7 +146,7 @@ def test_every_onnx_linear_is_the_contracts(folder: str, precision: str, rounded
             off = (torch.from_numpy(values[y]) - contract).abs().amax(-1) / contract.abs().max()
             if weight.dtype == torch.int8:
                 assert off.max() <= 2e-6, name
-            else:  # MatMulNBits multiplies by 127 / max where the contract divides by max / 127: ties may fall otherwise
+            else:  # MatMulNBits multiplies by 127 / max where the contract divides by max / 127: ties fall otherwise
                 assert (off > 2e-6).float().mean() <= 0.01, name
                 assert off.max() <= 0.01, name
             checked += 1
