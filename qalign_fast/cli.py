@@ -180,7 +180,7 @@ def export(
         str | None,
         typer.Option(help="Folder of pictures to calibrate on. Default: generated ones.", show_default=False),
     ] = None,
-    calibration_count: Annotated[int, typer.Option(min=0, help="Pictures to calibrate on; 0 rounds blindly.")] = 16,
+    calibration_count: Annotated[int, typer.Option(min=0, help="Pictures to calibrate on; 0 rounds blindly.")] = 8,
     group: Annotated[Group, typer.Option(help="int4: inputs that share a scale.")] = Group.g128,
     name: Annotated[str | None, typer.Option(help="The model's name in the manifest.", show_default=False)] = None,
     license: Annotated[

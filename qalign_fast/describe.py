@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,27 @@ def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:
         "tasks": ", ".join(images),
         "video tasks": ", ".join(clips),
         "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes {'verified' if verify else 'not checked'}",
-        "fidelity": manifest.fidelity or "not measured",
+        **_rounding(manifest),
+        "fidelity": {engine: _summary(report) for engine, report in manifest.fidelity.items()}
+        if manifest.fidelity
+        else "not measured; qalign-fast verify --against its source does",
         "made with": dict(manifest.made_with),
     }
+
+
+def _rounding(manifest: Manifest) -> dict[str, Any]:
+    if manifest.quantization is None:
+        return {}
+    higher = manifest.quantization.get("higher") or {}
+    calibrated = f"{manifest.quantization.get('calibration_pictures')} calibration pictures"
+    return {"rounding": ", ".join([calibrated, *(f"{name} in {precision}" for name, precision in higher.items())])}
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    return (
+        f"against {report.get('against')} on {report.get('pictures')} pictures: score {report.get('mean_delta'):.2g} off "
+        f"in the mean, {report.get('max_delta'):.2g} at most, SRCC {report.get('srcc'):.5f}"
+    )
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:

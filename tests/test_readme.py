@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 @pytest.mark.parametrize("block", BLOCKS)
 def test_examples_run(block: str, goldens: dict[str, Golden], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "samples/coffee.jpg", tmp_path / "photo.jpg")
-    (tmp_path / "one-align-onnx").symlink_to(goldens["narrow-448"].artifact)
+    (tmp_path / "one-align-int8").symlink_to(goldens["narrow-448"].artifact)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
 
