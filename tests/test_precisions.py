@@ -216,3 +216,15 @@ def test_random_models_turn_the_order_of_sums_into_other_scores(rounded: Rounded
     artifact, expected = rounded("narrow-448", "int8"), expected_of("narrow-448")
     exact_sums, float_sums = (simulate(kind, artifact, expected) for kind in (ExactSimulation, Simulation))
     assert np.abs(exact_sums - float_sums).max() > 3e-3
+
+
+def test_products_that_would_saturate_are_taken_otherwise(rounded: Rounded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without VNNI: other instructions, the same whole numbers."""
+    from qalign_fast import onnx_engine
+
+    artifact, expected = rounded("outlier-112", "int8"), expected_of("outlier-112")
+    tokens = []
+    for saturates in (False, True):
+        monkeypatch.setattr(onnx_engine, "_saturates", lambda saturates=saturates: saturates)
+        tokens.append(load_engine(artifact, engine="onnx").encode(expected["resized_uint8"]))
+    np.testing.assert_array_equal(*tokens)
