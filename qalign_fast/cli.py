@@ -220,13 +220,13 @@ def export(
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact directory.", show_default=False)],
     pictures: Annotated[
-        list[str] | None, typer.Argument(help="Pictures to compare on. Default: generated ones.", show_default=False)
+        list[str] | None, typer.Argument(help="Pictures to compare on. Default: bundled ones.", show_default=False)
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="What it was made from: compare scores, and write the report.", show_default=False),
     ] = None,
-    count: Annotated[int, typer.Option(min=2, help="How many pictures to generate.")] = 104,
+    count: Annotated[int, typer.Option(min=2, help="How many of the bundled ones.")] = 104,
     max_delta: Annotated[
         float | None, typer.Option(help="Exit 6 if any score moved by more.", show_default=False)
     ] = None,

@@ -54,7 +54,7 @@ def _rounding(manifest: Manifest) -> dict[str, Any]:
 
 def _summary(report: Mapping[str, Any]) -> str:
     return (
-        f"against {report.get('against')} on {report.get('pictures')} pictures: "
+        f"against {report.get('against')} on {report.get('pictures')}: "
         f"score {report.get('mean_delta'):.2g} off in the mean, {report.get('max_delta'):.2g} at most, "
         f"SRCC {report.get('srcc'):.5f}"
     )

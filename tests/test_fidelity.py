@@ -12,7 +12,7 @@ import scipy.stats
 from conftest import Golden
 from test_cli import run
 
-from qalign_export.fidelity import compare, generate_pictures, pearson, ranks, spearman, verify
+from qalign_export.fidelity import bundled_pictures, compare, generate_pictures, pearson, ranks, spearman, verify
 from qalign_export.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError
@@ -43,9 +43,15 @@ def test_a_report_counts_what_changed() -> None:
 
 
 def test_generated_pictures_are_the_same_every_time_and_unlike_each_other() -> None:
-    once, again = generate_pictures(15), generate_pictures(15)
-    assert [p.tobytes() for p in once] == [p.tobytes() for p in again]
-    assert len({p.tobytes() for p in once}) == 15
+    for make in (generate_pictures, bundled_pictures):
+        once, again = make(15), make(15)
+        assert [p.tobytes() for p in once] == [p.tobytes() for p in again]
+        assert len({p.tobytes() for p in once}) == 15
+
+
+def test_what_is_judged_by_is_not_what_was_calibrated_on() -> None:
+    calibration, judged = ({p.tobytes() for p in make(60)} for make in (generate_pictures, bundled_pictures))
+    assert not calibration & judged
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def export(
         return
     for engine, report in verify(made, find_model(source)).items():
         remark(
-            f"{engine} against its source, {report.pictures} pictures: score {report.mean_delta:.2g} off in the mean, "
+            f"{engine} against its source, {report.pictures}: score {report.mean_delta:.2g} off in the mean, "
             f"{report.max_delta:.2g} at most; SRCC {report.srcc:.5f}"
         )
 

@@ -1,6 +1,6 @@
 """Two models' scores of the same pictures in, how far they differ out: what a precision or an export costs.
 
-`verify` scores an artifact and its source on pictures, generated ones unless the user has better, and writes the report
+`verify` scores an artifact and its source on pictures, bundled ones unless the user has better, and writes the report
 into the artifact's manifest.
 """
 
@@ -21,7 +21,8 @@ from qalign_fast.artifact import MANIFEST, open_artifact
 from qalign_fast.errors import ArtifactError
 from qalign_fast.image import Picture
 
-GENERATED = "generated dead leaves, pristine and distorted"
+BUNDLED = "photographs and dead leaves, pristine and distorted"
+_PHOTOGRAPHS = Path(__file__).parent / "pictures"  # coffee by Rachel Michetti (CC0), rocket by NASA (public domain)
 _SEVERITIES = (0.3, 0.7)
 
 
@@ -47,11 +48,11 @@ def verify(
 ) -> dict[str, Fidelity]:
     """Compares each engine of an artifact with what it was made from, and writes the reports into its manifest.
 
-    `pictures` are scored by all, or `count` generated ones. Raises ArtifactError for fewer than two pictures, or where
+    `pictures` are scored by all, or `count` bundled ones. Raises ArtifactError for fewer than two pictures, or where
     the two models share no task.
     """
     opened = open_artifact(artifact)
-    chosen = list(pictures) or list(generate_pictures(count))
+    chosen = list(pictures) or bundled_pictures(count)
     if len(chosen) < 2:
         raise ArtifactError(f"{artifact}: a comparison needs two pictures or more, found {len(chosen)}")
     theirs = Scorer.load(against)
@@ -64,7 +65,7 @@ def verify(
     reports = {}
     for engine in opened.manifest.engines:
         found = _by_task(Scorer.load(artifact, engine=engine, verify=False), chosen, tasks)  # hashed a moment ago
-        what = f"{len(chosen)} given" if pictures else f"{len(chosen)}, {GENERATED}"
+        what = f"{len(chosen)} given" if pictures else f"{len(chosen)} {BUNDLED}"
         reports[engine] = compare(found, expected, against=Path(against).name, pictures=what)
     described = {engine: dataclasses.asdict(report) for engine, report in reports.items()}
     manifest = dataclasses.replace(opened.manifest, fidelity=described)
@@ -102,14 +103,24 @@ def compare(
     )
 
 
+def bundled_pictures(count: int) -> list[Image.Image]:
+    """What precisions are judged by: two photographs and generated scenes, none of them those of calibration."""
+    photographs = [Image.open(path).convert("RGB") for path in sorted(_PHOTOGRAPHS.iterdir())]
+    return _versions(photographs, count, np.random.default_rng(1))
+
+
 def generate_pictures(count: int) -> list[Image.Image]:
-    """Pictures with the statistics of natural scenes, sharp, blurred, noisy and compressed; the same at every call."""
-    rng = np.random.default_rng(0)
+    """What precisions are calibrated on: pictures with the statistics of natural scenes."""
+    return _versions([], count, np.random.default_rng(0))
+
+
+def _versions(scenes: list[Image.Image], count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """The scenes, then generated ones, each sharp, blurred, noisy and compressed; the same for the same generator."""
     kinds = [None, *((name, s) for name in DISTORTIONS for s in _SEVERITIES)]
     pictures: list[Image.Image] = []
     while len(pictures) < count:
-        leaves = dead_leaves(rng)
-        pictures += [leaves if kind is None else DISTORTIONS[kind[0]](leaves, kind[1], rng) for kind in kinds]
+        scene = scenes.pop(0) if scenes else dead_leaves(rng)
+        pictures += [scene if kind is None else DISTORTIONS[kind[0]](scene, kind[1], rng) for kind in kinds]
     return pictures[:count]
 
 
