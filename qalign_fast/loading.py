@@ -8,10 +8,10 @@ from types import ModuleType
 
 from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, is_artifact, open_artifact
 from qalign_fast.engine import Engine
-from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
+from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError
+from qalign_fast.hub import fetch
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.onnx", "*.onnx_data")
 
 
 def load_engine(
@@ -81,25 +81,8 @@ def find_model(model: str | Path | None) -> Path:
     except OSError as error:
         raise ArtifactError(f"{str(model)[:256]}: {error.strerror}") from error
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
-        return _fetch(model)
+        return fetch(model)
     raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
-
-
-def _fetch(hub_id: str) -> Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{hub_id}: no such directory; to fetch it from the Hub: pip install 'qalign-fast[torch]'"
-        ) from error
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        cause = one_line(error)
-        raise ArtifactError(
-            f"{hub_id}: no such directory, and it could not be fetched from the Hub ({cause})"
-        ) from error
 
 
 def _check_choice(what: str, asked: str | None, has: tuple[str, ...], directory: Path, hint: str = "") -> None:

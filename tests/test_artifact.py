@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,30 +162,3 @@ def test_references_that_are_no_model(tmp_path: Path) -> None:
     for reference in (tmp_path, tmp_path / "missing", "no such thing", __file__):
         with pytest.raises(ArtifactError):
             Scorer.load(reference)
-
-
-def test_a_hub_id_is_fetched(narrow: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = []
-
-    def snapshot(hub_id: str, **_: object) -> str:
-        asked.append(hub_id)
-        return str(narrow.artifact)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert Scorer.load("q-future/one-align").tasks()[0] == "quality"
-    assert asked == ["q-future/one-align"]
-
-
-def test_a_hub_id_without_a_network_is_one_error() -> None:
-    code = (
-        "from qalign_fast import Scorer, ArtifactError\n"
-        "try: Scorer.load('q-future/one-align')\n"
-        "except ArtifactError as error: print(error)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True
-    )
-    assert "could not be fetched from the Hub" in run.stdout
-    assert run.stdout.count("\n") == 1

@@ -37,6 +37,7 @@ NO_TORCH = (
     "rows",
     "inputs",
     "cli",
+    "hub",
 )
 MAY_USE_KERNELS = ("torch_engine.py", "model")
 STRACE = shutil.which("strace")
