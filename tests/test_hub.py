@@ -20,22 +20,23 @@ from safetensors.torch import load_file
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SCORE = (
-    "import shutil, sys\n"
+    "import os, shutil, sys\n"
     "if len(sys.argv) > 1: shutil.disk_usage = lambda _: type('Usage', (), {'free': int(sys.argv[1])})\n"
     "from qalign_fast import ArtifactError, Scorer\n"
     f"picture = {str(PICTURES / 'chelsea_small.png')!r}\n"
-    "try: print(Scorer.load('q-future/one-align').score(picture).value)\n"
+    "try: print(Scorer.load(os.environ.get('MODEL', 'q-future/one-align')).score(picture).value)\n"
     "except ArtifactError as error: print('error:', error)"
 )
+NOT_FETCHED = "q-future/one-align: no such directory, and it could not be fetched from the Hub"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves a folder as the repository q-future/one-align; `cut`: files of which only the first half is sent, once."""
+    """Serves a folder as the repository q-future/one-align; `cut`: files of which only the first half is sent."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
-        self.cut: set[str] = set()
+        self.cut: dict[str, int] = {}  # how many times
         self.asked: list[tuple[str, str | None]] = []  # file, and its Range header
 
     @property
@@ -66,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         elif (name := path.removeprefix(f"/q-future/one-align/resolve/{REVISION}/")) in files:
             self.send_file(name, body=body)
         else:
-            self.send_json({"error": "no such thing"}, status=404, body=body)
+            self.send_json({"error": "no such repository"}, status=404, body=body)
 
     def entry(self, name: str) -> dict[str, object]:
         data = (self.server.folder / name).read_bytes()
@@ -77,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header(*(("X-Repo-Commit", REVISION) if status == 200 else ("X-Error-Code", "RepoNotFound")))
         self.end_headers()
         if body:
             self.wfile.write(data)
@@ -97,8 +98,9 @@ class Handler(BaseHTTPRequestHandler):
         if not body:
             return
         self.server.asked.append((name, wanted))
-        if name in self.server.cut and not wanted:
-            self.wfile.write(data[: len(data) // 2])
+        if self.server.cut.get(name):
+            self.server.cut[name] -= 1
+            self.wfile.write(data[start : len(data) // 2])
             self.close_connection = True
         else:
             self.wfile.write(data[start:])
@@ -154,16 +156,32 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(hub: Hub, tmp_pat
 def test_a_download_that_was_cut_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     large = hub.folder / "tokenizer.model"  # huggingface_hub writes 10 MB at a time
     large.write_bytes(bytes(30 << 20))
-    hub.cut = {large.name}
+    hub.cut = {large.name: 1}
     assert 1 <= float(score(hub, tmp_path)) <= 5
     assert [wanted for name, wanted in hub.asked if name == large.name] == [None, f"bytes={10 << 20}-"]
 
 
-def test_too_little_disk_is_said_before_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
-    said = score(hub, tmp_path, "1000000")
-    assert "GB are to be fetched" in said
-    assert "0.0 GB free" in said
+def test_a_fetch_that_failed_is_one_error_and_the_next_asks_only_for_what_is_missing(hub: Hub, tmp_path: Path) -> None:
+    """huggingface_hub keeps whole files only: since its pull request 4306 no later call continues half of one."""
+    hub.cut = {"model.safetensors": 100}  # more often than is tried again
+    said = score(hub, tmp_path)
+    assert said.startswith(f"error: {NOT_FETCHED} (RemoteProtocolError: ")
+    assert "\n" not in said
+    assert score(hub, tmp_path, HF_HUB_OFFLINE="1").startswith(f"error: {NOT_FETCHED} (OfflineModeIsEnabled: ")
+    hub.cut.clear()
+    hub.asked.clear()
+    assert 1 <= float(score(hub, tmp_path)) <= 5
+    assert hub.asked == [("model.safetensors", None)]
+
+
+def test_too_little_disk_is_said_before_anything_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    needed = sum(path.stat().st_size for path in hub.folder.iterdir() if path.suffix != ".bin")
+    said = score(hub, tmp_path, str(needed - 1))
+    size = f"{needed / 1e9:.2f} GB"
+    assert said == f"error: q-future/one-align: needs {size}, {size} free at {tmp_path}/cache/hub"
     assert hub.asked == []
+    assert 1 <= float(score(hub, tmp_path, str(needed))) <= 5
+    assert 1 <= float(score(hub, tmp_path, "0")) <= 5  # all there
 
 
 def test_an_artifact_is_fetched_like_a_checkpoint(hub: Hub, narrow: Golden, tmp_path: Path) -> None:
@@ -172,7 +190,20 @@ def test_an_artifact_is_fetched_like_a_checkpoint(hub: Hub, narrow: Golden, tmp_
     assert 1 <= float(score(hub, tmp_path)) <= 5
 
 
-def test_an_id_that_is_not_there_is_one_error(hub: Hub, tmp_path: Path) -> None:
-    said = score(hub, tmp_path, HF_HUB_OFFLINE="1")
-    assert said.startswith("error: q-future/one-align: no such directory, and it could not be fetched from the Hub")
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "OfflineModeIsEnabled"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "ConnectError"),  # nobody there
+        ({"HF_ENDPOINT": "example"}, "UnsupportedProtocol"),
+        ({"MODEL": "q-future/other"}, "RepositoryNotFoundError"),
+        ({"MODEL": "q-future/one--align"}, "HFValidationError"),
+    ],
+)
+def test_an_id_that_cannot_be_fetched_is_one_error(
+    hub: Hub, tmp_path: Path, settings: dict[str, str], error: str
+) -> None:
+    said = score(hub, tmp_path, **settings)
+    model = settings.get("MODEL", "q-future/one-align")
+    assert said.startswith(f"error: {NOT_FETCHED.replace('q-future/one-align', model)} ({error}: ")
     assert "\n" not in said
