@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import FOLDERS, GOLDEN
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +23,9 @@ from torch.nn import functional as F
 from qalign_export.pack import Recipe, pack
 from qalign_export.source import open_source
 from qalign_fast.artifact import read_manifest
+from qalign_fast.config import PixelRule
 from qalign_fast.engine import Engine
+from qalign_fast.image import to_pixels, to_rgb
 from qalign_fast.levels import WEIGHTS
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
@@ -179,15 +182,40 @@ def run_with_inside(path: Path, feed: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_eight_bits_are_nowhere_worse_than_rounding_blindly(folder: str, rounded: Rounded, exact: dict) -> None:
-    expected = expected_of(folder)
-    ours = np.abs(scores(load_engine(rounded(folder, "int8"), engine="torch"), expected) - exact[folder]).mean()
-    blind = np.abs(blindly_rounded(folder, "int8") - exact[folder]).mean()
-    assert ours <= blind
+def test_eight_bits_are_nowhere_worse_than_rounding_blindly(folder: str, rounded: Rounded) -> None:
+    """On 60 crops: six pictures' mean is a coin toss between two roundings of a random model without outliers."""
+    crops = crop_pictures(load_engine(GOLDEN / folder).config.pixels, count=10)
+    exact = level_scores_by_picture(load_engine(GOLDEN / folder), crops)
+    ours, blind = (
+        np.abs(level_scores_by_picture(engine, crops) - exact)
+        for engine in (load_engine(rounded(folder, "int8"), engine="torch"), blind_engine(folder, "int8"))
+    )
+    if folder == "outlier-112":
+        assert ours.mean() <= 0.9 * blind.mean()
+    worse = (ours - blind).mean(1)  # of each crop
+    assert worse.mean() <= 2 * worse.std() / np.sqrt(len(worse))
 
 
-def blindly_rounded(folder: str, precision: str) -> Scores:
-    """Scores of the torch form without calibration: plain rounding to the nearest."""
+def crop_pictures(rule: PixelRule, count: int) -> np.ndarray:
+    """uint8 [6 * count, S, S, 3]: squares of at least half a side, out of every golden picture."""
+    random, crops = np.random.default_rng(0), []
+    for path in sorted((GOLDEN / "pictures").iterdir()):
+        picture = to_rgb(Image.open(path))
+        for _ in range(count):
+            side = int(random.integers(min(picture.size) // 2, min(picture.size)))
+            x, y = (int(random.integers(0, size - side + 1)) for size in picture.size)
+            crops.append(to_pixels(picture.crop((x, y, x + side, y + side)), rule))
+    return np.stack(crops)
+
+
+def level_scores_by_picture(engine: Engine, pixels: np.ndarray) -> np.ndarray:
+    """[B, prompts], the image prompts alone."""
+    tokens = engine.encode(pixels)
+    return np.stack([level_scores(engine.decode(tokens, p)) for p in engine.prompts if p.medium == "image"], axis=1)
+
+
+def blind_engine(folder: str, precision: str) -> Engine:
+    """The torch form without calibration: plain rounding to the nearest."""
     source, tensors = open_source(GOLDEN / folder), {}
     packed = pack(source, Recipe(precision), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
     engine = load_engine(GOLDEN / folder)
@@ -196,7 +224,7 @@ def blindly_rounded(folder: str, precision: str) -> Scores:
     engine._constants = {  # type: ignore[attr-defined]
         p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in ALL_PROMPTS
     }
-    return scores(engine, expected_of(folder))
+    return engine
 
 
 def test_one_scale_for_all_rows_can_be_told_from_one_a_row(rounded: Rounded, exact: dict) -> None:

@@ -110,7 +110,7 @@ def _layer(tensors: dict[str, Tensor], prefix: str, settings: dict[str, Any]) ->
 
 
 def _float32(tensor: ReaderTensor, random: np.random.Generator | None) -> np.ndarray:
-    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    values: np.ndarray = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     if random is not None and tensor.tensor_type == GGMLQuantizationType.Q4_1:
         steps = tensor.data.view(_Q4_1)["step"].astype(np.float32).repeat(32, axis=-1)
         values += steps * random.uniform(-0.5, 0.5, values.shape).astype(np.float32)
