@@ -31,6 +31,7 @@ from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS
 from qalign_kernels.linear import (
+    Weight,
     expand_int4,
     expand_int8,
     fake_rows,
@@ -38,6 +39,7 @@ from qalign_kernels.linear import (
     int8_linear,
     quantize_rows,
 )
+from qalign_kernels.ops import Ops
 
 Rounded = Callable[[str, str], Path]
 Scores = np.ndarray
@@ -67,42 +69,36 @@ def exact() -> dict[str, Scores]:
     return {folder: scores(load_engine(GOLDEN / folder), expected_of(folder)) for folder in FOLDERS}
 
 
-class Simulation(PackedModel):
+class Simulation(Ops):
     """Fake quantization: float32 products of rounded rows and expanded weights."""
 
     per_tensor = False
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
-        if weight.dtype == torch.int8:
+    def product(self, x: Tensor, w: Weight) -> Tensor:
+        if w.weight.dtype == torch.int8:
             rows = fake_rows(x.flatten()).view(x.shape) if self.per_tensor else fake_rows(x)
-            return F.linear(rows, expand_int8(weight, self.tensors[f"{name}.scale"]), bias)
-        if weight.dtype == torch.uint8:
-            expanded = expand_int4(
-                weight, self.tensors[f"{name}.scale"], self.tensors[f"{name}.zero"], width=x.shape[-1]
-            )
-            return F.linear(fake_rows(x, 2 * weight.shape[2]), expanded, bias)
-        return super().linear(name, x)
+            return F.linear(rows, expand_int8(w.weight, w.scale), w.bias)
+        if w.weight.dtype == torch.uint8:
+            expanded = expand_int4(w.weight, w.scale, w.zero, width=x.shape[-1])
+            return F.linear(fake_rows(x, 2 * w.weight.shape[2]), expanded, w.bias)
+        return super().product(x, w)
 
 
 class ExactSimulation(Simulation):
     """The same with the sums of whole numbers taken exactly, in float64, before the scales."""
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
-        if weight.dtype != torch.int8:
-            return super().linear(name, x)
+    def product(self, x: Tensor, w: Weight) -> Tensor:
+        if w.weight.dtype != torch.int8:
+            return super().product(x, w)
         rows, scale = quantize_rows(x)
-        y = F.linear(rows.double(), weight.double()).float() * scale * self.tensors[f"{name}.scale"]
-        return y if bias is None else y + bias
+        y = F.linear(rows.double(), w.weight.double()).float() * scale * w.scale
+        return y if w.bias is None else y + w.bias
 
 
-def simulate(kind: type[PackedModel], artifact: Path, expected: dict[str, np.ndarray], **options: bool) -> Scores:
+def simulate(ops: Ops, artifact: Path, expected: dict[str, np.ndarray]) -> Scores:
     engine = load_engine(artifact, engine="torch")
     tensors = load_file(artifact / read_manifest(artifact / "qalign.json").engines["torch"]["weights"])
-    model = kind(engine.config, tensors)
-    for name, value in options.items():
-        setattr(model, name, value)
+    model = PackedModel(engine.config, tensors, ops)
     engine._model, engine._decode = model, model.decode  # type: ignore[attr-defined]
     return scores(engine, expected)
 
@@ -119,7 +115,7 @@ def test_float16_scores_stay_within_a_hundredth(folder: str, engine: str, rounde
 def test_torch_scores_are_the_simulations(folder: str, precision: str, rounded: Rounded) -> None:
     artifact, expected = rounded(folder, precision), expected_of(folder)
     found = scores(load_engine(artifact, engine="torch"), expected)
-    np.testing.assert_allclose(found, simulate(ExactSimulation, artifact, expected), rtol=0, atol=3e-3)
+    np.testing.assert_allclose(found, simulate(ExactSimulation(), artifact, expected), rtol=0, atol=3e-3)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -230,19 +226,18 @@ def blind_engine(folder: str, precision: str) -> Engine:
 def test_one_scale_for_all_rows_can_be_told_from_one_a_row(rounded: Rounded, exact: dict) -> None:
     folder = "outlier-112"
     expected = expected_of(folder)
-    costs = {
-        per_tensor: np.abs(
-            simulate(Simulation, rounded(folder, "int8"), expected, per_tensor=per_tensor) - exact[folder]
-        ).mean()
-        for per_tensor in (False, True)
-    }
+    costs = {}
+    for per_tensor in (False, True):
+        ops = Simulation()
+        ops.per_tensor = per_tensor
+        costs[per_tensor] = np.abs(simulate(ops, rounded(folder, "int8"), expected) - exact[folder]).mean()
     assert costs[True] > 1.5 * costs[False]
 
 
 def test_random_models_turn_the_order_of_sums_into_other_scores(rounded: Rounded) -> None:
     """Why engines are not held to each other's scores here: the definition itself moves as far by float32's sums."""
     artifact, expected = rounded("narrow-448", "int8"), expected_of("narrow-448")
-    exact_sums, float_sums = (simulate(kind, artifact, expected) for kind in (ExactSimulation, Simulation))
+    exact_sums, float_sums = (simulate(ops, artifact, expected) for ops in (ExactSimulation(), Simulation()))
     assert np.abs(exact_sums - float_sums).max() > 3e-3
 
 

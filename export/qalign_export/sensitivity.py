@@ -20,7 +20,8 @@ from qalign_export.trace import Trace
 from qalign_fast.levels import WEIGHTS
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
-from qalign_kernels.linear import fake_rows
+from qalign_kernels.linear import Weight, fake_rows
+from qalign_kernels.ops import Ops
 
 _OUTLIER = 8  # times the median linear's effect
 _HARMLESS = 1e-3  # on 1..5; an effect not worth a higher precision, however small the others are
@@ -37,7 +38,7 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
         folded = block.fold(source.read(block.reads))
         trace.run(block, folded)
         tensors |= folded
-    model = _OneRounded(source.config, tensors)
+    model = PackedModel(source.config, tensors, _OneRounded())
     constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
     found: dict[str, str] = {}
     for rounded, instead in (("int4", "int8"), ("int8", "fp32")) if precision == "int4" else (("int8", "fp32"),):
@@ -49,17 +50,19 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
 
 @torch.no_grad()
 def _effects(
-    model: _OneRounded, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str, group: int
+    model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str, group: int
 ) -> dict[str, float]:
     """How far scores move, in the mean, when each linear alone is rounded."""
     linears = [name for block in blocks(model.config) for name in block.linears]
     exact = _scores(model, pixels, constants)
-    effects = {}
-    for model.name in linears:
-        weight = model.tensors[f"{model.name}.weight"]
+    effects, ops = {}, model.ops
+    assert isinstance(ops, _OneRounded)
+    for ops.name in linears:
+        weight = model.tensors[f"{ops.name}.weight"]
         rounded = quantize_int8(weight) if precision == "int8" else quantize_int4(weight, group)
-        model.weight, model.group = expand(rounded, weight.shape[1]), group if precision == "int4" else None
-        effects[model.name] = float((_scores(model, pixels, constants) - exact).abs().mean())
+        ops.weight, ops.group = expand(rounded, weight.shape[1]), group if precision == "int4" else None
+        effects[ops.name] = float((_scores(model, pixels, constants) - exact).abs().mean())
+    ops.name = ""
     return effects
 
 
@@ -67,12 +70,12 @@ def _scores(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]
     return model.decode(model.encode(pixels), *constants).softmax(-1) @ torch.from_numpy(WEIGHTS)
 
 
-class _OneRounded(PackedModel):
-    name = ""
+class _OneRounded(Ops):
+    name = ""  # of the linear that is rounded
     weight: Tensor
     group: int | None
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        if name != self.name:
-            return super().linear(name, x)
-        return F.linear(fake_rows(x, self.group), self.weight, self.tensors.get(f"{name}.bias"))
+    def product(self, x: Tensor, w: Weight) -> Tensor:
+        if w.name != self.name:
+            return super().product(x, w)
+        return F.linear(fake_rows(x, self.group), self.weight, w.bias)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from qalign_export.fold import Block, Tensors
 from qalign_fast.config import ModelConfig
-from qalign_fast.model.decoder import Pack, make_pack
-from qalign_fast.model.packed import PackedModel
+from qalign_fast.model.packed import Layout, PackedModel
 from qalign_fast.prompt import Prompt
+from qalign_kernels.linear import Weight
+from qalign_kernels.ops import Ops
 
 _ROWS = 2048  # rows of a linear's input that are kept, spread over all it reads
 
@@ -25,7 +26,8 @@ class Trace:
 
     def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
         """pixels: uint8 [B, S, S, 3], B may be 0, split among the image prompts; embed: the vocabulary's [V, D]."""
-        self._model = _Recorder(config)
+        self._recorder = _Recorder()
+        self._model = PackedModel(config, {}, self._recorder)
         self._pixels = pixels
         self._prompts = prompts
         self.suffixes = {p.suffix: embed[list(p.suffix)] for p in prompts}  # [S, D] each
@@ -35,25 +37,25 @@ class Trace:
         }  # [2, P, H, Dh] each
         self._x = torch.empty(0)
         self._features: list[tuple[Tensor, Tensor]] = []
-        self._texts: list[tuple[Prompt, Tensor, Pack]] = []
+        self._texts: list[tuple[Prompt, Tensor, Layout]] = []
 
     @torch.no_grad()
     def run(self, block: Block, tensors: Mapping[str, Tensor]) -> Tensors:
         """The rows [R, K] each of the block's linears read, by its name; R is 2048 at most, none without pictures."""
         self._model.tensors = tensors
-        self._model.inputs, self._model.largest = {}, {}
+        self._recorder.inputs, self._recorder.largest = {}, {}
         if block.kind == "decoder_layer":
             self._advance_prefixes(block.index)
-        self._model.recording = True
+        self._recorder.recording = True
         if len(self._pixels):
             getattr(self, f"_run_{block.kind}")(block.index)
-        self._model.recording = False
-        return {name: _sample(parts) for name, parts in self._model.inputs.items()}
+        self._recorder.recording = False
+        return {name: _sample(parts) for name, parts in self._recorder.inputs.items()}
 
     @property
     def largest(self) -> dict[str, float]:
         """The largest magnitude that went into or came out of each linear of the block, over all rows."""
-        return self._model.largest
+        return self._recorder.largest
 
     def divide_values(self, i: int, s: Tensor) -> None:
         """Divides the prefixes' values of decoder layer i by s [D]."""
@@ -79,13 +81,13 @@ class Trace:
         for j, prompt in enumerate(chosen):
             part, suffix = tokens[j :: len(chosen)], self.suffixes[prompt.suffix]
             sizes = len(part), part.shape[1], len(suffix), len(prompt.prefix)
-            pack = make_pack(self._model.config.decoder, *sizes, part.device)
-            self._texts.append((prompt, pack.rows(part, suffix.expand(len(part), -1, -1)), pack))
+            layout = Layout.of(self._model.config.decoder, *sizes, part.device)
+            self._texts.append((prompt, layout.rows(part, suffix), layout))
 
     def _run_decoder_layer(self, i: int) -> None:
         self._texts = [
-            (prompt, self._model.decoder_layer(i, rows, pack, self.prefixes[prompt.prefix][i]), pack)
-            for prompt, rows, pack in self._texts
+            (prompt, self._model.decoder_layer(i, rows, layout, self.prefixes[prompt.prefix][i]), layout)
+            for prompt, rows, layout in self._texts
         ]
 
     def _run_head(self, _: int) -> None:
@@ -94,27 +96,25 @@ class Trace:
     def _advance_prefixes(self, i: int) -> None:
         config = self._model.config.decoder
         for ids, rows in self._prefix_rows.items():
-            pack = make_pack(config, 1, 0, len(ids), 0, rows.device)
-            visual, text = self._model.modal_norms(f"decoder.layers.{i}.attention_norm", rows, pack)
-            self.prefixes[ids].append(torch.cat(self._model.keys_values(i, visual, text, pack)))
+            layout = Layout.of(config, 1, 0, len(ids), 0, rows.device)
+            self.prefixes[ids].append(self._model.prefix_keys_values(i, rows, layout))
             if i < config.layers - 1:
                 nothing = rows.new_empty(2, 0, config.heads, config.width // config.heads)
-                self._prefix_rows[ids] = self._model.decoder_layer(i, rows, pack, nothing)
+                self._prefix_rows[ids] = self._model.decoder_layer(i, rows, layout, nothing)
 
 
-class _Recorder(PackedModel):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, {})
+class _Recorder(Ops):
+    def __init__(self) -> None:
         self.inputs: dict[str, list[Tensor]] = {}
         self.largest: dict[str, float] = {}
         self.recording = False
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        y = super().linear(name, x)
+    def product(self, x: Tensor, w: Weight) -> Tensor:
+        y = super().product(x, w)
         if self.recording:
-            self.inputs.setdefault(name, []).append(x.flatten(0, -2))
+            self.inputs.setdefault(w.name, []).append(x.flatten(0, -2))
             reach = max(float(t.abs().max()) for t in (x, y) if t.numel())
-            self.largest[name] = max(reach, self.largest.get(name, 0.0))
+            self.largest[w.name] = max(reach, self.largest.get(w.name, 0.0))
         return y
 
 

@@ -1,15 +1,18 @@
-"""Rows and a quantized weight in, rows out: the definition of 8 and 4 bits that every engine keeps.
+"""Rows and a weight in, rows out: the definition of every precision, 8 and 4 bits above all, that every engine keeps.
 
     int8:  x̂ = s_m · round(x / s_m), s_m = max|x_m| / 127, per row;   ŵ = s_n · w, per output channel
     int4:  the same per row and group of g inputs;                     ŵ = s_ng · (w - z_ng), w and z in 0..15
 
 y = x̂ ŵᵀ + b. round is to the nearest, ties to even. The sums of products are whole numbers: exact in any order for
-int8; for int4 exact within a group. The int4 layout is that of onnxruntime's MatMulNBits.
+int8; for int4 exact within a group. The int4 layout is that of onnxruntime's MatMulNBits. A float weight (float32,
+float16, bfloat16) reads rows rounded to its type; its products are summed in float32.
 
 Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +20,31 @@ from torch.nn import functional as F
 
 _SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A linear's tensors under its name: float [N, K], int8 [N, K] with a scale, or uint8 with scale and zero."""
+
+    name: str
+    weight: Tensor
+    scale: Tensor | None = None
+    zero: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def linear(x: Tensor, w: Weight) -> Tensor:
+    """Rows float32 [..., K] -> float32 [..., N], bias included, in the precision the weight has."""
+    if w.weight.dtype in (torch.int8, torch.uint8):
+        assert w.scale is not None
+        rows = x.flatten(0, -2)
+        if w.zero is None:
+            y = int8_linear(rows, w.weight, w.scale, w.bias)
+        else:
+            y = int4_linear(rows, w.weight, w.scale, w.zero, 2 * w.weight.shape[2], w.bias)
+        return y.unflatten(0, x.shape[:-1])
+    y = F.linear(x.to(w.weight.dtype), w.weight).float()
+    return y if w.bias is None else y + w.bias
 
 
 def row_scale(x: Tensor) -> Tensor:

@@ -10,24 +10,51 @@ Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from qalign_fast.config import ModelConfig
+from qalign_fast.config import DecoderConfig, ModelConfig
 from qalign_fast.model.abstractor import NORM_EPS
-from qalign_fast.model.decoder import Pack, make_pack, rms_norm, rotate
-from qalign_fast.model.vision import quick_gelu, split_patches
-from qalign_kernels.linear import int4_linear, int8_linear
+from qalign_fast.model.vision import split_patches
+from qalign_kernels.attention import rotate
+from qalign_kernels.linear import Weight
+from qalign_kernels.ops import PLAIN, Activation, Ops
+
+
+class Layout(NamedTuple):
+    """How B sequences of V visual and S text tokens lie as rows: [B*V] visual, then [B*S] text."""
+
+    batch: int
+    split: int  # the first text row, B*V
+    turns: Tensor  # [2, T, Dh]: cosines and sines of the positions
+
+    @classmethod
+    def of(cls, config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Layout:
+        """Positions are counted from `start`."""
+        width = config.width // config.heads
+        frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
+        positions = torch.arange(start, start + visual + text, device=device).float()
+        angle = positions.outer(frequency).repeat(1, 2)  # both halves turn alike
+        return cls(batch, batch * visual, torch.stack((angle.cos(), angle.sin())))
+
+    def rows(self, visual: Tensor, text: Tensor) -> Tensor:
+        """[B, V, D] and, the same for all, [S, D] -> [N, D]."""
+        return torch.cat((visual.flatten(0, 1), text.expand(self.batch, -1, -1).flatten(0, 1)))
+
+    def last(self, rows: Tensor) -> Tensor:
+        """Each sequence's last row, [B, D]."""
+        return rows[self.split :].unflatten(0, (self.batch, -1))[:, -1]
 
 
 class PackedModel:
     """Runs from any mapping of names to tensors, so that they may be mapped from a file or come block by block."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops = PLAIN) -> None:
         self.config = config
         self.tensors = tensors
+        self.ops = ops
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> visual tokens [B, Q+1, Dllm]."""
@@ -44,24 +71,17 @@ class PackedModel:
     def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
         """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> logits [B, 5]."""
         batch, visual = tokens.shape[:2]
-        pack = make_pack(self.config.decoder, batch, visual, len(suffix), prefix.shape[2], tokens.device)
-        rows = pack.rows(tokens, suffix.expand(batch, -1, -1))
+        layout = Layout.of(self.config.decoder, batch, visual, len(suffix), prefix.shape[2], tokens.device)
+        rows = layout.rows(tokens, suffix)
         for i in range(self.config.decoder.layers):
-            rows = self.decoder_layer(i, rows, pack, prefix[i])
+            rows = self.decoder_layer(i, rows, layout, prefix[i])
         return self.logits(rows)
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
+    def linear(self, name: str, x: Tensor, activation: Activation = None, residual: Tensor | None = None) -> Tensor:
         """x float32 [..., K] -> float32 [..., N], by the weight called name."""
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
-        if weight.dtype == torch.int8:
-            y = int8_linear(x.flatten(0, -2), weight, self.tensors[f"{name}.scale"], bias)
-        elif weight.dtype == torch.uint8:
-            scale, zero = self.tensors[f"{name}.scale"], self.tensors[f"{name}.zero"]
-            y = int4_linear(x.flatten(0, -2), weight, scale, zero, 2 * weight.shape[2], bias)
-        else:
-            y = F.linear(x.to(weight.dtype), weight).float()
-            return y if bias is None else y + bias
-        return y.unflatten(0, x.shape[:-1])
+        parts = (self.tensors.get(f"{name}.{part}") for part in ("scale", "zero", "bias"))
+        weight = Weight(name, self.tensors[f"{name}.weight"], *parts)
+        return self.ops.linear(x, weight, activation=activation, residual=residual)
 
     def embed_patches(self, pixels: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> rows [B*T, D]; the class token first of each picture."""
@@ -75,9 +95,9 @@ class PackedModel:
         name, vision = f"vision.layers.{i}.", self.config.vision
         qkv = self.linear(f"{name}qkv", self.norm(f"{name}attention_norm", x, vision.eps))
         q, k, v = qkv.unflatten(0, (batch, -1)).chunk(3, dim=-1)  # each [B, T, D]
-        x = x + self.linear(f"{name}out", attend(q, k, v, vision.heads).flatten(0, 1))
-        n = self.linear(f"{name}fc1", self.norm(f"{name}mlp_norm", x, vision.eps))
-        return x + self.linear(f"{name}fc2", quick_gelu(n))
+        x = self.linear(f"{name}out", self.ops.attention(q, k, v, vision.heads).flatten(0, 1), residual=x)
+        n = self.linear(f"{name}fc1", self.norm(f"{name}mlp_norm", x, vision.eps), activation="quick_gelu")
+        return self.linear(f"{name}fc2", n, residual=x)
 
     def project_features(self, x: Tensor, batch: int) -> list[tuple[Tensor, Tensor]]:
         """Rows [B*T, D] after the vision layers -> each abstractor layer's keys and values [B, T, D] of them."""
@@ -95,60 +115,47 @@ class PackedModel:
         else:
             x = self.norm(f"{name}query_norm", x, NORM_EPS)
             q, k, v = (self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"]).chunk(3, dim=-1)
-        context = attend(q, torch.cat((k, keys), dim=1), torch.cat((v, values), dim=1), config.heads)
-        x = x + self.linear(f"{name}out", context)
-        gate, up = self.linear(f"{name}gate_up", self.norm(f"{name}mlp_norm", x, NORM_EPS)).chunk(2, dim=-1)
-        return x + self.linear(f"{name}down", self.norm(f"{name}inner_norm", F.silu(gate) * up, config.eps))
+        k, v = torch.cat((k, keys), dim=1), torch.cat((v, values), dim=1)  # queries first, then features
+        x = self.linear(f"{name}out", self.ops.attention(q, k, v, config.heads), residual=x)
+        n = self.ops.swiglu(self.linear(f"{name}gate_up", self.norm(f"{name}mlp_norm", x, NORM_EPS)))
+        return self.linear(f"{name}down", self.norm(f"{name}inner_norm", n, config.eps), residual=x)
 
     def visual_tokens(self, x: Tensor) -> Tensor:
         """Queries [B, Q, D] -> visual tokens [B, Q+1, Dllm], the end token last."""
         end = self.tensors["abstractor.end_token"].expand(len(x), 1, -1)
         return torch.cat((self.linear("abstractor.project", x), end), dim=1)
 
-    def decoder_layer(self, i: int, rows: Tensor, pack: Pack, prefix: Tensor) -> Tensor:
+    def decoder_layer(self, i: int, rows: Tensor, layout: Layout, prefix: Tensor) -> Tensor:
         """Rows [N, D], prefix keys and values [2, P, H, Dh] -> rows [N, D]; the last layer gives last rows [B, D]."""
-        name = f"decoder.layers.{i}."
-        visual, text = self.modal_norms(f"{name}attention_norm", rows, pack)
-        k, v = self.keys_values(i, visual, text, pack)
-        k, v = (torch.cat((p.expand(len(x), -1, -1, -1), x), dim=1) for p, x in zip(prefix, (k, v), strict=True))
+        name, split = f"decoder.layers.{i}.", layout.split
+        normed = self.modal_norm(f"{name}attention_norm", rows, split)
+        kv_visual = self.linear(f"{name}kv_visual", normed[:split])
+        kv_text = self.linear(f"{name}kv_text", normed[split:])
         if i == self.config.decoder.layers - 1:
-            rows, visual, text = pack.last(rows), visual[:0], text.unflatten(0, (pack.batch, -1))[:, -1]
-            pack = pack.last_only()
-        q = self.heads(pack.sequence(self.linear(f"{name}q", torch.cat((visual, text)))))  # [B, T or 1, H, Dh]
-        q, k, v = (x.transpose(1, 2) for x in (rotate(q, pack.cos, pack.sin), k, v))
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=pack.mask, scale=1.0).transpose(1, 2).flatten(2)
-        rows = rows + self.linear(f"{name}o", pack.unsequence(context))
-        normed = torch.cat(self.modal_norms(f"{name}mlp_norm", rows, pack))
-        gate, up = self.linear(f"{name}gate_up", normed).chunk(2, dim=-1)
-        return rows + self.linear(f"{name}down", F.silu(gate) * up)
+            rows, normed, split = layout.last(rows), layout.last(normed), 0
+        q = self.linear(f"{name}q", normed)
+        context = self.ops.packed_attention(q, kv_visual, kv_text, prefix, layout.turns, layout.batch)
+        rows = self.linear(f"{name}o", context, residual=rows)
+        n = self.ops.swiglu(self.linear(f"{name}gate_up", self.modal_norm(f"{name}mlp_norm", rows, split)))
+        return self.linear(f"{name}down", n, residual=rows)
 
-    def keys_values(self, i: int, visual: Tensor, text: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Normed rows [B*V, D] and [B*S, D] -> keys (rotated) and values, each [B, T, H, Dh]."""
-        parts = [
-            self.linear(f"decoder.layers.{i}.kv_{modality}", rows).chunk(2, dim=-1)
-            for modality, rows in (("visual", visual), ("text", text))
-        ]
-        k, v = (self.heads(pack.sequence(torch.cat(part))) for part in zip(*parts, strict=True))
-        return rotate(k, pack.cos, pack.sin), v
+    def prefix_keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
+        """The text rows [P, D] of one prefix before layer i -> its keys (rotated) and values [2, P, H, Dh]."""
+        name = f"decoder.layers.{i}."
+        kv = self.linear(f"{name}kv_text", self.modal_norm(f"{name}attention_norm", rows, 0))
+        k, v = kv.unflatten(-1, (2, self.config.decoder.heads, -1)).unbind(1)
+        return torch.stack((rotate(k.unsqueeze(0), layout.turns)[0], v))
 
     def logits(self, rows: Tensor) -> Tensor:
         """Last rows [B, D] -> float32 [B, 5]."""
-        return self.linear("decoder.head", rms_norm(rows, self.tensors["decoder.norm"], self.config.decoder.eps))
+        return self.linear("decoder.head", self.rms_norm(rows, "decoder.norm", "decoder.norm", 0))
 
-    def modal_norms(self, name: str, rows: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Visual and text rows, each normed with its modality's gain."""
-        eps, split = self.config.decoder.eps, pack.split
-        visual = rms_norm(rows[:split], self.tensors[f"{name}_visual"], eps)
-        return visual, rms_norm(rows[split:], self.tensors[f"{name}_text"], eps)
+    def modal_norm(self, name: str, rows: Tensor, split: int) -> Tensor:
+        """Rows [N, D], the first `split` of them visual, each normed with its modality's gain."""
+        return self.rms_norm(rows, f"{name}_visual", f"{name}_text", split)
+
+    def rms_norm(self, rows: Tensor, visual: str, text: str, split: int) -> Tensor:
+        return self.ops.rms_norm(rows, self.tensors[visual], self.tensors[text], split, self.config.decoder.eps)
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], eps)
-
-    def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.config.decoder.heads, -1))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """q [B, Tq, D], scaled already, k and v [B, T, D] -> context [B, Tq, D]."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+        return self.ops.layer_norm(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], eps)

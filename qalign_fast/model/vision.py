@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalign_fast.config import PixelRule, VisionConfig
+from qalign_kernels.activation import quick_gelu
 
 
 class VisionEncoder(nn.Module):
@@ -73,7 +74,3 @@ def fold_normalization(patch: Tensor, rule: PixelRule) -> tuple[Tensor, Tensor]:
     std = torch.tensor(rule.std, dtype=patch.dtype, device=patch.device).view(3, 1, 1)
     weight = (patch / (255 * std)).permute(0, 2, 3, 1).flatten(1)  # channels last, as the pixels lie
     return weight, -(patch * (mean / std)).sum(dim=(1, 2, 3))
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)

@@ -1,0 +1,56 @@
+"""Queries, keys and values in, context out: over a picture's rows, and over a constant prefix and packed rows.
+
+    context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
+
+A fast form agrees to 1e-5 of the values' largest magnitude.
+
+Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
+head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q [B, Tq, D], k and v [B, Tk, D] -> context [B, Tq, D]; every query sees every key."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
+
+
+def packed_attention(
+    q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
+) -> Tensor:
+    """Rotary and causal over everything, the prefix first.
+
+    q: rows [N, D], or [B, D] where only each sequence's last row asks; kv_visual [B*V, 2D] and kv_text [B*S, 2D]: keys
+    (not rotated yet), then values; prefix [2, P, H, Dh]: keys (rotated) and values; turns [2, T, Dh]: cosines and sines
+    of the rows' positions. Returns the context of q's rows.
+    """
+    heads, width = prefix.shape[2:]
+    k, v = sequence(kv_visual, kv_text, batch).unflatten(-1, (2, heads, width)).unbind(2)  # each [B, T, H, Dh]
+    k, v = (torch.cat((p.expand(batch, -1, -1, -1), x), 1) for p, x in zip(prefix, (rotate(k, turns), v), strict=True))
+    last = len(q) == batch
+    visual = 0 if last else len(kv_visual)
+    q = sequence(q[:visual], q[visual:], batch).unflatten(-1, (heads, width))  # [B, T or 1, H, Dh]
+    q = rotate(q, turns[:, -1:] if last else turns)
+    places = torch.arange(k.shape[1], device=q.device)
+    seen = places <= places[-q.shape[1] :].unsqueeze(1)  # [T or 1, P+T]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0).transpose(1, 2).flatten(2)
+    return torch.cat([part.flatten(0, 1) for part in context.split((visual // batch, q.shape[2] - visual // batch), 1)])
+
+
+def sequence(visual: Tensor, text: Tensor, batch: int) -> Tensor:
+    """Rows [B*V, ...] and [B*S, ...] -> [B, T, ...]."""
+    return torch.cat([x.unflatten(0, (batch, len(x) // batch)) for x in (visual, text)], dim=1)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotary positions in the half-split form: x [B, T, H, Dh], turns [2, T, Dh]."""
+    cos, sin = turns.unsqueeze(2)  # each [T, 1, Dh]
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
