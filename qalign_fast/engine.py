@@ -18,6 +18,7 @@ class Engine(Protocol):
     name: str
     device: str
     precision: str
+    kernels: str  # what computes: "plain torch", "native" and an instruction set, "onnxruntime"
     config: ModelConfig
     prompts: tuple[Prompt, ...]  # what it can answer
 

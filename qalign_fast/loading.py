@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, is_artifact, open_artifact
+from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, Manifest, is_artifact, open_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError
 from qalign_fast.hub import fetch
@@ -25,7 +26,8 @@ def load_engine(
 ) -> Engine:
     """The engine for a model: None (the embedded one), an artifact or checkpoint directory, or a Hub id.
 
-    An artifact runs on onnxruntime where it has graphs, else on torch, as a checkpoint does. Raises ArtifactError or
+    An artifact that has both engines' weights runs on torch where the C++ kernels were built, which is faster on a CPU,
+    else on onnxruntime; a checkpoint runs on torch. Raises ArtifactError or
     CheckpointError for a model that cannot be read, DeviceError for an engine, device or precision it does not have,
     MissingExtraError for one not installed.
     """
@@ -51,12 +53,20 @@ def _load_artifact(artifact: Artifact, precision: str | None, engine: str, threa
         raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
     _check_choice("precision", precision, (manifest.precision,), directory)
     _check_choice("weights for engine", engine, tuple(manifest.engines), directory)
-    if engine == "onnx" or (engine == "auto" and "onnx" in manifest.engines):
+    if engine == "onnx" or (engine == "auto" and "onnx" in manifest.engines and not _prefers_torch(manifest)):
         from qalign_fast.onnx_engine import OnnxEngine
 
         return OnnxEngine(artifact, threads)
     loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads)
     return loaded
+
+
+def _prefers_torch(manifest: Manifest) -> bool:
+    if "torch" not in manifest.engines or find_spec("torch") is None:
+        return False
+    from qalign_kernels import native
+
+    return native.library_path().exists()
 
 
 def _torch_engine(what: str) -> ModuleType:

@@ -27,6 +27,7 @@ _CHUNK = 16  # pictures a run of the vision graph; attention's scores are what g
 class OnnxEngine:
     name = "onnx"
     device = "cpu"
+    kernels = "onnxruntime"
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
         """Raises ArtifactError for files onnxruntime refuses, MissingExtraError where it is not installed."""

@@ -1,6 +1,7 @@
 """An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out, on a CPU.
 
-A checkpoint runs as the float32 reference; packed weights stay mapped from their file and run as their precision says.
+A checkpoint runs as the float32 reference; packed weights stay mapped from their file and run as their precision says,
+on the C++ kernels where those were built (`qalign-fast build`), else in plain torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from qalign_fast.model import Model
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
+from qalign_kernels.native_ops import load_native
+from qalign_kernels.ops import PLAIN, Ops
 
 _CHUNK = 8  # pictures a run of the vision tower
 Constants: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a prompt's prefix [L, 2, P, H, Dh] and suffix [S, D]
@@ -39,6 +42,7 @@ class TorchEngine:
         prompts: tuple[Prompt, ...] = ALL_PROMPTS,
     ) -> None:
         self.config, self.precision, self.prompts = model.config, precision, prompts
+        self.kernels = PLAIN.name if isinstance(model, Model) else model.ops.name
         self._model = model
         self._decode = model.decoder if isinstance(model, Model) else model.decode
         self._constants = {} if constants is None else constants
@@ -64,8 +68,10 @@ def load_checkpoint(directory: Path, threads: int | None = None) -> TorchEngine:
     return TorchEngine(load_model(directory), "fp32")
 
 
-def load_packed(artifact: Artifact, threads: int | None = None) -> TorchEngine:
-    """Raises ArtifactError for packed weights that are missing or not what the manifest's sizes ask."""
+def load_packed(artifact: Artifact, threads: int | None = None, ops: Ops | None = None) -> TorchEngine:
+    """`ops` is what it runs on, by default the fastest there is. Raises ArtifactError for packed weights that are
+    missing or not what the manifest's sizes ask.
+    """
     _set_threads(threads)
     manifest = artifact.manifest
     parts = manifest.engines.get("torch", {})
@@ -83,7 +89,8 @@ def load_packed(artifact: Artifact, threads: int | None = None) -> TorchEngine:
     }
     _check_fit(PackedModel(manifest.config, {n: t.to("meta") for n, t in tensors.items()}), constants, path)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
-    return TorchEngine(PackedModel(manifest.config, tensors), manifest.precision, constants, prompts)
+    model = PackedModel(manifest.config, tensors, ops or load_native(threads=threads) or PLAIN)
+    return TorchEngine(model, manifest.precision, constants, prompts)
 
 
 def _check_fit(model: PackedModel, constants: dict[str, Constants], path: Path) -> None:

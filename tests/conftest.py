@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +17,9 @@ from qalign_export.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.loading import load_engine
+
+# Kernels that this user has built are not seen: engines run in plain torch unless a test asks for others.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -1,0 +1,16 @@
+// One instruction set's copy of the kernels: compiled once for each, with its flags and QK_ISA naming it.
+#include "attention.h"
+#include "linear.h"
+#include "rows.h"
+#include "table.h"
+
+#define QK_NAME2(isa) #isa
+#define QK_NAME(isa) QK_NAME2(isa)
+
+namespace qk {
+extern const Table QK_JOIN(table, QK_ISA);
+const Table QK_JOIN(table, QK_ISA) = {
+    QK_NAME(QK_ISA),     QK_ISA::linear,    QK_ISA::layer_norm,       QK_ISA::rms_norm,
+    QK_ISA::swiglu,      QK_ISA::attention, QK_ISA::packed_attention,
+};
+}  // namespace qk

@@ -1,0 +1,127 @@
+// The thread pool: workers look for a new job for a moment, then sleep. One job at a time; callers queue.
+#include "pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace qk {
+namespace {
+
+constexpr auto kLook = std::chrono::microseconds(50);  // longer than what lies between two operations
+
+struct Pool {
+  explicit Pool(int count) {
+    for (int i = 1; i < count; i++) workers.emplace_back([this] { work(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      stopping = true;
+      generation++;
+    }
+    wake.notify_all();
+    for (auto& worker : workers) worker.join();
+  }
+
+  void run(Task task, const void* context, int64_t count) {
+    std::lock_guard<std::mutex> one_job(callers);
+    this->task = task, this->context = context, this->count = count;
+    next.store(0, std::memory_order_relaxed);
+    busy.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      generation.fetch_add(1, std::memory_order_release);
+    }
+    wake.notify_all();
+    take();
+    while (busy.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+  }
+
+  void take() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+  }
+
+  void work() {
+    for (uint64_t seen = 0;;) {
+      const auto until = std::chrono::steady_clock::now() + kLook;
+      while (generation.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {
+      }
+      if (generation.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex);
+        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+      }
+      seen = generation.load(std::memory_order_acquire);
+      if (stopping) return;
+      take();
+      busy.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> workers;
+  std::mutex callers, mutex;
+  std::condition_variable wake;
+  std::atomic<uint64_t> generation{0};
+  std::atomic<int64_t> next{0};
+  std::atomic<int> busy{0};
+  bool stopping = false;
+  Task task = nullptr;
+  const void* context = nullptr;
+  int64_t count = 0;
+};
+
+std::mutex pool_mutex;
+Pool* pool = nullptr;  // never destroyed at exit: its threads end with the process
+int wanted = 0;
+
+Pool& current() {
+  std::lock_guard<std::mutex> lock(pool_mutex);
+  if (!pool) pool = new Pool(threads());
+  return *pool;
+}
+
+struct Scratch {
+  ~Scratch() { std::free(data); }
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+}  // namespace
+
+int threads() {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return wanted > 0 ? wanted : (cores > 0 ? cores : 1);
+}
+
+void run(Task task, const void* context, int64_t count) {
+  if (count > 1 && threads() > 1) return current().run(task, context, count);
+  for (int64_t i = 0; i < count; i++) task(context, i);
+}
+
+void* scratch(int slot, int64_t bytes) {
+  static thread_local Scratch slots[kSlots];
+  Scratch& s = slots[slot];
+  if (s.bytes < bytes) {
+    std::free(s.data);
+    s.bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+    s.data = std::aligned_alloc(4096, s.bytes);
+    if (!s.data) throw std::bad_alloc();
+  }
+  return s.data;
+}
+
+}  // namespace qk
+
+extern "C" __attribute__((visibility("default"))) void qk_set_threads(int count) {
+  std::lock_guard<std::mutex> lock(qk::pool_mutex);
+  if (count == qk::wanted) return;
+  delete qk::pool;
+  qk::pool = nullptr;
+  qk::wanted = count;
+}

@@ -1,0 +1,22 @@
+// A function and a count in, the function called once with each index below the count, on all threads of the pool.
+#pragma once
+
+#include <cstdint>
+
+namespace qk {
+
+using Task = void (*)(const void* context, int64_t index);
+
+void run(Task task, const void* context, int64_t count);
+int threads();
+
+template <class F>
+void parallel(int64_t count, const F& f) {
+  run([](const void* context, int64_t index) { (*static_cast<const F*>(context))(index); }, &f, count);
+}
+
+// Memory that a thread keeps from call to call, by slot: fresh pages cost more than most operations here.
+constexpr int kSlots = 8;
+void* scratch(int slot, int64_t bytes);
+
+}  // namespace qk

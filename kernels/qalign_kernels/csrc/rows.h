@@ -1,0 +1,114 @@
+// What is done row by row: norms, activations, rounding to 8 bits or to a shorter float.
+#pragma once
+
+#include "pool.h"
+#include "vec.h"
+
+namespace qk {
+namespace QK_ISA {
+
+constexpr int64_t kRowsATask = 8;
+
+// f(row) for each row, in parallel.
+template <class F>
+void each_row(int64_t rows, const F& f) {
+  parallel((rows + kRowsATask - 1) / kRowsATask, [&](int64_t task) {
+    const int64_t end = (task + 1) * kRowsATask < rows ? (task + 1) * kRowsATask : rows;
+    for (int64_t row = task * kRowsATask; row < end; row++) f(row);
+  });
+}
+
+// The sum over a row of term(x), four sums at a time.
+template <class Term>
+inline float sum_row(const float* x, int64_t width, const Term& term) {
+  F16 sums[4] = {};
+  int64_t i = 0;
+  for (; i + 64 <= width; i += 64)
+    for (int j = 0; j < 4; j++) sums[j] += term(load(x + i + 16 * j));
+  for (; i + 16 <= width; i += 16) sums[0] += term(load(x + i));
+  float rest = 0;
+  for (; i < width; i++) rest += term(splat(x[i]))[0];
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+inline void layer_norm(const float* x, const float* gain, const float* bias, float eps, int64_t rows, int64_t width,
+                       float* out) {
+  each_row(rows, [=](int64_t row) {
+    const float* in = x + row * width;
+    const float mean = sum_row(in, width, [](F16 v) { return v; }) / width;
+    const float variance = sum_row(in, width, [=](F16 v) { return (v - mean) * (v - mean); }) / width;
+    const float scale = 1 / std::sqrt(variance + eps);
+    for (int64_t i = 0; i < width; i += 16) {
+      const int64_t left = width - i;
+      const F16 y = (load_part(in + i, left) - mean) * scale;
+      store_part(out + row * width + i, y * load_part(gain + i, left) + load_part(bias + i, left), left);
+    }
+  });
+}
+
+inline void rms_norm(const float* x, const float* gain, float eps, int64_t rows, int64_t width, float* out) {
+  each_row(rows, [=](int64_t row) {
+    const float* in = x + row * width;
+    const float scale = 1 / std::sqrt(sum_row(in, width, [](F16 v) { return v * v; }) / width + eps);
+    for (int64_t i = 0; i < width; i += 16) {
+      const int64_t left = width - i;
+      store_part(out + row * width + i, load_part(in + i, left) * scale * load_part(gain + i, left), left);
+    }
+  });
+}
+
+inline F16 quick_gelu(F16 x) { return x / (1.f + exp(x * -1.702f)); }
+
+inline void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out) {
+  each_row(rows, [=](int64_t row) {
+    const float *gate = gate_up + row * 2 * width, *up = gate + width;
+    for (int64_t i = 0; i < width; i += 16) {
+      const int64_t left = width - i;
+      const F16 x = load_part(gate + i, left);
+      store_part(out + row * width + i, x / (1.f + exp(-x)) * load_part(up + i, left), left);
+    }
+  });
+}
+
+// 16 floats -> 16 whole numbers in -127..127, and their sum's lanes.
+inline I16 store_int8(int8_t* to, F16 x) {
+  const I16 whole = __builtin_convertvector(round_even(x), I16);
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)whole));
+#else
+  for (int i = 0; i < 16; i++) to[i] = static_cast<int8_t>(whole[i]);
+#endif
+  return whole;
+}
+
+// A row, or a group of a row, of `width` floats -> 8 bits, zeros up to `padded`; its scale and the sum of its numbers.
+inline void quantize(const float* x, int64_t width, int64_t padded, int8_t* to, float* scale, int32_t* total) {
+  F16 most{};
+  for (int64_t i = 0; i < width; i += 16) most = max(most, magnitude(load_part(x + i, width - i)));
+  const float reach = largest(most);
+  *scale = (reach > 1e-30f ? reach : 1e-30f) / 127;
+  I16 sums{};
+  for (int64_t i = 0; i < padded; i += 16)
+    sums += store_int8(to + i, i < width ? load_part(x + i, width - i) / *scale : F16{});
+  *total = 0;
+  for (int i = 0; i < 16; i++) *total += sums[i];
+}
+
+// To the nearest bfloat16, ties to even, as its 16 bits in the upper half.
+inline I16 to_bfloat16(F16 x) {
+  const I16 bits = (I16)x;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
+}
+
+inline F16 through_float16(F16 x) {
+#if defined(__AVX512F__)
+  return (F16)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  F16 y;
+  for (int i = 0; i < 16; i++) y[i] = static_cast<float>(static_cast<_Float16>(x[i]));
+  return y;
+#endif
+}
+
+}  // namespace QK_ISA
+}  // namespace qk

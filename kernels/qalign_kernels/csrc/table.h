@@ -1,0 +1,49 @@
+// What each instruction set's copy of the kernels offers; `dispatch.cpp` hands out the best one that this CPU runs.
+//
+// Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups. All tensors are row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace qk {
+
+enum Kind : int64_t { kFloat32, kFloat16, kBFloat16, kInt8, kInt4 };
+
+struct Linear {
+  Kind kind;
+  int64_t rows, inputs, outputs, group;  // M, K, N, and g of int4
+  const float* x;                        // [M, K]
+  const void* weight;                    // [N, K], int4: nibbles [N, G, g/2]
+  const float* scale;                    // [N], int4: [N, G]
+  const uint8_t* zero;                   // int4: nibbles [N, ceil(G/2)]
+  const float* bias;                     // [N] or null
+  const float* residual;                 // [M, N] or null
+  int64_t quick_gelu;                    // 1: of the product and its bias, before the residual
+  float* out;                            // [M, N]
+};
+
+struct Attention {
+  int64_t batch, heads, queries, keys, width;  // B, H, Tq, Tk, Dh
+  const float *q, *k, *v;                      // [B, T, H*Dh] each, their rows and batches apart by:
+  int64_t q_row, k_row, v_row, q_batch, k_batch, v_batch;
+  float* out;  // [B, Tq, H*Dh]
+};
+
+struct PackedAttention {
+  int64_t batch, heads, width, visual, text, prefix, last;  // B, H, Dh, V, S, P; last: 1 where q is [B, D]
+  const float *q, *kv_visual, *kv_text, *prefix_kv, *turns;
+  float* out;
+};
+
+struct Table {
+  const char* name;
+  void (*linear)(const Linear&);
+  void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int64_t rows, int64_t width,
+                     float* out);
+  void (*rms_norm)(const float* x, const float* gain, float eps, int64_t rows, int64_t width, float* out);
+  void (*swiglu)(const float* gate_up, int64_t rows, int64_t width, float* out);
+  void (*attention)(const Attention&);
+  void (*packed_attention)(const PackedAttention&);
+};
+
+}  // namespace qk

@@ -1,0 +1,108 @@
+"""The C++ kernels of csrc/, built when asked for: `build` makes one shared library, `load` finds it, or None.
+
+    python -m qalign_kernels.native        # builds; needs g++ (or $CXX) once, a few seconds
+
+The library holds a copy of the kernels for each instruction set, and the best one is chosen when it is loaded: AMX,
+AVX512 with bfloat16, AVX512-VNNI, AVX2, or plain C++. It lies in the user's cache under a name made of its sources, so
+that another version of this package never loads it. No torch, no numpy here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).with_name("csrc")
+_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
+_AVX2 = "-mavx2 -mfma -mf16c"
+_AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
+_X64 = {
+    "avx2": _AVX2,
+    "avx512vnni": _AVX512,
+    "avx512bf16": f"{_AVX512} -mavx512bf16",
+    "amx": f"{_AVX512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
+}
+
+
+class BuildError(Exception):
+    """The compiler is missing or refused; one line."""
+
+
+def instruction_sets() -> dict[str, str]:
+    """The copies that are built on this kind of machine, and their compiler flags."""
+    x64 = platform.machine().lower() in ("x86_64", "amd64")
+    return {"portable": "", **(_X64 if x64 else {})}
+
+
+def library_path() -> Path:
+    """Where the library of these sources lies, whether it was built or not."""
+    cache_root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_root) / "qalign-fast" / f"kernels-{_fingerprint()}.so"
+
+
+def build(path: Path | None = None) -> Path:
+    """Compiles and returns the library's path, by default `library_path`; what lies there is kept. Raises BuildError."""
+    path = path or library_path()
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        objects = _compile(Path(work))
+        made = Path(work) / path.name
+        _call([*_compiler(), "-shared", "-pthread", "-o", str(made), *map(str, objects)])
+        made.replace(path)  # whole or not at all
+    return path
+
+
+@cache
+def load(path: Path | None = None) -> ctypes.CDLL | None:
+    """The library where it was built, else None."""
+    path = path or library_path()
+    return ctypes.CDLL(str(path)) if path.exists() else None
+
+
+def _compile(work: Path) -> list[Path]:
+    jobs = [
+        (work / f"{isa}.o", [*flags.split(), f"-DQK_ISA={isa}", str(SOURCES / "kernels.cpp")])
+        for isa, flags in instruction_sets().items()
+    ]
+    jobs += [(work / f"{p.stem}.o", [str(p)]) for p in sorted(SOURCES.glob("*.cpp")) if p.stem != "kernels"]
+    command = [*_compiler(), *_FLAGS.split()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: _call([*command, *job[1], "-c", "-o", str(job[0])]), jobs))
+    return [output for output, _ in jobs]
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or "g++")
+
+
+def _call(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run ({error.strerror}); the kernels need g++ 10 or newer") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"{command[0]} failed: {lines[0] if lines else f'status {done.returncode}'}")
+
+
+@cache
+def _fingerprint() -> str:
+    """Of the sources, the flags and the machine's kind."""
+    whole = hashlib.sha256(f"{platform.machine()} {_FLAGS} {instruction_sets()}".encode())
+    for path in sorted(SOURCES.iterdir()):
+        whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,177 @@
+"""The C++ kernels, every instruction set that this CPU runs: each against its contract, and the model on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FOLDERS, GOLDEN
+from safetensors.torch import load_file
+from test_precisions import Rounded
+
+from qalign_export.pack import Recipe, pack
+from qalign_export.quantizer import quantize_int4, quantize_int8
+from qalign_export.source import open_source
+from qalign_fast.artifact import read_manifest
+from qalign_fast.loading import load_engine
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import ALL_PROMPTS
+from qalign_kernels import native
+from qalign_kernels.linear import Weight
+from qalign_kernels.native_ops import NativeOps, load_native
+from qalign_kernels.ops import PLAIN
+
+# rows x inputs x outputs
+LINEARS = [
+    (1, 4096, 96),  # the last layer's one row
+    (77, 1024, 40),  # one picture's decoder rows; columns that fill no panel
+    (1025, 64, 70),  # one picture's vision rows
+    (13, 11008, 32),  # the longest sum
+    (5, 588, 33),  # a patch: not a whole line of units
+    (33, 31, 5),  # less than a line, an odd number of inputs
+    (40, 160, 64),  # a group that is not full
+]
+WEIGHTS = ["fp32", "fp16", "bf16", "int8", "int4", "int4, groups of 32"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        return native.build(tmp_path_factory.mktemp("kernels") / "kernels.so")
+    except native.BuildError as error:
+        if "cannot be run" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=list(native.instruction_sets()))
+def ops(request: pytest.FixtureRequest, library: Path) -> NativeOps:
+    found = load_native(request.param, library_path=library)
+    return found or pytest.skip(f"this CPU has no {request.param}")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def weight_of(w: torch.Tensor, kind: str, bias: torch.Tensor | None) -> Weight:
+    floats = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if kind in floats:
+        return Weight(kind, w.to(floats[kind]), bias=bias)
+    group = 32 if "32" in kind else 128
+    return Weight(kind, **(quantize_int8(w) if kind == "int8" else quantize_int4(w, group)), bias=bias)
+
+
+def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest magnitude."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("shape", LINEARS, ids=str)
+def test_linears_are_the_contracts(ops: NativeOps, shape: tuple[int, int, int], kind: str) -> None:
+    m, k, n = shape
+    x, residual = random(m, k), random(m, n, seed=1)
+    weight = weight_of(random(n, k) / k**0.5, kind, random(n))
+    if kind in ("fp16", "bf16"):  # plain torch rounds the sum as well: the contract's sums are float32
+        weight_32 = Weight(kind, weight.weight.float(), bias=weight.bias)
+        found, expected = ops.linear(x, weight), PLAIN.linear(x.to(weight.weight.dtype).float(), weight_32)
+    else:
+        fused = {"activation": "quick_gelu", "residual": residual}
+        found, expected = (o.linear(x, weight, **fused) for o in (ops, PLAIN))
+    assert off_by(found, expected) < (1e-6 if kind == "int8" else 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (1025, 1024), (7, 33), (2, 3, 2816)], ids=str)
+def test_norms_and_swiglu_are_the_contracts(ops: NativeOps, shape: tuple[int, ...]) -> None:
+    x, gain, bias = random(*shape) * 3 + 1, random(shape[-1]), random(shape[-1], seed=1)
+    assert off_by(ops.layer_norm(x, gain, bias, 1e-5), PLAIN.layer_norm(x, gain, bias, 1e-5)) < 2e-6
+    rows = x.flatten(0, -2)
+    for split in (0, len(rows) // 2, len(rows)):
+        arguments = rows, gain, bias, split, 1e-6
+        assert off_by(ops.rms_norm(*arguments), PLAIN.rms_norm(*arguments)) < 2e-6
+    both = torch.cat((x, -20 * x), dim=-1)
+    assert off_by(ops.swiglu(both), PLAIN.swiglu(both)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "heads", "width"),
+    [
+        (1, 1025, 1025, 2, 64),  # the vision tower
+        (2, 64, 1089, 3, 64),  # the abstractor: queries, then features
+        (3, 5, 5, 4, 8),  # a narrow model
+        (1, 1, 33, 1, 24),
+    ],
+)
+def test_attention_is_the_contract(ops: NativeOps, batch: int, queries: int, keys: int, heads: int, width: int) -> None:
+    q, _, _ = (random(batch, queries, 3 * heads * width) / 3).chunk(3, dim=-1)  # a slice, as the model's are
+    k, v = random(batch, keys, 2 * heads * width).chunk(2, dim=-1)
+    assert off_by(ops.attention(q, k, v, heads), PLAIN.attention(q, k, v, heads)) < 1e-5
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "visual", "text", "prefix", "heads", "width"),
+    [
+        (1, 65, 12, 15, 2, 128),  # a picture
+        (2, 195, 12, 18, 2, 64),  # clips of three frames
+        (3, 9, 5, 6, 4, 8),  # a narrow model
+        (1, 0, 7, 0, 2, 16),  # a prefix on its own, while exporting
+    ],
+)
+def test_packed_attention_is_the_contract(
+    ops: NativeOps, batch: int, visual: int, text: int, prefix: int, heads: int, width: int, last: bool
+) -> None:
+    rows, wide = batch * (visual + text), heads * width
+    arguments = (
+        random(batch if last else rows, wide) / 3,
+        random(batch * visual, 2 * wide),
+        random(batch * text, 2 * wide, seed=1),
+        random(2, prefix, heads, width),
+        random(2, visual + text, width),
+        batch,
+    )
+    assert off_by(ops.packed_attention(*arguments), PLAIN.packed_attention(*arguments)) < 1e-5
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_model_gives_the_goldens(ops: NativeOps, folder: str) -> None:
+    source, tensors = open_source(GOLDEN / folder), {}
+    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
+    model, expected = PackedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
+    tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
+    size = np.abs(expected["visual_tokens"]).max()
+    np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
+    for p in ALL_PROMPTS:
+        inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
+        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
+        if (name := f"logits_{p.task}_{p.medium}") in expected:
+            np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_batch_and_threads_change_no_bit(library: Path, rounded: Rounded, precision: str) -> None:
+    artifact = rounded("narrow-112", precision)
+    tensors = load_file(artifact / read_manifest(artifact / "qalign.json").engines["torch"]["weights"])
+    pixels = torch.from_numpy(np.load(GOLDEN / "narrow-112" / "expected.npz")["resized_uint8"])
+    config, found = load_engine(artifact).config, []
+    for threads in (1, 3):
+        ops = load_native(threads=threads, library_path=library)
+        assert ops is not None
+        model = PackedModel(config, tensors, ops)
+        found += [model.encode(pixels), torch.cat([model.encode(one) for one in pixels.split(1)])]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+def test_a_compiler_that_is_missing_or_fails_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for compiler, said in (("no-such-compiler", "cannot be run"), ("false", "failed")):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(native.BuildError, match=said) as caught:
+            native.build(tmp_path / "kernels.so")
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
