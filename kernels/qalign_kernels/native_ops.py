@@ -68,6 +68,7 @@ def load_native(
     library.qk_table.argtypes = [c_char_p]
     table = library.qk_table(instruction_set.encode() if instruction_set else None)
     library.qk_set_threads(ctypes.c_int(threads or 0))
+    library.qk_keep_memory()
     return NativeOps(table.contents) if table else None
 
 

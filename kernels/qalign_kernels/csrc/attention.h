@@ -1,4 +1,4 @@
-// Attention of one head at a time in float32: keys and values packed once, a few queries' scores in the cache.
+// Attention of one head at a time: keys and values packed once, a few queries' scores in the cache.
 #pragma once
 
 #include "linear.h"
@@ -9,42 +9,118 @@
 namespace qk {
 namespace QK_ISA {
 
-enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot };
+enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot, kOperandSlot };
 
-// Keys [Tk][Dh] -> panels of 16 keys; `row` floats apart.
-inline const char* pack_keys(const float* k, int64_t row, int64_t keys, int64_t width) {
-  const int64_t lines = (width + 15) / 16, panel = lines * 16 * kLine, count = (keys + kColumns - 1) / kColumns * 2;
-  auto* to = static_cast<char*>(scratch(kKeySlot, count * panel));
-  for (int64_t p = 0; p < count; p++) {
-    const float* from = k + p * 16 * row;
-    const int64_t there = keys - p * 16 < 0 ? 0 : keys - p * 16;
-    pack_panel([&](int64_t r, int64_t l) { return (I16)load_part(from + r * row + l * 16, width - l * 16); },
-               there < 16 ? there : 16, lines, to + p * panel);
+// Products of float32 numbers as they are.
+struct Plain {
+  using Dot = Float32;
+  static constexpr int kQueries = kRows;  // at a time
+
+  static int64_t units(int64_t numbers) { return numbers; }
+
+  // Unit `unit` of 16 columns of the rows [..][..], `pitch` floats apart, `left` columns being there.
+  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
+    return (I16)(unit < numbers ? load_part(rows + unit * pitch, left) : F16{});
   }
+
+  // Line `line` of a row of numbers, 16 units.
+  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
+    return (I16)load_part(row + line * 16, numbers - line * 16);
+  }
+
+  static const char* operand(const float* x, int64_t pitch, int64_t, int64_t, int64_t* stride) {
+    *stride = pitch * 4;
+    return reinterpret_cast<const char*>(x);
+  }
+};
+
+#if defined(__AMX_INT8__)
+// Each number as the sum of two bfloat16, high and low: a b = ah bh + ah bl + al bh, to about 2^-16, as one product
+// three times as long: [ah ah al] by [bh bl bh]. The matrix instructions take it faster than float32 all the same.
+struct Split {
+  using Dot = BFloat16;
+  static constexpr int kQueries = kBlockRows;
+
+  static int64_t third(int64_t numbers) { return up(numbers, 32) / 2; }  // units
+  static int64_t units(int64_t numbers) { return 3 * third(numbers); }
+
+  static F16 part(F16 x, bool low) {
+    const F16 high = (F16)to_bfloat16(x);
+    return low ? (F16)to_bfloat16(x - high) : high;
+  }
+
+  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
+    const bool low = unit / third(numbers) == 1;
+    const int64_t first = unit % third(numbers) * 2;
+    const auto number = [&](int64_t i) { return i < numbers ? part(load_part(rows + i * pitch, left), low) : F16{}; };
+    return pair((I16)number(first), (I16)number(first + 1));
+  }
+
+  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
+    const int64_t lines = third(numbers) / 16;
+    return halves(row + line % lines * 32, numbers - line % lines * 32, line / lines == 1);
+  }
+
+  static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
+    const int64_t lines = third(numbers) / 16;
+    *stride = stride_of(3 * lines * kLine);
+    auto* to = static_cast<char*>(scratch(kOperandSlot, rows * *stride));
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t l = 0; l < lines; l++) {
+        const float* from = x + r * pitch + l * 32;
+        char* at = to + r * *stride + l * kLine;
+        const I16 high = halves(from, numbers - l * 32, false);
+        std::memcpy(at, &high, kLine);
+        std::memcpy(at + lines * kLine, &high, kLine);
+        const I16 low = halves(from, numbers - l * 32, true);
+        std::memcpy(at + 2 * lines * kLine, &low, kLine);
+      }
+    return to;
+  }
+
+ private:
+  // The upper halves of two numbers' bits, the first one in the lower half.
+  static I16 pair(I16 first, I16 second) { return (I16)(((U16)first >> 16) | ((U16)second & 0xffff0000u)); }
+
+  // 32 numbers in their order.
+  static I16 halves(const float* x, int64_t left, bool low) {
+    const F16 a = left > 0 ? part(load_part(x, left), low) : F16{}, b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
+    const __m256i first = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)a, 16));
+    const __m256i second = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)b, 16));
+    return (I16)_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+  }
+};
+#endif
+
+// Keys [Tk][Dh] -> panels of 16 keys; `pitch` floats apart.
+template <class How>
+const char* pack_keys(const float* k, int64_t pitch, int64_t keys, int64_t width) {
+  const int64_t lines = (How::units(width) + 15) / 16, panel = lines * 16 * kLine, count = up(keys, kColumns) / 16;
+  auto* to = static_cast<char*>(scratch(kKeySlot, count * panel));
+  for (int64_t p = 0; p < count; p++)
+    pack_panel([&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
+               least(16, keys - p * 16), lines, to + p * panel);
   return to;
 }
 
 // Values [Tk][Dh] -> panels of 16 of a value's Dh numbers, an even count of panels.
-inline const char* pack_values(const float* v, int64_t row, int64_t keys, int64_t width) {
-  const int64_t panel = keys * kLine, count = (width + kColumns - 1) / kColumns * 2;
-  auto* to = static_cast<char*>(scratch(kValueSlot, count * panel));
+template <class How>
+const char* pack_values(const float* v, int64_t pitch, int64_t keys, int64_t width) {
+  const int64_t units = How::units(keys), count = up(width, kColumns) / 16;
+  auto* to = static_cast<char*>(scratch(kValueSlot, count * units * kLine));
   for (int64_t p = 0; p < count; p++)
-    for (int64_t key = 0; key < keys; key++) {
-      const int64_t left = width - p * 16;
-      store(reinterpret_cast<float*>(to + p * panel + key * kLine), left > 0 ? load_part(v + key * row + p * 16, left) : F16{});
+    for (int64_t u = 0; u < units; u++) {
+      const I16 line = p * 16 < width ? How::line(v + p * 16, pitch, keys, u, width - p * 16) : I16{};
+      std::memcpy(to + (p * units + u) * kLine, &line, kLine);
     }
   return to;
 }
 
 // Scores [..keys] -> e^(score - the largest), zeros from `keys` to `end`; returns 1 / their sum.
 inline float soften(float* scores, int64_t keys, int64_t end) {
+  for (int64_t j = keys; j < up(keys, 16); j++) scores[j] = -INFINITY;  // the row's room is a multiple of 32
   F16 most = splat(-INFINITY);
-  for (int64_t j = 0; j < keys; j += 16) {
-    const int64_t left = keys - j;
-    if (left < 16)
-      for (int i = static_cast<int>(left); i < 16; i++) scores[j + i] = -INFINITY;  // the row's room is a multiple of 32
-    most = max(most, load(scores + j));
-  }
+  for (int64_t j = 0; j < keys; j += 16) most = max(most, load(scores + j));
   const float top = largest(most);
   F16 total{};
   for (int64_t j = 0; j < keys; j += 16) {
@@ -52,53 +128,85 @@ inline float soften(float* scores, int64_t keys, int64_t end) {
     store(scores + j, y);
     total += y;
   }
-  for (int64_t j = (keys + 15) / 16 * 16; j < end; j++) scores[j] = 0;
+  for (int64_t j = up(keys, 16); j < end; j++) scores[j] = 0;
   return 1 / sum(total);
 }
 
-// Queries [count][Dh] by packed keys and values -> context [count][Dh]. Query i sees `seen` + i keys, or all.
+// One head's packed keys and values [count][width].
+template <class How>
 struct Head {
   const char *keys, *values;
-  int64_t count, width;  // Tk, Dh
+  int64_t count, width;
 
-  void context(const float* q, int64_t q_row, int64_t queries, int64_t seen, bool causal, float* out, int64_t out_row) const {
-    const int64_t key_panel = (width + 15) / 16 * 16 * kLine, value_panel = count * kLine;
-    const int64_t room = (count + kColumns - 1) / kColumns * kColumns;
-    auto* scores = static_cast<float*>(scratch(kScoreSlot, kRows * (room + kColumns) * 4));
-    float* result = scores + kRows * room;  // [kRows][32]
-    float shares[kRows];
-    for (int64_t first = 0; first < queries; first += kRows) {
-      const int64_t here = queries - first < kRows ? queries - first : kRows;
-      const int64_t most = causal ? seen + first + here - 1 : count;
-      for (int64_t j = 0; j < most; j += kColumns)
-        block<Float32>(here, reinterpret_cast<const char*>(q + first * q_row), q_row * 4, keys + j / 16 * key_panel,
-                       key_panel, width, scores + j, room);
+  Head(const float* k, int64_t k_pitch, const float* v, int64_t v_pitch, int64_t count, int64_t width)
+      : keys(pack_keys<How>(k, k_pitch, count, width)),
+        values(pack_values<How>(v, v_pitch, count, width)),
+        count(count),
+        width(width) {}
+
+  // Queries [..][width] -> context [..][width]. With `causal` query i sees the first `seen` + i keys, else all.
+  void context(const float* q, int64_t q_pitch, int64_t queries, int64_t seen, bool causal, float* out,
+               int64_t out_pitch) const {
+    constexpr int kQueries = How::kQueries;
+    const int64_t room = up(count, kColumns);
+    auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * (room + kColumns) * 4));
+    float shares[kQueries];
+    for (int64_t first = 0; first < queries; first += kQueries) {
+      const int64_t here = least(kQueries, queries - first), most = causal ? seen + first + here - 1 : count;
+      score(q + first * q_pitch, q_pitch, here, most, scores, room);
       for (int64_t i = 0; i < here; i++)
-        shares[i] = soften(scores + i * room, causal ? seen + first + i : count, most);
-      for (int64_t d = 0; d < width; d += kColumns) {
-        block<Float32>(here, reinterpret_cast<const char*>(scores), room * 4, values + d / 16 * value_panel, value_panel,
-                       most, result, kColumns);
-        for (int64_t i = 0; i < here; i++)
-          for (int p = 0; p < 2 && d + p * 16 < width; p++)
-            store_part(out + (first + i) * out_row + d + p * 16, load(result + i * kColumns + p * 16) * shares[i],
-                       width - d - p * 16);
-      }
+        shares[i] = soften(scores + i * room, causal ? seen + first + i : count, up(most, kColumns));
+      blend(scores, room, here, most, shares, out + first * out_pitch, out_pitch);
+    }
+  }
+
+ private:
+  void score(const float* q, int64_t pitch, int64_t queries, int64_t most, float* scores, int64_t room) const {
+    const int64_t units = How::units(width), panel = up(units, 16) * kLine;
+    int64_t stride;
+    const char* rows = How::operand(q, pitch, queries, width, &stride);
+    Ahead nothing;
+    for (int64_t j = 0; j < most; j += kColumns)
+      block<typename How::Dot>(queries, rows, stride, keys + j / 16 * panel, panel, units, scores + j, room, nothing);
+  }
+
+  void blend(float* scores, int64_t room, int64_t queries, int64_t most, const float* shares, float* out,
+             int64_t out_pitch) const {
+    const int64_t panel = How::units(count) * kLine, units = most == count ? How::units(count) : most;
+    float* result = scores + How::kQueries * room;  // [..][32]
+    int64_t stride;
+    const char* rows = How::operand(scores, room, queries, count, &stride);
+    Ahead nothing;
+    for (int64_t d = 0; d < width; d += kColumns) {
+      block<typename How::Dot>(queries, rows, stride, values + d / 16 * panel, panel, units, result, kColumns, nothing);
+      for (int64_t i = 0; i < queries; i++)
+        for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
+          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * shares[i], width - d - p * 16);
     }
   }
 };
 
-inline void attention(const Attention& a) {
+template <class How>
+void attention_by(const Attention& a) {
   const int64_t heads = a.batch * a.heads;
-  const int64_t least_parts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
-  const int64_t step = up((a.queries + least_parts - 1) / least_parts, kRows), parts = (a.queries + step - 1) / step;
+  const int64_t cuts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
+  const int64_t step = up((a.queries + cuts - 1) / cuts, How::kQueries), parts = (a.queries + step - 1) / step;
   parallel(heads * parts, [&](int64_t task) {
+    const Blocks scope;
     const int64_t b = task / parts / a.heads, h = task / parts % a.heads, first = task % parts * step;
     const float *k = a.k + b * a.k_batch + h * a.width, *v = a.v + b * a.v_batch + h * a.width;
-    const Head head{pack_keys(k, a.k_row, a.keys, a.width), pack_values(v, a.v_row, a.keys, a.width), a.keys, a.width};
-    const int64_t width = a.heads * a.width, end = first + step < a.queries ? first + step : a.queries;
-    head.context(a.q + b * a.q_batch + first * a.q_row + h * a.width, a.q_row, end - first, 0, false,
+    const Head<How> head(k, a.k_row, v, a.v_row, a.keys, a.width);
+    const int64_t width = a.heads * a.width;
+    head.context(a.q + b * a.q_batch + first * a.q_row + h * a.width, a.q_row, least(step, a.queries - first), 0, false,
                  a.out + (b * a.queries + first) * width + h * a.width, width);
   });
+}
+
+inline void attention(const Attention& a) {
+#if defined(__AMX_INT8__)
+  if (a.width % 32 == 0) return attention_by<Split>(a);
+#endif
+  attention_by<Plain>(a);
 }
 
 // x cos + swap(x) sin, the first half of swap negated: [Dh] of one head.
@@ -143,7 +251,7 @@ inline void packed_attention(const PackedAttention& a) {
   parallel(a.batch * a.heads, [&](int64_t task) {
     const int64_t b = task / a.heads, h = task % a.heads, w = a.width, rows = a.visual + a.text, all = a.prefix + rows;
     const Gathered g(a, b, h);
-    const Head head{pack_keys(g.keys, w, all, w), pack_values(g.values, w, all, w), all, w};
+    const Head<Plain> head(g.keys, w, g.values, w, all, w);
     const int64_t queries = a.last ? 1 : rows;
     head.context(g.queries, w, queries, a.last ? all : a.prefix + 1, true, g.context, w);
     for (int64_t i = 0; i < queries; i++)

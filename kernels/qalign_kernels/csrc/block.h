@@ -85,18 +85,29 @@ struct BFloat16 {
   }
 };
 
+// Memory that will be read next, asked for a little with every unit: a step of bytes each. Vector instructions leave
+// the ways to memory idle meanwhile; the matrix instructions need them for themselves.
+struct Ahead {
+  const char* next = nullptr;
+  int64_t step = 0;
+};
+
 // rows of A, `stride` bytes apart, times kPanels panels `panel` bytes apart -> out [rows][..], `pitch` sums apart.
 template <class Dot, int Rows>
 inline void block_of(const char* a, int64_t stride, const char* b, int64_t panel, int64_t units, void* out,
-                     int64_t pitch) {
+                     int64_t pitch, Ahead& ahead) {
   typename Dot::Sum sums[Rows][kPanels] = {};
+  const char* next = ahead.next;
   for (int64_t u = 0; u < units; u++) {
+    __builtin_prefetch(next, 0, 2);
+    next += ahead.step;
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; i++)
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; p++)
         sums[i][p] = Dot::dot(sums[i][p], a + i * stride + u * kUnit, b + p * panel + u * kLine);
   }
+  ahead.next = next;
   char* to = static_cast<char*>(out);
   for (int i = 0; i < Rows; i++)
     for (int p = 0; p < kPanels; p++) std::memcpy(to + (i * pitch + p * 16) * 4, &sums[i][p], kLine);
@@ -104,9 +115,9 @@ inline void block_of(const char* a, int64_t stride, const char* b, int64_t panel
 
 template <class Dot, int Rows>
 inline void block_up_to(int64_t rows, const char* a, int64_t stride, const char* b, int64_t panel, int64_t units,
-                        void* out, int64_t pitch) {
-  if (rows == Rows) return block_of<Dot, Rows>(a, stride, b, panel, units, out, pitch);
-  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, stride, b, panel, units, out, pitch);
+                        void* out, int64_t pitch, Ahead& ahead) {
+  if (rows == Rows) return block_of<Dot, Rows>(a, stride, b, panel, units, out, pitch, ahead);
+  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, stride, b, panel, units, out, pitch, ahead);
 }
 
 #if defined(__AMX_INT8__)
@@ -189,7 +200,7 @@ struct Blocks {
 // At most kBlockRows rows by 32 columns; the matrix instructions take units by 16.
 template <class Dot>
 inline void block(int64_t rows, const char* a, int64_t stride, const char* b, int64_t panel, int64_t units, void* out,
-                  int64_t pitch) {
+                  int64_t pitch, Ahead& ahead) {
 #if defined(__AMX_INT8__)
   if constexpr (!std::is_same_v<Dot, Float32>)
     if (units % 16 == 0) return block_tiles<Dot>(rows, a, stride, b, panel, units, out, pitch);
@@ -198,7 +209,7 @@ inline void block(int64_t rows, const char* a, int64_t stride, const char* b, in
     const int64_t here = rows - first < kRows ? rows - first : kRows;
     for (int p = 0; p < 2; p += kPanels)
       block_up_to<Dot, kRows>(here, a + first * stride, stride, b + p * panel, panel, units,
-                              static_cast<char*>(out) + (first * pitch + p * 16) * 4, pitch);
+                              static_cast<char*>(out) + (first * pitch + p * 16) * 4, pitch, ahead);
   }
 }
 

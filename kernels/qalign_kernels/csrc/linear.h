@@ -5,6 +5,8 @@
 // zero point z (128 for 8 bits):  sum_k a_k (w_k - z) = sum_k a_k w_k - z sum_k a_k.
 #pragma once
 
+#include <atomic>
+
 #include "block.h"
 #include "pack.h"
 #include "pool.h"
@@ -15,6 +17,7 @@ namespace qk {
 namespace QK_ISA {
 
 constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
+constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
 enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot };
 
 inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -23,17 +26,21 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // The rows of A as `block` reads them.
 struct Rows {
   const char* data;
-  int64_t stride;       // bytes, a multiple of 64
+  int64_t stride;       // bytes from one to the next
+  int64_t units;        // in a row
   int64_t groups;       // G of int4, else 1
   int64_t part;         // units a group
   const float* scale;   // [M, G]
   const int32_t* sums;  // [M, G]
 };
 
+// Whole lines, an odd number of them: rows a power of two apart would share a few sets of the cache.
+inline int64_t stride_of(int64_t bytes) { return (up(bytes, kLine) / kLine | 1) * kLine; }
+
 inline Rows whole_rows(const Linear& a) {
   const int64_t groups = a.kind == kInt4 ? (a.inputs + a.group - 1) / a.group : 1;
   const int64_t part = a.kind == kInt4 ? a.group : a.inputs, padded = a.kind == kInt4 ? a.group : up(part, kLine);
-  const int64_t stride = up(groups * padded, kLine);
+  const int64_t bytes = up(groups * padded, kLine), stride = stride_of(bytes);
   auto* to = static_cast<int8_t*>(scratch(kRowSlot, a.rows * stride));
   auto* scale = static_cast<float*>(scratch(kScaleSlot, a.rows * groups * 4));
   auto* sums = static_cast<int32_t*>(scratch(kSumSlot, a.rows * groups * 4));
@@ -43,9 +50,9 @@ inline Rows whole_rows(const Linear& a) {
       quantize(a.x + row * a.inputs + g * part, least(part, a.inputs - g * part), padded, to + row * stride + g * padded,
                scale + at, sums + at);
     }
-    std::memset(to + row * stride + groups * padded, 0, stride - groups * padded);
+    std::memset(to + row * stride + groups * padded, 0, bytes - groups * padded);
   });
-  return {reinterpret_cast<char*>(to), stride, groups, padded / kUnit, scale, sums};
+  return {reinterpret_cast<char*>(to), stride, bytes / kUnit, groups, padded / kUnit, scale, sums};
 }
 
 // One row in 16- or 32-bit floats, zeros up to whole lines.
@@ -73,13 +80,12 @@ constexpr bool kShortFloats = false;
 
 inline Rows float_rows(const Linear& a) {
   const bool short_rows = a.kind == kBFloat16 && kShortFloats;
-  const int64_t stride = up(a.inputs * (short_rows ? 2 : 4), kLine);
-  if (a.kind == kFloat32 && stride == a.inputs * 4) return {reinterpret_cast<const char*>(a.x), stride, 1, stride / kUnit, nullptr, nullptr};
+  const int64_t bytes = up(a.inputs * (short_rows ? 2 : 4), kLine), stride = stride_of(bytes);
   auto* to = static_cast<char*>(scratch(kRowSlot, a.rows * stride));
   each_row(a.rows, [&](int64_t row) {
-    float_row(a.x + row * a.inputs, a.inputs, stride, a.kind, short_rows, to + row * stride);
+    float_row(a.x + row * a.inputs, a.inputs, bytes, a.kind, short_rows, to + row * stride);
   });
-  return {to, stride, 1, stride / kUnit, nullptr, nullptr};
+  return {to, stride, bytes / kUnit, 1, bytes / kUnit, nullptr, nullptr};
 }
 
 // `bytes` of a row from `at` on, zeros past its end, as a line.
@@ -155,103 +161,148 @@ inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to
   }
 }
 
-inline F16 zero_points(const Linear& a, int64_t column, int64_t count, int64_t group, int64_t groups) {
-  F16 z = splat(128);
-  if (a.kind != kInt4) return z;
-  const int64_t bytes = (groups + 1) / 2;
+// Constants of 32 columns, of one group.
+struct Columns {
+  F16 scale[2], bias[2];
+  I16 zero[2];
+  int64_t count[2];
+};
+
+inline I16 zero_points(const Linear& a, int64_t column, int64_t count, int64_t group, int64_t groups) {
+  I16 z{};
   for (int64_t i = 0; i < count; i++) {
-    const uint8_t pair = a.zero[(column + i) * bytes + group / 2];
+    const uint8_t pair = a.zero[(column + i) * ((groups + 1) / 2) + group / 2];
     z[i] = group % 2 ? pair >> 4 : pair & 15;
   }
   return z;
 }
 
-// What the product becomes: bias, activation, residual; 16 columns of one row.
-inline void finish(const Linear& a, int64_t row, int64_t column, int64_t count, F16 y) {
-  if (a.bias) y += load_part(a.bias + column, count);
-  if (a.quick_gelu) y = quick_gelu(y);
-  const int64_t at = row * a.outputs + column;
-  if (a.residual) y += load_part(a.residual + at, count);
-  store_part(a.out + at, y, count);
-}
-
-// Constants of 32 columns of one group.
-struct Columns {
-  F16 scale[2], zero[2];
-  int64_t count[2];
-};
-
 inline Columns columns_of(const Linear& a, int64_t column, int64_t group, int64_t groups) {
   Columns c{};
   for (int p = 0; p < 2; p++) {
     const int64_t first = column + 16 * p, count = c.count[p] = least(16, a.outputs - first);
-    if (count <= 0 || !a.scale) continue;
-    c.zero[p] = zero_points(a, first, count, group, groups);
-    for (int64_t i = 0; i < count; i++) c.scale[p][i] = a.scale[(first + i) * groups + group];
+    if (count <= 0) continue;
+    if (a.bias) c.bias[p] = load_part(a.bias + first, count);
+    if (a.kind == kInt4) c.zero[p] = zero_points(a, first, count, group, groups);
+    for (int64_t i = 0; a.scale && i < count; i++) c.scale[p][i] = a.scale[(first + i) * groups + group];
   }
   return c;
 }
 
-// Whole sums -> their values: (sum - z Σa) · row scale · column scale.
-inline F16 value(I16 sums, const Rows& rows, int64_t at, F16 zero, F16 scale) {
-  // whole numbers below 2^24 times 2^8 are exact only as integers
-  const I16 whole = sums - __builtin_convertvector(zero, I16) * rows.sums[at];
-  return to_float(whole) * rows.scale[at] * scale;
+// Sums of a group -> its part of the product: (sum - z Σa) · row scale · column scale of whole numbers.
+template <class Dot>
+inline F16 value(const Linear& a, const Rows& rows, int64_t at, const int32_t* sums, const Columns& c, int p) {
+  const I16 x = load_bytes(sums);
+  if constexpr (!std::is_same_v<Dot, Int8>) return (F16)x;
+  const I16 shift = a.kind == kInt8 ? I16{} + rows.sums[at] * 128 : c.zero[p] * rows.sums[at];
+  return to_float(x - shift) * rows.scale[at] * c.scale[p];
+}
+
+// What the product becomes: bias, activation, residual; 16 columns of one row, or the `count` that are there.
+inline void finish(const Linear& a, int64_t row, int64_t column, F16 y, const Columns& c, int p) {
+  y += c.bias[p];
+  if (a.quick_gelu) y = quick_gelu(y);
+  const int64_t at = row * a.outputs + column;
+  if (a.residual) y += load_part(a.residual + at, c.count[p]);
+#if defined(__AVX512F__)
+  // what the cache would not keep anyway need not be read into it first
+  const bool whole_line = c.count[p] == 16 && reinterpret_cast<uintptr_t>(a.out + at) % kLine == 0;
+  if (whole_line && a.rows * a.outputs * 4 > kStreamedBytes) return _mm512_stream_ps(a.out + at, (__m512)y);
+#endif
+  store_part(a.out + at, y, c.count[p]);
 }
 
 // Rows first .. first + count - 1 by 32 columns.
 template <class Dot>
 void tile(const Linear& a, const Rows& rows, int64_t first, int64_t count, int64_t column, const char* panels,
-          int64_t panel, const Columns* columns) {
+          int64_t panel, const Columns* columns, Ahead& ahead) {
   alignas(64) int32_t sums[kBlockRows * kColumns];
   alignas(64) float totals[kBlockRows * kColumns];
   const char* from = rows.data + first * rows.stride;
-  const int64_t part = rows.part;
   for (int64_t g = 0; g < rows.groups; g++) {
-    block<Dot>(count, from + g * part * kUnit, rows.stride, panels + g * part * kLine, panel, part, sums, kColumns);
+    const Columns& c = columns[g];
+    const int64_t skip = g * rows.part;
+    block<Dot>(count, from + skip * kUnit, rows.stride, panels + skip * kLine, panel, rows.part, sums, kColumns, ahead);
     for (int64_t i = 0; i < count; i++)
-      for (int p = 0; p < 2; p++) {
+      for (int p = 0; p < 2 && c.count[p] > 0; p++) {
         const int64_t at = i * kColumns + p * 16;
-        const int64_t scale_at = (first + i) * rows.groups + g;
-        F16 y;
-        if constexpr (std::is_same_v<Dot, Int8>)
-          y = value(load_bytes(sums + at), rows, scale_at, columns[g].zero[p], columns[g].scale[p]);
-        else
-          y = (F16)load_bytes(sums + at);
+        F16 y = value<Dot>(a, rows, (first + i) * rows.groups + g, sums + at, c, p);
         if (g) y += load(totals + at);
         if (g + 1 < rows.groups)
           store(totals + at, y);
-        else if (columns[g].count[p] > 0)
-          finish(a, first + i, column + p * 16, columns[g].count[p], y);
+        else
+          finish(a, first + i, column + p * 16, y, c, p);
       }
   }
 }
 
+inline int64_t column_bytes(const Linear& a) {
+  switch (a.kind) {
+    case kFloat32:
+      return a.inputs * 4;
+    case kFloat16:
+    case kBFloat16:
+      return a.inputs * 2;
+    case kInt8:
+      return a.inputs;
+    case kInt4:
+      return up(a.inputs, a.group) / 2;
+  }
+  return 0;
+}
+
+// How a product is shared out: `across` times `down` tasks of `columns` by `height`.
+struct Shares {
+  int64_t columns, height, across, down;
+
+  Shares(const Linear& a, int64_t panel) {
+    const int64_t fair = up((a.outputs + 4 * threads() - 1) / (4 * threads()), kColumns);
+    columns = least(kCacheBytes / panel / 2 * kColumns, fair);
+    if (columns < kColumns) columns = kColumns;
+    across = (a.outputs + columns - 1) / columns;
+    const int64_t cuts = across >= 2 * threads() ? 1 : (2 * threads() + across - 1) / across;
+    height = up((a.rows + cuts - 1) / cuts, kBlockRows);
+    down = (a.rows + height - 1) / height;
+  }
+};
+
+// One task: its columns packed, then all its rows; meanwhile the columns of the thread's next task come into the cache.
+template <class Dot>
+void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t task, int64_t next) {
+  const int64_t panel = rows.units * kLine, first = task / s.down * s.columns;
+  const int64_t end = least(first + s.columns, a.outputs), pairs = (end - first + kColumns - 1) / kColumns;
+  const int64_t top = task % s.down * s.height, bottom = least(top + s.height, a.rows);
+  auto* packed = static_cast<char*>(scratch(kColumnSlot, pairs * 2 * panel));
+  auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * rows.groups * sizeof(Columns)));
+  for (int64_t j = 0; j < pairs; j++) {
+    const int64_t column = first + j * kColumns;
+    for (int p = 0; p < 2; p++)
+      pack_columns(a, least(column + p * 16, a.outputs), rows.units / 16, packed + (2 * j + p) * panel);
+    for (int64_t g = 0; g < rows.groups; g++) constants[j * rows.groups + g] = columns_of(a, column, g, rows.groups);
+  }
+  Ahead ahead;
+  // where few rows are computed, there is no time to fetch in
+  if (const int64_t after = next / s.down * s.columns; after != first && after < a.outputs && a.rows > 2 * kRows) {
+    const int64_t passes = (bottom - top + kRows - 1) / kRows * pairs * 2 / kPanels * rows.units;
+    ahead.next = static_cast<const char*>(a.weight) + after * column_bytes(a);
+    ahead.step = least(s.columns, a.outputs - after) * column_bytes(a) / passes + 1;
+  }
+  for (int64_t row = top; row < bottom; row += kBlockRows)
+    for (int64_t j = 0; j < pairs; j++)
+      tile<Dot>(a, rows, row, least(kBlockRows, bottom - row), first + j * kColumns, packed + 2 * j * panel, panel,
+                constants + j * rows.groups, ahead);
+}
+
 template <class Dot>
 void multiply(const Linear& a, const Rows& rows) {
-  const int64_t units = rows.stride / kUnit, panel = units * kLine, lines = units / 16;
-  int64_t columns = kCacheBytes / panel / 2 * kColumns;  // a task's, packed together
-  columns = columns < kColumns ? kColumns : least(columns, up((a.outputs + 4 * threads() - 1) / (4 * threads()), kColumns));
-  const int64_t across = (a.outputs + columns - 1) / columns;
-  int64_t down = across >= 2 * threads() ? 1 : least((2 * threads() + across - 1) / across, (a.rows + 63) / 64);
-  const int64_t height = up((a.rows + down - 1) / down, kBlockRows);
-  down = (a.rows + height - 1) / height;
-  parallel(across * down, [&](int64_t task) {
+  const Shares s(a, rows.units * kLine);
+  std::atomic<int64_t> free{0};
+  parallel(threads(), [&](int64_t) {
     const Blocks scope;
-    const int64_t first = task / down * columns, end = least(first + columns, a.outputs);
-    const int64_t top = task % down * height, bottom = least(top + height, a.rows);
-    const int64_t pairs = (end - first + kColumns - 1) / kColumns;
-    auto* packed = static_cast<char*>(scratch(kColumnSlot, pairs * 2 * panel));
-    auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * rows.groups * sizeof(Columns)));
-    for (int64_t j = 0; j < pairs; j++) {
-      const int64_t column = first + j * kColumns;
-      for (int p = 0; p < 2; p++) pack_columns(a, least(column + p * 16, a.outputs), lines, packed + (2 * j + p) * panel);
-      for (int64_t g = 0; g < rows.groups; g++) constants[j * rows.groups + g] = columns_of(a, column, g, rows.groups);
+    for (int64_t task = free++, next; task < s.across * s.down; task = next) {
+      next = free++;
+      multiply_share<Dot>(a, rows, s, task, next);
     }
-    for (int64_t row = top; row < bottom; row += kBlockRows)
-      for (int64_t j = 0; j < pairs; j++)
-        tile<Dot>(a, rows, row, least(kBlockRows, bottom - row), first + j * kColumns, packed + 2 * j * panel, panel,
-                  constants + j * rows.groups);
   });
 }
 

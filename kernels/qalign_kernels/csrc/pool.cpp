@@ -10,6 +10,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace qk {
 namespace {
 
@@ -117,6 +121,15 @@ void* scratch(int slot, int64_t bytes) {
 }
 
 }  // namespace qk
+
+// Activations come and go: their pages must not be given back to the system and zeroed anew each time.
+extern "C" __attribute__((visibility("default"))) void qk_keep_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most glibc takes
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+  mallopt(M_TOP_PAD, 16 << 20);
+#endif
+}
 
 extern "C" __attribute__((visibility("default"))) void qk_set_threads(int count) {
   std::lock_guard<std::mutex> lock(qk::pool_mutex);

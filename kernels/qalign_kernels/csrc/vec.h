@@ -18,6 +18,7 @@ namespace QK_ISA {
 
 typedef float F16 __attribute__((vector_size(64), may_alias));
 typedef int32_t I16 __attribute__((vector_size(64), may_alias));
+typedef uint32_t U16 __attribute__((vector_size(64), may_alias));
 typedef float F16u __attribute__((vector_size(64), aligned(1), may_alias));
 typedef int32_t I16u __attribute__((vector_size(64), aligned(1), may_alias));
 
