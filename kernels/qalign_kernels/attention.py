@@ -2,7 +2,7 @@
 
     context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
 
-A fast form agrees to 1e-5 of the values' largest magnitude.
+A fast form agrees to 1e-5 of the values' largest magnitude; on AMX, where a number is the sum of two bfloat16, to 1e-4.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
 head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.

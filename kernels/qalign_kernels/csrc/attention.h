@@ -9,7 +9,7 @@
 namespace qk {
 namespace QK_ISA {
 
-enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot, kOperandSlot };
+enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot, kShareSlot, kQuerySlot };
 
 // Products of float32 numbers as they are.
 struct Plain {
@@ -32,6 +32,14 @@ struct Plain {
     *stride = pitch * 4;
     return reinterpret_cast<const char*>(x);
   }
+
+  // Where the rows of probabilities go: where their scores are.
+  static char* shares(float* scores, int64_t pitch, int64_t, int64_t* stride) {
+    *stride = pitch * 4;
+    return reinterpret_cast<char*>(scores);
+  }
+
+  static void put(char* row, int64_t, int64_t j, F16 x) { store(reinterpret_cast<float*>(row) + j, x); }
 };
 
 #if defined(__AMX_INT8__)
@@ -62,32 +70,40 @@ struct Split {
   }
 
   static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
-    const int64_t lines = third(numbers) / 16;
-    *stride = stride_of(3 * lines * kLine);
-    auto* to = static_cast<char*>(scratch(kOperandSlot, rows * *stride));
+    *stride = stride_of(units(numbers) * kUnit);
+    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
     for (int64_t r = 0; r < rows; r++)
-      for (int64_t l = 0; l < lines; l++) {
-        const float* from = x + r * pitch + l * 32;
-        char* at = to + r * *stride + l * kLine;
-        const I16 high = halves(from, numbers - l * 32, false);
-        std::memcpy(at, &high, kLine);
-        std::memcpy(at + lines * kLine, &high, kLine);
-        const I16 low = halves(from, numbers - l * 32, true);
-        std::memcpy(at + 2 * lines * kLine, &low, kLine);
-      }
+      for (int64_t i = 0; i < 2 * third(numbers); i += 16)
+        put(to + r * *stride, numbers, i, i < numbers ? load_part(x + r * pitch + i, numbers - i) : F16{});
     return to;
+  }
+
+  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
+    *stride = stride_of(units(numbers) * kUnit);
+    return static_cast<char*>(scratch(kShareSlot, kQueries * *stride));
+  }
+
+  // Numbers j .. j + 15 of a row: high, high, low.
+  static void put(char* row, int64_t numbers, int64_t j, F16 x) {
+    const int64_t bytes = third(numbers) * kUnit;
+    const __m256i high = short_of(part(x, false)), low = short_of(part(x, true));
+    auto* at = reinterpret_cast<__m256i*>(row + j * 2);
+    _mm256_storeu_si256(at, high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + bytes + j * 2), high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 2 * bytes + j * 2), low);
   }
 
  private:
   // The upper halves of two numbers' bits, the first one in the lower half.
   static I16 pair(I16 first, I16 second) { return (I16)(((U16)first >> 16) | ((U16)second & 0xffff0000u)); }
 
+  static __m256i short_of(F16 x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16)); }
+
   // 32 numbers in their order.
   static I16 halves(const float* x, int64_t left, bool low) {
-    const F16 a = left > 0 ? part(load_part(x, left), low) : F16{}, b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
-    const __m256i first = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)a, 16));
-    const __m256i second = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)b, 16));
-    return (I16)_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+    const F16 a = left > 0 ? part(load_part(x, left), low) : F16{};
+    const F16 b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
+    return (I16)_mm512_inserti64x4(_mm512_castsi256_si512(short_of(a)), short_of(b), 1);
   }
 };
 #endif
@@ -116,19 +132,20 @@ const char* pack_values(const float* v, int64_t pitch, int64_t keys, int64_t wid
   return to;
 }
 
-// Scores [..keys] -> e^(score - the largest), zeros from `keys` to `end`; returns 1 / their sum.
-inline float soften(float* scores, int64_t keys, int64_t end) {
+// Scores [..keys] of `all` -> e^(score - the largest) at `row`, zeros up to `end`; returns 1 / their sum.
+template <class How>
+inline float soften(float* scores, int64_t keys, int64_t end, char* row, int64_t all) {
   for (int64_t j = keys; j < up(keys, 16); j++) scores[j] = -INFINITY;  // the row's room is a multiple of 32
   F16 most = splat(-INFINITY);
   for (int64_t j = 0; j < keys; j += 16) most = max(most, load(scores + j));
   const float top = largest(most);
   F16 total{};
   for (int64_t j = 0; j < keys; j += 16) {
-    const F16 x = load(scores + j) - top, y = x < splat(-87.f) ? F16{} : exp(x);
-    store(scores + j, y);
+    const F16 y = exp_below(load(scores + j) - top);
+    How::put(row, all, j, y);
     total += y;
   }
-  for (int64_t j = up(keys, 16); j < end; j++) scores[j] = 0;
+  for (int64_t j = up(keys, 16); j < end; j += 16) How::put(row, all, j, F16{});
   return 1 / sum(total);
 }
 
@@ -149,14 +166,17 @@ struct Head {
                int64_t out_pitch) const {
     constexpr int kQueries = How::kQueries;
     const int64_t room = up(count, kColumns);
-    auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * (room + kColumns) * 4));
-    float shares[kQueries];
+    auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * room * 4));
+    float scale[kQueries];
+    int64_t stride;
+    char* shares = How::shares(scores, room, count, &stride);
     for (int64_t first = 0; first < queries; first += kQueries) {
       const int64_t here = least(kQueries, queries - first), most = causal ? seen + first + here - 1 : count;
       score(q + first * q_pitch, q_pitch, here, most, scores, room);
       for (int64_t i = 0; i < here; i++)
-        shares[i] = soften(scores + i * room, causal ? seen + first + i : count, up(most, kColumns));
-      blend(scores, room, here, most, shares, out + first * out_pitch, out_pitch);
+        scale[i] = soften<How>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
+                               shares + i * stride, count);
+      blend(shares, stride, here, most, scale, out + first * out_pitch, out_pitch);
     }
   }
 
@@ -170,18 +190,16 @@ struct Head {
       block<typename How::Dot>(queries, rows, stride, keys + j / 16 * panel, panel, units, scores + j, room, nothing);
   }
 
-  void blend(float* scores, int64_t room, int64_t queries, int64_t most, const float* shares, float* out,
+  void blend(const char* shares, int64_t stride, int64_t queries, int64_t most, const float* scale, float* out,
              int64_t out_pitch) const {
     const int64_t panel = How::units(count) * kLine, units = most == count ? How::units(count) : most;
-    float* result = scores + How::kQueries * room;  // [..][32]
-    int64_t stride;
-    const char* rows = How::operand(scores, room, queries, count, &stride);
+    alignas(64) float result[How::kQueries * kColumns];
     Ahead nothing;
     for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename How::Dot>(queries, rows, stride, values + d / 16 * panel, panel, units, result, kColumns, nothing);
+      block<typename How::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns, nothing);
       for (int64_t i = 0; i < queries; i++)
         for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
-          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * shares[i], width - d - p * 16);
+          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i], width - d - p * 16);
     }
   }
 };
@@ -204,7 +222,8 @@ void attention_by(const Attention& a) {
 
 inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
-  if (a.width % 32 == 0) return attention_by<Split>(a);
+  constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
+  if (a.width % 32 == 0 && a.queries >= kEnough) return attention_by<Split>(a);
 #endif
   attention_by<Plain>(a);
 }

@@ -57,7 +57,7 @@ inline void rms_norm(const float* x, const float* gain, float eps, int64_t rows,
   });
 }
 
-inline F16 quick_gelu(F16 x) { return x / (1.f + exp(x * -1.702f)); }
+inline F16 quick_gelu(F16 x) { return x * reciprocal(1.f + exp(x * -1.702f)); }
 
 inline void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out) {
   each_row(rows, [=](int64_t row) {
@@ -65,7 +65,7 @@ inline void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out
     for (int64_t i = 0; i < width; i += 16) {
       const int64_t left = width - i;
       const F16 x = load_part(gate + i, left);
-      store_part(out + row * width + i, x / (1.f + exp(-x)) * load_part(up + i, left), left);
+      store_part(out + row * width + i, x * reciprocal(1.f + exp(-x)) * load_part(up + i, left), left);
     }
   });
 }

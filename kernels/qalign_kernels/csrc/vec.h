@@ -65,18 +65,16 @@ inline F16 round_even(F16 x) {
   return (x + magic) - magic;
 }
 
-// e^x to about an ulp: x = n ln 2 + r, the series of e^r, n added to the exponent. Below -87 it is e^-87.
-inline F16 exp(F16 x) {
+// e^x to about an ulp for x up to 88: x = n ln 2 + r, the series of e^r, n added to the exponent. Below -87, e^-87.
+inline F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
-  x = x < splat(88.f) ? x : splat(88.f);
   const F16 magic = splat(12582912.f);
-  F16 shifted = x * 1.44269504f + magic;
+  const F16 shifted = x * 1.44269504f + magic;
   const I16 n = (I16)shifted - (I16)magic;
-  const F16 whole = to_float(n);
+  const F16 whole = shifted - magic;
   F16 r = x - whole * 0.693145752f;
   r = r - whole * 1.42860677e-6f;
-  F16 p = splat(1.f / 5040);
-  p = p * r + 1.f / 720;
+  F16 p = splat(1.f / 720);
   p = p * r + 1.f / 120;
   p = p * r + 1.f / 24;
   p = p * r + 1.f / 6;
@@ -84,6 +82,18 @@ inline F16 exp(F16 x) {
   p = p * r + 1.f;
   p = p * r + 1.f;
   return (F16)((I16)p + (n << 23));
+}
+
+inline F16 exp(F16 x) { return exp_below(x < splat(88.f) ? x : splat(88.f)); }
+
+// 1 / x to about an ulp, for x that is neither tiny nor huge.
+inline F16 reciprocal(F16 x) {
+#if defined(__AVX512F__)
+  const F16 y = (F16)_mm512_rcp14_ps((__m512)x);
+  return y * (2.f - x * y);
+#else
+  return 1.f / x;
+#endif
 }
 
 }  // namespace QK_ISA

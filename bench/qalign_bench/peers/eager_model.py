@@ -1,0 +1,156 @@
+"""This project's stations in, the same function run in upstream's way out: this project's re-make, not upstream's code.
+
+It has what costs upstream its time: the whole sequence, its constant beginning too, runs through every layer in full;
+logits are made of all positions over the whole vocabulary; attention writes out its scores and probabilities; keys,
+values and norms find each modality's rows, pick them and put them back.
+
+Letters: B batch, T tokens, D width, H heads, Dh head width, Q queries, S side, n patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qalign_fast.model import Model
+from qalign_fast.model.abstractor import Abstractor, AbstractorLayer
+from qalign_fast.model.decoder import Decoder, DecoderLayer, make_pack, rms_norm, rotate
+from qalign_fast.model.vision import VisionEncoder, VisionLayer
+from qalign_fast.prompt import Prompt
+from qalign_kernels.activation import quick_gelu
+
+Rowwise: TypeAlias = Callable[[Tensor], Tensor]  # of rows [N, *], each by itself
+
+
+class EagerModel(nn.Module):
+    """`head` takes rows to logits over the whole vocabulary; the stations' own has the five levels' rows alone."""
+
+    def __init__(self, stations: Model, head: nn.Linear) -> None:
+        super().__init__()
+        self.config = stations.config
+        self.vision = EagerVision(stations.vision)
+        self.abstractor = EagerAbstractor(stations.abstractor)
+        self.decoder = EagerDecoder(stations.decoder)
+        self.head = head
+
+    def forward(self, values: Tensor, prompt: Prompt) -> Tensor:
+        """Normalized pixels [B, 3, S, S] and a prompt -> logits [B, T, vocabulary]."""
+        logits: Tensor = self.head(self.decoder(self.abstractor(self.vision(values)), prompt))
+        return logits
+
+
+class EagerVision(nn.Module):
+    """Normalized pixels [B, 3, S, S] -> features [B, T, D]."""
+
+    def __init__(self, station: VisionEncoder) -> None:
+        super().__init__()
+        self.station = station
+
+    def forward(self, values: Tensor) -> Tensor:
+        station = self.station
+        patches = F.conv2d(values, station.patch, stride=station.config.patch).flatten(2).transpose(1, 2)  # [B, n, D]
+        first = station.class_token.expand(len(values), 1, -1)
+        x = station.pre_norm(torch.cat((first, patches), dim=1) + station.positions)  # [B, T, D]
+        for layer in station.layers:
+            assert isinstance(layer, VisionLayer)
+            x = vision_layer(layer, x)
+        features: Tensor = station.post_norm(x)
+        return features
+
+
+def vision_layer(layer: VisionLayer, x: Tensor) -> Tensor:
+    qkv = layer.qkv(layer.attention_norm(x)).unflatten(-1, (layer.heads, 3, -1))  # [B, T, H, 3, Dh]
+    q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, Dh]
+    x = x + layer.out(join_heads(scores(q, k).softmax(-1) @ v))
+    more: Tensor = layer.fc2(quick_gelu(layer.fc1(layer.mlp_norm(x))))
+    return x + more
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, H, Tq, T]
+
+
+def join_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
+
+
+class EagerAbstractor(nn.Module):
+    """Features [B, T, D] -> visual tokens [B, Q+1, Dllm]; every layer norms and projects all features anew."""
+
+    def __init__(self, station: Abstractor) -> None:
+        super().__init__()
+        self.station = station
+
+    def forward(self, features: Tensor) -> Tensor:
+        station = self.station
+        x = station.queries.expand(len(features), -1, -1)  # [B, Q, D]
+        for layer in station.layers:
+            assert isinstance(layer, AbstractorLayer)
+            x = abstractor_layer(layer, x, features)
+        return torch.cat((station.project(x), station.end_token.expand(len(x), 1, -1)), dim=1)
+
+
+def abstractor_layer(layer: AbstractorLayer, x: Tensor, features: Tensor) -> Tensor:
+    x = layer.query_norm(x)
+    both = torch.cat((x, layer.feature_norm(features)), dim=1)  # [B, Q+T, D]
+    q = layer.split_heads(layer.q(x + layer.query_positions))
+    k = layer.split_heads(layer.k(both + torch.cat((layer.query_positions, layer.key_positions))))
+    v = layer.split_heads(layer.v(both))
+    x = x + layer.out(join_heads(scores(q, k).softmax(-1) @ v))
+    n = layer.mlp_norm(x)
+    more: Tensor = layer.down(layer.inner_norm(F.silu(layer.gate(n)) * layer.up(n)))
+    return x + more
+
+
+class EagerDecoder(nn.Module):
+    """Visual tokens [B, V, D] and a prompt -> all rows [B, T, D] of the sequence, after the last norm."""
+
+    def __init__(self, station: Decoder) -> None:
+        super().__init__()
+        self.station = station
+
+    def forward(self, tokens: Tensor, prompt: Prompt) -> Tensor:
+        station = self.station
+        before, after = (station.suffix(ids).expand(len(tokens), -1, -1) for ids in (prompt.prefix, prompt.suffix))
+        x = torch.cat((before, tokens, after), dim=1)  # [B, T, D]
+        visual = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        visual[:, len(prompt.prefix) : -len(prompt.suffix)] = True
+        pack = make_pack(station.config, len(x), 0, x.shape[1], 0, x.device)
+        cos, sin = pack.cos.to(x.dtype), pack.sin.to(x.dtype)
+        mask = torch.zeros_like(pack.mask, dtype=x.dtype).masked_fill(~pack.mask, torch.finfo(x.dtype).min)  # [T, T]
+        for layer in station.layers:
+            assert isinstance(layer, DecoderLayer)
+            x = decoder_layer(layer, x, visual, cos, sin, mask)
+        return rms_norm(x, station.norm, station.config.eps)
+
+
+def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    n = norm(layer, x, visual, layer.attention_norm_text, layer.attention_norm_visual)
+    q = rotate(layer.split_heads(layer.q(n)), cos, sin).transpose(1, 2)  # [B, H, T, Dh]
+    k = rotate(layer.split_heads(by_modality(n, visual, layer.k_text, layer.k_visual)), cos, sin).transpose(1, 2)
+    v = layer.split_heads(by_modality(n, visual, layer.v_text, layer.v_visual)).transpose(1, 2)
+    weights = (scores(q, k) + mask).softmax(-1, dtype=torch.float32).to(x.dtype)
+    x = x + layer.o(join_heads(weights @ v))
+    n = norm(layer, x, visual, layer.mlp_norm_text, layer.mlp_norm_visual)
+    more: Tensor = layer.down(F.silu(layer.gate(n)) * layer.up(n))
+    return x + more
+
+
+def norm(layer: DecoderLayer, x: Tensor, visual: Tensor, text_gain: Tensor, visual_gain: Tensor) -> Tensor:
+    for_text, for_visual = (partial(rms_norm, gain=gain, eps=layer.eps) for gain in (text_gain, visual_gain))
+    return by_modality(x, visual, for_text, for_visual)
+
+
+def by_modality(x: Tensor, visual: Tensor, for_text: Rowwise, for_visual: Rowwise) -> Tensor:
+    """x [B, T, D] -> [B, T, D]: each modality's rows are found, picked, worked on and put back."""
+    out = torch.empty_like(x)
+    for is_mine, work in ((~visual, for_text), (visual, for_visual)):
+        places = is_mine.nonzero(as_tuple=True)
+        out[places] = work(x[places])
+    return out
