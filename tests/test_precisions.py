@@ -146,7 +146,7 @@ def test_every_onnx_linear_is_the_contracts(folder: str, precision: str, rounded
             if weight.dtype == torch.int8:
                 assert off.max() <= 2e-6, name
             else:  # MatMulNBits multiplies by 127 / max where the contract divides by max / 127: ties fall otherwise
-                assert (off > 2e-6).float().mean() <= 0.01, name
+                assert (off > 2e-6).sum() <= max(1, 0.01 * len(off)), name
                 assert off.max() <= 0.01, name
             checked += 1
     assert checked == sum(t.dtype in (torch.int8, torch.uint8) and n.endswith(".weight") for n, t in tensors.items())

@@ -100,7 +100,7 @@ class Graph:
         Of the forms that bench/results/onnx_linear.json compares, the fastest whose semantics are documented.
         """
         rows, scale = self._quantize_rows(x)
-        y = self._contrib(
+        y = self.contrib(
             "MatMulIntegerToFloat",
             rows,
             self.array(f"{name}.weight", weight.T),
@@ -124,7 +124,7 @@ class Graph:
     def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
         """qalign_kernels.linear.int4_linear: accuracy level 4 is 8-bit rows, scaled by row and group."""
         outputs, _, half = weight.shape
-        return self._contrib(
+        return self.contrib(
             "MatMulNBits",
             x,
             self.array(f"{name}.weight", weight),
@@ -137,7 +137,13 @@ class Graph:
             accuracy_level=4,
         )
 
-    def _contrib(self, kind: str, *inputs: str, **attributes: Any) -> str:
+    @property
+    def uses_contrib(self) -> bool:
+        """Whether onnxruntime's own operators are in it anyway, for 8- or 4-bit weights; other graphs run anywhere."""
+        return bool(self._domains)
+
+    def contrib(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """As `op`, of onnxruntime's own operators."""
         self._domains.add(_CONTRIB)
         return self.op(kind, *inputs, domain=_CONTRIB, **attributes)
 

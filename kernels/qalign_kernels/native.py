@@ -49,7 +49,7 @@ def library_path() -> Path:
 
 
 def build(path: Path | None = None) -> Path:
-    """Compiles and returns the library's path, by default `library_path`; what lies there is kept. Raises BuildError."""
+    """Compiles into a path, by default `library_path`, and returns it; what lies there is kept. Raises BuildError."""
     path = path or library_path()
     if path.exists():
         return path

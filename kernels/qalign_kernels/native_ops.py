@@ -13,6 +13,7 @@ from torch import Tensor
 from qalign_kernels import native
 from qalign_kernels.linear import Weight
 from qalign_kernels.ops import Activation, Ops
+from qalign_kernels.rows import Rows
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
 
@@ -77,7 +78,10 @@ class NativeOps(Ops):
         self._table = table
         self.name = f"native {table.name.decode()}"
 
-    def linear(self, x: Tensor, w: Weight, *, activation: Activation = None, residual: Tensor | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        assert isinstance(x, Tensor)
         x, outputs = x.contiguous(), w.weight.shape[0]
         out = x.new_empty(*x.shape[:-1], outputs)
         if residual is not None:

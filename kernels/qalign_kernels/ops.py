@@ -5,6 +5,7 @@ A faster set keeps the signatures, on tensors of its own device: `qalign_kernels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from qalign_kernels.activation import quick_gelu, swiglu
 from qalign_kernels.attention import attention, packed_attention
 from qalign_kernels.linear import Weight, linear
 from qalign_kernels.norm import layer_norm, rms_norm
+from qalign_kernels.rows import Rows
 
 Activation = Literal["quick_gelu"] | None
 
@@ -22,8 +24,14 @@ class Ops:
 
     name = "plain torch"
 
-    def linear(self, x: Tensor, w: Weight, *, activation: Activation = None, residual: Tensor | None = None) -> Tensor:
-        """residual + activation(x Wᵀ + b): x float32 [..., K], residual and result float32 [..., N]."""
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """residual + activation(x Wᵀ + b): x float32 [..., K], residual and result float32 [..., N].
+
+        Rows come only from the set's own `..._for`.
+        """
+        assert isinstance(x, Tensor)
         y = self.product(x, w)
         if activation == "quick_gelu":
             y = quick_gelu(y)
@@ -37,6 +45,21 @@ class Ops:
     rms_norm = staticmethod(rms_norm)
     attention = staticmethod(attention)
     packed_attention = staticmethod(packed_attention)
+
+    # What all `readers` read and nothing else does: a set may hand them rows that are in 8 bits already.
+
+    def layer_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | Rows:
+        return self.layer_norm(x, gain, bias, eps)
+
+    def rms_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
+    ) -> Tensor | Rows:
+        return self.rms_norm(x, visual_gain, text_gain, split, eps)
+
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+        return self.swiglu(gate_up)
 
 
 PLAIN = Ops()

@@ -9,7 +9,7 @@ Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from qalign_fast.model.vision import split_patches
 from qalign_kernels.attention import rotate
 from qalign_kernels.linear import Weight
 from qalign_kernels.ops import PLAIN, Activation, Ops
+from qalign_kernels.rows import Rows
 
 
 class Layout(NamedTuple):
@@ -43,9 +44,10 @@ class Layout(NamedTuple):
         """[B, V, D] and, the same for all, [S, D] -> [N, D]."""
         return torch.cat((visual.flatten(0, 1), text.expand(self.batch, -1, -1).flatten(0, 1)))
 
-    def last(self, rows: Tensor) -> Tensor:
-        """Each sequence's last row, [B, D]."""
-        return rows[self.split :].unflatten(0, (self.batch, -1))[:, -1]
+    def last(self, count: int) -> slice:
+        """Which of `count` rows are each sequence's last."""
+        text = (count - self.split) // self.batch
+        return slice(self.split + text - 1, None, text)
 
 
 class PackedModel:
@@ -77,11 +79,15 @@ class PackedModel:
             rows = self.decoder_layer(i, rows, layout, prefix[i])
         return self.logits(rows)
 
-    def linear(self, name: str, x: Tensor, activation: Activation = None, residual: Tensor | None = None) -> Tensor:
-        """x float32 [..., K] -> float32 [..., N], by the weight called name."""
+    def linear(
+        self, name: str, x: Tensor | Rows, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """x [..., K] -> [..., N], by the weight called name."""
+        return self.ops.linear(x, self.weight(name), activation=activation, residual=residual)
+
+    def weight(self, name: str) -> Weight:
         parts = (self.tensors.get(f"{name}.{part}") for part in ("scale", "zero", "bias"))
-        weight = Weight(name, self.tensors[f"{name}.weight"], *parts)
-        return self.ops.linear(x, weight, activation=activation, residual=residual)
+        return Weight(name, self.tensors[f"{name}.weight"], *parts)
 
     def embed_patches(self, pixels: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> rows [B*T, D]; the class token first of each picture."""
@@ -93,18 +99,18 @@ class PackedModel:
     def vision_layer(self, i: int, x: Tensor, batch: int) -> Tensor:
         """Rows [B*T, D] -> rows [B*T, D]."""
         name, vision = f"vision.layers.{i}.", self.config.vision
-        qkv = self.linear(f"{name}qkv", self.norm(f"{name}attention_norm", x, vision.eps))
+        qkv = self.normed_linear(f"{name}qkv", f"{name}attention_norm", x, vision.eps)
         q, k, v = qkv.unflatten(0, (batch, -1)).chunk(3, dim=-1)  # each [B, T, D]
         x = self.linear(f"{name}out", self.ops.attention(q, k, v, vision.heads).flatten(0, 1), residual=x)
-        n = self.linear(f"{name}fc1", self.norm(f"{name}mlp_norm", x, vision.eps), activation="quick_gelu")
+        n = self.normed_linear(f"{name}fc1", f"{name}mlp_norm", x, vision.eps, activation="quick_gelu")
         return self.linear(f"{name}fc2", n, residual=x)
 
     def project_features(self, x: Tensor, batch: int) -> list[tuple[Tensor, Tensor]]:
         """Rows [B*T, D] after the vision layers -> each abstractor layer's keys and values [B, T, D] of them."""
         layers = self.config.abstractor.layers
         x = self.norm("vision.post_norm", x, self.config.vision.eps)
-        x = self.norm("abstractor.features.norm", x, NORM_EPS)
-        kv = self.linear("abstractor.features.kv", x).unflatten(0, (batch, -1)).chunk(2 * layers, dim=-1)
+        kv = self.normed_linear("abstractor.features.kv", "abstractor.features.norm", x, NORM_EPS)
+        kv = kv.unflatten(0, (batch, -1)).chunk(2 * layers, dim=-1)
         return [(kv[2 * i] + self.tensors[f"abstractor.layers.{i}.key_table"], kv[2 * i + 1]) for i in range(layers)]
 
     def abstractor_layer(self, i: int, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -117,8 +123,8 @@ class PackedModel:
             q, k, v = (self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"]).chunk(3, dim=-1)
         k, v = torch.cat((k, keys), dim=1), torch.cat((v, values), dim=1)  # queries first, then features
         x = self.linear(f"{name}out", self.ops.attention(q, k, v, config.heads), residual=x)
-        n = self.ops.swiglu(self.linear(f"{name}gate_up", self.norm(f"{name}mlp_norm", x, NORM_EPS)))
-        return self.linear(f"{name}down", self.norm(f"{name}inner_norm", n, config.eps), residual=x)
+        n = self.ops.swiglu(self.normed_linear(f"{name}gate_up", f"{name}mlp_norm", x, NORM_EPS))
+        return self.normed_linear(f"{name}down", f"{name}inner_norm", n, config.eps, residual=x)
 
     def visual_tokens(self, x: Tensor) -> Tensor:
         """Queries [B, Q, D] -> visual tokens [B, Q+1, Dllm], the end token last."""
@@ -128,15 +134,17 @@ class PackedModel:
     def decoder_layer(self, i: int, rows: Tensor, layout: Layout, prefix: Tensor) -> Tensor:
         """Rows [N, D], prefix keys and values [2, P, H, Dh] -> rows [N, D]; the last layer gives last rows [B, D]."""
         name, split = f"decoder.layers.{i}.", layout.split
-        normed = self.modal_norm(f"{name}attention_norm", rows, split)
+        normed = self.modal_norm_for(("kv_visual", "kv_text", "q"), name, "attention_norm", rows, split)
         kv_visual = self.linear(f"{name}kv_visual", normed[:split])
         kv_text = self.linear(f"{name}kv_text", normed[split:])
         if i == self.config.decoder.layers - 1:
-            rows, normed, split = layout.last(rows), layout.last(normed), 0
+            last = layout.last(len(rows))
+            rows, normed, split = rows[last], normed[last], 0
         q = self.linear(f"{name}q", normed)
         context = self.ops.packed_attention(q, kv_visual, kv_text, prefix, layout.turns, layout.batch)
         rows = self.linear(f"{name}o", context, residual=rows)
-        n = self.ops.swiglu(self.linear(f"{name}gate_up", self.modal_norm(f"{name}mlp_norm", rows, split)))
+        gate_up = self.linear(f"{name}gate_up", self.modal_norm_for(("gate_up",), name, "mlp_norm", rows, split))
+        n = self.ops.swiglu_for((self.weight(f"{name}down"),), gate_up)
         return self.linear(f"{name}down", n, residual=rows)
 
     def prefix_keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
@@ -150,12 +158,29 @@ class PackedModel:
         """Last rows [B, D] -> float32 [B, 5]."""
         return self.linear("decoder.head", self.rms_norm(rows, "decoder.norm", "decoder.norm", 0))
 
+    def normed_linear(
+        self, name: str, norm: str, x: Tensor, eps: float, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """The linear called name of x, layer-normed."""
+        weight = self.weight(name)
+        n = self.ops.layer_norm_for((weight,), x, *self.gain_and_bias(norm), eps)
+        return self.ops.linear(n, weight, activation=activation, residual=residual)
+
     def modal_norm(self, name: str, rows: Tensor, split: int) -> Tensor:
         """Rows [N, D], the first `split` of them visual, each normed with its modality's gain."""
         return self.rms_norm(rows, f"{name}_visual", f"{name}_text", split)
+
+    def modal_norm_for(self, readers: Sequence[str], layer: str, norm: str, rows: Tensor, split: int) -> Tensor | Rows:
+        """The same for nothing but some linears of a layer."""
+        visual, text = (self.tensors[f"{layer}{norm}_{modality}"] for modality in ("visual", "text"))
+        weights = [self.weight(f"{layer}{reader}") for reader in readers]
+        return self.ops.rms_norm_for(weights, rows, visual, text, split, self.config.decoder.eps)
 
     def rms_norm(self, rows: Tensor, visual: str, text: str, split: int) -> Tensor:
         return self.ops.rms_norm(rows, self.tensors[visual], self.tensors[text], split, self.config.decoder.eps)
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return self.ops.layer_norm(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], eps)
+        return self.ops.layer_norm(x, *self.gain_and_bias(name), eps)
+
+    def gain_and_bias(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]

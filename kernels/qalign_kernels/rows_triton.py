@@ -1,0 +1,93 @@
+"""Rows in, the same through 8 bits out: `qalign_kernels.linear.quantize_rows`, and by groups for 4-bit weights.
+
+    s = max(|x|, 1e-30) / 127        x̂ = round(x / s)
+
+both divisions as IEEE has them, the rounding to the nearest, ties to even: bit by bit what the contract gives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qalign_kernels.rows import Rows
+from qalign_kernels.triton_runtime import Pointer, Value, block_of, cdiv, constexpr, jit, row_view, tl
+
+
+def quantize_rows(x: Tensor) -> Rows:
+    """Any float [..., K] -> int8 [..., K] and the scale of each row [..., 1]."""
+    rows = row_view(x)
+    out = empty_rows(x)
+    _quantize_rows[(len(rows),)](rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]))
+    return out
+
+
+def quantize_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Any float [M, K] -> int8 [M, G, 2, g/2], a group's inputs of even index first, and its scales [G, M].
+
+    A byte of 4-bit weights holds an even input's and the odd one's after it: split so, both halves meet whole rows.
+    """
+    rows = row_view(x)
+    groups = cdiv(rows.shape[1], group)
+    values = torch.empty(len(rows), groups, 2, group // 2, dtype=torch.int8, device=x.device)
+    scale = torch.empty(groups, len(rows), dtype=torch.float32, device=x.device)
+    block = block_of(groups * group)
+    _quantize_groups[(len(rows),)](
+        rows, values, scale, rows.shape[1], groups, rows.stride(0), group // 2,
+        block["block"] // group or 1, num_warps=block["num_warps"],
+    )  # fmt: skip
+    return values, scale
+
+
+def empty_rows(x: Tensor) -> Rows:
+    """Room for what x becomes."""
+    return Rows(
+        torch.empty(x.shape, dtype=torch.int8, device=x.device),
+        torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device),
+    )
+
+
+@jit
+def scale_of(largest: Value) -> Value:
+    return tl.math.div_rn(tl.maximum(largest, 1e-30), 127.0)
+
+
+@jit
+def to_steps(x: Value, scale: Value) -> Value:
+    # 1.5 * 2^23 leaves a float32 no bit for fractions: the sum is rounded, ties to even
+    return ((tl.math.div_rn(x, scale) + 12582912.0) - 12582912.0).to(tl.int8)
+
+
+@jit
+def store_row(values: Pointer, scales: Pointer, row: Value, i: Value, x: Value, width: Value) -> None:
+    """A whole row x, zero past its width, through 8 bits where `scales` is given, else in the type of `values`."""
+    if scales is None:
+        tl.store(values + row * width + i, x.to(values.dtype.element_ty), i < width)
+    else:
+        scale = scale_of(tl.max(tl.abs(x), 0))
+        tl.store(values + row * width + i, to_steps(x, scale), i < width)
+        tl.store(scales + row, scale)
+
+
+@jit
+def _quantize_rows(x: Pointer, values: Pointer, scales: Pointer, width: Value, stride: Value, block: constexpr) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, block)
+    store_row(values, scales, row, i, tl.load(x + row * stride + i, i < width, 0.0).to(tl.float32), width)
+
+
+@jit
+def _quantize_groups(
+    x: Pointer, values: Pointer, scales: Pointer, width: Value, groups: Value, stride: Value, half: constexpr,
+    block: constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    g = tl.arange(0, block)
+    place = g[:, None] * (2 * half) + 2 * tl.arange(0, half)[None, :]  # [groups, half]
+    even = tl.load(x + row * stride + place, place < width, 0.0).to(tl.float32)
+    odd = tl.load(x + row * stride + place + 1, place + 1 < width, 0.0).to(tl.float32)
+    scale = scale_of(tl.maximum(tl.max(tl.abs(even), 1), tl.max(tl.abs(odd), 1)))
+    out = values + (row * groups + g[:, None]) * (2 * half) + tl.arange(0, half)[None, :]
+    tl.store(out, to_steps(even, scale[:, None]), g[:, None] < groups)
+    tl.store(out + half, to_steps(odd, scale[:, None]), g[:, None] < groups)
+    tl.store(scales + g * tl.num_programs(0) + row, scale, g < groups)

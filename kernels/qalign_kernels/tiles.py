@@ -1,0 +1,61 @@
+"""A product's form and shape on a device in, the tiles it runs with out: as measured there, else by rule.
+
+`triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}. It is empty, for no sweep
+has been run on a GPU yet. Nothing is tuned while a picture waits.
+
+Letters: M rows, K inputs, N output channels. Forms: int8, int4, and the float types by torch's names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple, TypeAlias
+
+from qalign_kernels.triton_runtime import Device, cdiv
+
+Table: TypeAlias = Mapping[str, Mapping[str, list[list[int]]]]
+_BYTES = {"int8": 1, "int4": 1, "float16": 2, "bfloat16": 2, "float32": 4}  # of one of the rows' values
+_LOADED = 128  # bytes of a row that one step loads: a line of the cache
+# A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
+_SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
+_HOPPER = 90
+
+
+class Tile(NamedTuple):
+    """What one program computes, and how it is compiled."""
+
+    rows: int
+    columns: int
+    inputs: int  # of a step; with int4 a step is a group of inputs instead
+    stages: int  # steps under way at once: one is computed, the others are being loaded
+    warps: int
+
+
+@cache
+def measured() -> Table:
+    table: Table = json.loads(files("qalign_kernels").joinpath("triton_tiles.json").read_text())
+    return table
+
+
+def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile:
+    """Measured with that K and N, for the next M upwards or the largest; else by rule."""
+    lines = (measured() if table is None else table).get(str(device.capability), {}).get(form, [])
+    known = sorted(line for line in lines if line[1:3] == [k, n])
+    if known:
+        return Tile(*next((line for line in known if line[0] >= m), known[-1])[3:])
+    return tile_by_rule(device, form, m, n)
+
+
+def tile_by_rule(device: Device, form: str, m: int, n: int) -> Tile:
+    """Rows with little padding, columns few enough to occupy every processor, stages as shared memory has room."""
+    rows = min(_SHORT, key=lambda r: (cdiv(m, r) * r * _SHORT[r], -r))
+    sums = 2 if form == "int4" else 1  # of a group in int32, of all in float32
+    columns = 128 // sums
+    while columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
+        columns //= 2
+    buffers = device.shared // ((rows + columns) * _LOADED)
+    stages = min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
+    return Tile(rows, columns, _LOADED // _BYTES[form], stages, 8 if rows * columns * sums >= 128 * 128 else 4)

@@ -1,0 +1,78 @@
+"""The operations as kernels of one GPU: what lies between them is float16 or bfloat16, or rows in 8 bits already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qalign_kernels import activation_triton, norm_triton
+from qalign_kernels.attention import attention
+from qalign_kernels.attention_triton import packed_attention
+from qalign_kernels.linear import Weight
+from qalign_kernels.linear_triton import Epilogue, form_of, linear
+from qalign_kernels.ops import Activation, Ops
+from qalign_kernels.rows import Rows
+from qalign_kernels.tiles import tile_for
+from qalign_kernels.triton_runtime import Device
+
+
+class TritonOps(Ops):
+    """Every result is of `dtype`; what comes in may be of any float type."""
+
+    name = "Triton"
+
+    def __init__(self, device: Device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
+        m, k, n = math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
+        tile = tile_for(self.device, form_of(w), m, k, n)
+        return linear(x, w, tile, Epilogue(self.dtype, activation, residual))
+
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return norm_triton.layer_norm(x, gain, bias, eps, self.dtype)
+
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+        return norm_triton.rms_norm(x, visual_gain, text_gain, split, eps, self.dtype)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return activation_triton.swiglu(gate_up)
+
+    def layer_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | Rows:
+        """`layer_norm`, in 8 bits where every reader takes whole rows so."""
+        if takes_rows(readers):
+            return norm_triton.layer_norm_rows(x, gain, bias, eps)
+        return self.layer_norm(x, gain, bias, eps)
+
+    def rms_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
+    ) -> Tensor | Rows:
+        """`rms_norm`, the same way."""
+        if takes_rows(readers):
+            return norm_triton.rms_norm_rows(x, visual_gain, text_gain, split, eps)
+        return self.rms_norm(x, visual_gain, text_gain, split, eps)
+
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+        """`swiglu`, the same way."""
+        return activation_triton.swiglu_rows(gate_up) if takes_rows(readers) else self.swiglu(gate_up)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Without a mask, so that torch may take its flash kernel."""
+        return attention(q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
+
+    def packed_attention(
+        self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
+    ) -> Tensor:
+        return packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
+
+
+def takes_rows(readers: Sequence[Weight]) -> bool:
+    return all(reader.weight.dtype == torch.int8 for reader in readers)

@@ -1,0 +1,65 @@
+"""The one place that imports Triton, and what a launch must know of a device.
+
+Kernels are compiled for an NVIDIA GPU, or run by Triton's interpreter on a CPU's tensors where TRITON_INTERPRET=1 was
+set before this module is imported. In a kernel's signature a `Pointer` is a tensor's first element, a `Value` a number
+or a tile of numbers, and a `constexpr` a part of what is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["Device", "Pointer", "Value", "block_of", "cdiv", "constexpr", "jit", "power_of_2", "row_view", "tl"]
+
+Pointer: TypeAlias = tl.pointer_type
+Value: TypeAlias = tl.tensor
+constexpr: TypeAlias = tl.constexpr
+_PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """A kernel, or a part of kernels."""
+    return triton.jit(function)
+
+
+class Device(NamedTuple):
+    """What tiles are chosen by."""
+
+    capability: int  # 86 is sm_86
+    processors: int  # streaming multiprocessors
+    shared: int  # bytes of shared memory that one program may have
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        """Of a CUDA device."""
+        major, minor = torch.cuda.get_device_capability(device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        found = triton.runtime.driver.active.utils.get_device_properties(index)
+        return cls(10 * major + minor, found["multiprocessor_count"], found["max_shared_mem"])
+
+
+def power_of_2(x: int) -> int:
+    """The smallest that is at least x."""
+    return 1 << (x - 1).bit_length()
+
+
+def cdiv(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def block_of(width: int) -> dict[str, int]:
+    """How a program that holds a whole row of that width is compiled."""
+    block = power_of_2(width)
+    return {"block": block, "num_warps": min(16, max(4, block // _PER_WARP))}
+
+
+def row_view(x: Tensor) -> Tensor:
+    """[..., K] -> [M, K] whose rows are contiguous, though they need not follow one another."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -1,0 +1,459 @@
+"""Every Triton kernel against its contract in plain torch, and what each takes of the GPUs it is compiled for.
+
+Where there is a GPU the kernels run on it. Elsewhere Triton's interpreter runs them on a CPU's tensors, in a process of
+its own: whether Triton interprets is settled when it is imported, and something else may have imported it in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import wraps
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+
+from triton_ahead import DEVICES
+
+from qalign_export.pack import FLOAT, Recipe, pack
+from qalign_export.source import open_source
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import prompt
+from qalign_kernels import activation, activation_triton, attention, attention_triton, norm, norm_triton
+from qalign_kernels.linear import Weight, fake_rows, linear, pack_nibbles, quantize_rows
+from qalign_kernels.linear_triton import Epilogue, align
+from qalign_kernels.linear_triton import linear as fast_linear
+from qalign_kernels.ops import PLAIN, Ops
+from qalign_kernels.rows import Rows
+from qalign_kernels.rows_triton import quantize_groups
+from qalign_kernels.rows_triton import quantize_rows as fast_quantize_rows
+from qalign_kernels.tiles import Tile, tile_by_rule, tile_for
+from qalign_kernels.triton_ops import TritonOps
+from qalign_kernels.triton_runtime import Device
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+EPS = 1e-6
+WIDTHS = [
+    (1, 96),  # the last layer's one row
+    (77, 128),  # a picture's rows
+    (3, 588),  # a patch: no power of two, no multiple of 16
+    (2, 2816),  # the abstractor's MLP: a row over several warps
+]
+SHAPES = [
+    (1, 128, 96),  # the last layer's one row
+    (77, 136, 80),  # a picture's rows; the last step is 8 inputs
+    (1025, 64, 48),  # a picture's rows in the vision tower: several bands of tiles
+    (5, 588, 33),  # patches; columns that fill no tile
+    (16, 32, 5),  # the head
+]
+Kernel = dict[str, Any]  # as triton_ahead.py describes one
+pool: list[Executor] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment, ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        environment.setenv("TRITON_INTERPRET", "1")
+        pool.append(executor)
+        yield
+        pool.clear()
+
+
+def interpreted(check: Callable[..., None]) -> Callable[..., None]:
+    """Makes a check on DEVICE a test, run where kernels can run."""
+
+    @wraps(check)
+    def test(**case: Any) -> None:
+        if GPU:
+            check(**case)
+        else:
+            pool[0].submit(_run, check.__name__, case).result()
+
+    return test
+
+
+def _run(name: str, case: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    globals()[name].__wrapped__(**case)
+
+
+def rand(*shape: int) -> Tensor:
+    """Rows of which one has an outlier, as a LLaMA's have."""
+    x = torch.randn(shape)
+    x[-1, shape[-1] // 2] = 60
+    return x
+
+
+def on(x: Any) -> Any:
+    """A tensor, a weight or what else there is, on the device."""
+    if isinstance(x, Weight):
+        return Weight(x.name, *(on(part) for part in (x.weight, x.scale, x.zero, x.bias)))
+    return x.to(DEVICE) if isinstance(x, Tensor) else x
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """To that share of the largest magnitude, row by row."""
+    assert found.shape == expected.shape
+    off = (found.cpu().float() - expected).abs() / expected.abs().amax(-1, keepdim=True).clamp_min(1e-6)
+    assert off.max() <= tolerance, f"off by {off.max():.2e}, tolerance {tolerance}"
+
+
+def same(found: Rows, expected: tuple[Tensor, Tensor]) -> None:
+    """To the bit."""
+    assert torch.equal(found.values.cpu(), expected[0])
+    assert torch.equal(found.scale.cpu(), expected[1])
+
+
+def int8_weight(k: int, n: int, bias: bool = True) -> Weight:
+    codes = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    return Weight("int8", codes, torch.rand(n) / 100, None, torch.randn(n) if bias else None)
+
+
+def int4_weight(k: int, n: int, group: int, bias: bool = True) -> Weight:
+    groups = -(-k // group)
+    codes = torch.randint(0, 256, (n, groups, group // 2), dtype=torch.uint8)
+    zero = pack_nibbles(torch.randint(0, 16, (n, groups), dtype=torch.uint8))
+    return Weight("int4", codes, torch.rand(n, groups) / 10, zero, torch.randn(n) if bias else None)
+
+
+def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -> Tensor:
+    return PLAIN.linear(x, w, activation="quick_gelu" if gelu else None, residual=residual)
+
+
+def run_linear(x: Tensor | Rows, w: Weight, gelu: bool = False, residual: Tensor | None = None, **tile: int) -> Tensor:
+    """The kernel's float32 result, of many tiles and steps even where x is small."""
+    small = Tile(64 if len(x) > 100 else 16, 32, 32, 2, 4)
+    epilogue = Epilogue(torch.float32, "quick_gelu" if gelu else None, on(residual))
+    return fast_linear(on(x), on(w), small._replace(**tile), epilogue)
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@interpreted
+def test_layer_norm(shape: tuple[int, int]) -> None:
+    x, gain, bias = rand(*shape) * 3 + 1, torch.randn(shape[1]), torch.randn(shape[1])
+    y = norm_triton.layer_norm(on(x), on(gain), on(bias), EPS)
+    close(y, norm.layer_norm(x, gain, bias, EPS), 2e-6)
+    same(norm_triton.layer_norm_rows(on(x), on(gain), on(bias), EPS), quantize_rows(y.cpu()))
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@interpreted
+def test_rms_norm_has_a_gain_for_each_modality(shape: tuple[int, int]) -> None:
+    x, visual, text, split = rand(*shape), torch.randn(shape[1]), torch.randn(shape[1]), shape[0] * 65 // 77
+    y = norm_triton.rms_norm(on(x), on(visual), on(text), split, EPS)
+    close(y, norm.rms_norm(x, visual, text, split, EPS), 2e-6)
+    same(norm_triton.rms_norm_rows(on(x), on(visual), on(text), split, EPS), quantize_rows(y.cpu()))
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@interpreted
+def test_swiglu(shape: tuple[int, int]) -> None:
+    x = rand(shape[0], 2 * shape[1])
+    y = activation_triton.swiglu(on(x))
+    torch.testing.assert_close(y.cpu(), activation.swiglu(x), rtol=2e-6, atol=1e-6)
+    same(activation_triton.swiglu_rows(on(x)), quantize_rows(y.cpu()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@interpreted
+def test_halves_are_rounded_once(dtype: torch.dtype) -> None:
+    x, gain, bias = rand(77, 96).to(dtype), torch.randn(96), torch.randn(96)
+    nearest = GPU or dtype == torch.float16  # the interpreter cuts bfloat16 off
+    share = torch.finfo(dtype).eps / (2 if nearest else 1) + 2e-6
+    y = norm_triton.layer_norm(on(x), on(gain), on(bias), EPS)
+    close(y, norm.layer_norm(x.float(), gain, bias, EPS), share)
+    z = activation_triton.swiglu(on(x))
+    close(z, activation.swiglu(x.float()), share)
+    assert y.dtype == z.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+@interpreted
+def test_rows_in_8_bits_are_the_contracts_to_the_bit(shape: tuple[int, int]) -> None:
+    x = rand(*shape) * torch.logspace(-20, 20, shape[0]).unsqueeze(1)
+    same(fast_quantize_rows(on(x)), quantize_rows(x))
+
+
+@interpreted
+def test_ties_are_rounded_to_even_and_a_row_of_zeros_stays() -> None:
+    x = torch.zeros(2, 254)
+    x[0] = torch.arange(-127, 127) + 0.5
+    x[0, 0] = 127  # a scale of 1
+    same(fast_quantize_rows(on(x)), quantize_rows(x))
+
+
+@pytest.mark.parametrize(
+    ("k", "group"),
+    [
+        (588, 128),  # the last group is not whole
+        (256, 64),  # the smallest group
+        (32, 128),  # one group, longer than the row
+    ],
+)
+@interpreted
+def test_rows_in_groups_are_the_contracts_evens_before_odds(k: int, group: int) -> None:
+    x = rand(7, k)
+    values, scale = (part.cpu() for part in quantize_groups(on(x), group))
+    pairs = values.transpose(2, 3).flatten(2)  # [M, G, g]
+    assert torch.equal((pairs * scale.T.unsqueeze(2)).flatten(1)[:, :k], fake_rows(x, group))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@interpreted
+def test_int8_linear(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    x, w, residual = rand(m, k), int8_weight(k, n), torch.randn(m, n)
+    close(run_linear(x, w, True, residual), expected_linear(x, w, True, residual), 1e-6)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@interpreted
+def test_epilogues(form: str, bias: bool, residual: bool, gelu: bool) -> None:
+    w = int8_weight(96, 40, bias) if form == "int8" else int4_weight(96, 40, 64, bias)
+    x, added = rand(18, 96), torch.randn(18, 40) if residual else None
+    close(run_linear(x, w, gelu, added), expected_linear(x, w, gelu, added), 1e-6)
+
+
+@interpreted
+def test_int8_sums_are_exact_at_their_largest() -> None:
+    k = 11008  # the longest row: 127 * 127 * 11008 needs 28 bits, more than a float32 has
+    w = Weight("int8", torch.full((16, k), 127, dtype=torch.int8), torch.ones(16))
+    w.weight[0, 0] = 126
+    rows = Rows(torch.full((1, k), 127, dtype=torch.int8), torch.full((1, 1), 1.0))
+    exact = torch.tensor([127 * 127 * k - 127] + 15 * [127 * 127 * k])
+    y = run_linear(Rows(on(rows.values), on(rows.scale)), w, inputs=256)
+    assert torch.equal(y.cpu()[0], exact.float())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@interpreted
+def test_int4_linear(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    x, w, residual = rand(m, k), int4_weight(k, n, 64 if k == 588 else 128), torch.randn(m, n)
+    y = run_linear(x, w, True, residual)
+    close(y, expected_linear(x, w, True, residual), 1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@interpreted
+def test_float_linear(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    x, residual = rand(m, k), torch.randn(m, n)
+    for dtype in (torch.float32, torch.float16):  # the interpreter multiplies bfloat16's bits, not its values
+        w = Weight("float", torch.randn(n, k).to(dtype), None, None, torch.randn(n))
+        product = x.to(dtype).float() @ w.weight.float().T + w.bias  # torch would round it to the weight's type
+        y = run_linear(x, w, True, residual)
+        close(y, residual + activation.quick_gelu(product), 2e-6)
+
+
+@interpreted
+def test_aligned_inputs_change_nothing() -> None:
+    x, w = rand(5, 588), int8_weight(588, 48)
+    assert align(w).weight.shape == (48, 592)
+    assert torch.equal(run_linear(x, align(w)), run_linear(x, w))
+    half = Weight("float", torch.randn(48, 588).half())
+    close(run_linear(x, align(half)), run_linear(x, half).cpu(), 1e-6)
+
+
+@interpreted
+def test_last_rows_are_taken_without_a_copy() -> None:
+    ops, w = TritonOps(Device(80, 108, 1 << 17), torch.float32), int8_weight(96, 48)
+    x, gain = rand(10, 96), torch.rand(96)
+    rows = ops.rms_norm_for([w], on(x), on(gain), on(gain), 4, EPS)
+    assert isinstance(rows, Rows)
+    last = rows[6::3]  # two sequences of two visual and three text rows
+    assert last.values.data_ptr() == rows.values[6].data_ptr()
+    y = ops.linear(last, on(w))
+    assert torch.equal(y, ops.linear(rows, on(w))[6::3])
+    exact = norm_triton.rms_norm(on(x), on(gain), on(gain), 4, EPS).cpu()
+    close(y, linear(exact[6::3], w), 1e-6)
+
+
+@interpreted
+def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
+    ops, x = TritonOps(Device(80, 108, 1 << 17), torch.float16), on(rand(3, 96))
+    int8, int4, half = int8_weight(96, 16), int4_weight(96, 16, 64), Weight("half", torch.zeros(16, 96).half())
+    gain = on(torch.ones(96))
+    for readers, kind in (([int8, int8], Rows), ([int8, half], Tensor), ([int4], Tensor), ([half], Tensor)):
+        found = [
+            ops.rms_norm_for(readers, x, gain, gain, 2, EPS),
+            ops.layer_norm_for(readers, x, gain, gain, EPS),
+            ops.swiglu_for(readers, x),
+        ]
+        assert all(isinstance(one, kind) for one in found)
+        assert all(one.dtype == torch.float16 for one in found[:2] if isinstance(one, Tensor))
+
+
+@interpreted
+def test_broken_rows_stay_where_they_are() -> None:
+    x, gain = rand(40, 96), torch.rand(96)
+    broken = x.clone()
+    broken[17:] = float("nan")
+    for w in (int8_weight(96, 48), int4_weight(96, 48, 64), Weight("float", torch.randn(48, 96))):
+        y = run_linear(norm_triton.rms_norm(on(broken), on(gain), on(gain), 20, EPS), w)
+        assert torch.equal(y[:17], run_linear(norm_triton.rms_norm(on(x), on(gain), on(gain), 20, EPS), w)[:17])
+
+
+def sequences(batch: int, visual: int, text: int, places: int, heads: int, width: int) -> list[Tensor]:
+    """packed_attention's tensors with q for all rows."""
+    d, t = heads * width, visual + text
+    angle = torch.arange(places, places + t).float().outer(torch.rand(width // 2)).repeat(1, 2)
+    q = torch.randn(batch * t, d) * width**-0.5
+    kv = torch.randn(batch * visual, 2 * d), torch.randn(batch * text, 2 * d)
+    return [q, *kv, torch.randn(2, places, heads, width), torch.stack((angle.cos(), angle.sin()))]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 65, 12, 15, 2, 32),  # OneAlign's quality prompt
+        (1, 65, 15, 18, 1, 128),  # its aesthetics prompt, a whole head
+        (3, 9, 4, 33, 2, 24),  # a prefix of more than one step; a head that is no power of two
+        (1, 130, 12, 15, 1, 16),  # a clip of two frames
+        (2, 31, 1, 3, 1, 16),  # a step of keys that ends with the sequence
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+@interpreted
+def test_packed_attention(sizes: tuple[int, ...], last: bool) -> None:
+    q, *others = sequences(*sizes)
+    q = q[: sizes[0]] if last else q
+    expected = attention.packed_attention(q, *others, sizes[0])
+    found = attention_triton.packed_attention(on(q), *(on(x) for x in others), sizes[0])
+    largest = max(others[0].abs().max(), others[2].abs().max())
+    assert (found.cpu() - expected).abs().max() <= 1e-5 * largest
+    halves = (on(x.half()) for x in others[:2])
+    found = attention_triton.packed_attention(on(q.half()), *halves, on(others[2]), on(others[3]), sizes[0])
+    assert (found.cpu() - expected).abs().max() <= 2e-3 * largest
+
+
+@interpreted
+def test_a_sequence_does_not_see_another() -> None:
+    q, visual, text, *others = sequences(2, 9, 4, 5, 2, 16)
+    found = attention_triton.packed_attention(*(on(x) for x in (q, visual, text, *others)), 2)
+    visual[9:], text[4:] = float("nan"), float("nan")
+    beside = attention_triton.packed_attention(*(on(x) for x in (q, visual, text, *others)), 2)
+    assert torch.equal(found[:9], beside[:9])
+    assert torch.equal(found[18:22], beside[18:22])
+
+
+@interpreted
+def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
+    source, tensors = open_source(GOLDEN / "narrow-112"), {}
+    quality = prompt("quality")
+    packed = pack(source, FLOAT, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    expected = np.load(GOLDEN / "narrow-112/expected.npz")
+    model = PackedModel(source.config, tensors, TritonOps(Device(80, 108, 1 << 17), torch.float32))
+    tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
+    logits = model.decode(tokens, on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix]))
+    np.testing.assert_allclose(logits.cpu().numpy(), expected["logits_quality_image"][:1], atol=2e-4)
+
+
+class Apart(TritonOps):
+    """Norms and SwiGLU as floats, which linears put into 8 bits themselves."""
+
+    layer_norm_for = Ops.layer_norm_for
+    rms_norm_for = Ops.rms_norm_for
+    swiglu_for = Ops.swiglu_for
+
+
+@interpreted
+def test_rows_handed_on_in_8_bits_change_nothing() -> None:
+    source, tensors = open_source(GOLDEN / "narrow-112"), {}
+    quality = prompt("quality")
+    packed = pack(source, Recipe("int8"), [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
+    pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:1]))
+    handed, apart = (
+        PackedModel(source.config, tensors, kind(Device(80, 108, 1 << 17), torch.float32))
+        for kind in (TritonOps, Apart)
+    )
+    tokens = handed.encode(pixels)
+    assert torch.equal(tokens, apart.encode(pixels))
+    assert torch.equal(handed.decode(tokens, *constants), apart.decode(tokens, *constants))
+
+
+def test_a_measured_tile_is_taken_before_the_rule() -> None:
+    table = {"86": {"int8": [[77, 4096, 4096, 32, 64, 128, 3, 4], [4928, 4096, 4096, 128, 128, 64, 3, 8]]}}
+    device = DEVICES[86]
+    assert tile_for(device, "int8", 77, 4096, 4096, table) == Tile(32, 64, 128, 3, 4)
+    assert tile_for(device, "int8", 78, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the next measured M
+    assert tile_for(device, "int8", 9999, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the largest
+    for other in ((device, "int4", 77, 4096, 4096), (DEVICES[80], "int8", 77, 4096, 4096), (device, "int8", 77, 1, 1)):
+        assert tile_for(*other, table) == tile_by_rule(other[0], other[1], other[2], other[4])
+
+
+def test_the_rule_pads_little_and_occupies_the_device() -> None:
+    assert tile_by_rule(DEVICES[80], "int8", 1, 4096).rows == 16
+    assert tile_by_rule(DEVICES[80], "int8", 77, 4096).columns == 32  # 128 programs for 108 processors
+    assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096)[:2] == (128, 128)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
+    """What `triton_ahead.py` says of all GPUs, in two processes and from empty caches."""
+
+    def kernels(capabilities: list[int]) -> list[Kernel]:
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+        environment.pop("TRITON_INTERPRET", None)
+        program = Path(__file__).with_name("triton_ahead.py")
+        command = [sys.executable, str(program), *map(str, capabilities)]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-2000:]
+        return [json.loads(line) for line in run.stdout.splitlines()]
+
+    every = list(DEVICES)
+    with ThreadPoolExecutor(2) as executor:
+        return [kernel for found in executor.map(kernels, (every[::2], every[1::2])) for kernel in found]
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -> None:
+    kernels = [kernel for kernel in compiled if kernel["capability"] == capability]
+    for kernel in kernels:
+        assert kernel["shared"] <= DEVICES[capability].shared, kernel
+        assert kernel["stack"] <= 16, kernel  # bytes a thread: four spilled registers
+        multiplies = kernel["kernel"] in ("_multiply", "_multiply_groups", "_attend")
+        assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
+        if not multiplies:
+            assert kernel["registers"] <= 64, kernel  # half the threads a processor may hold, to keep memory busy
+        if kernel["kernel"].startswith("_quantize"):
+            assert kernel["divisions"] == ["div.rn.f32"], kernel  # no approximation
+    assert {kernel["kernel"] for kernel in kernels} == {
+        "_layer_norm", "_rms_norm", "_swiglu", "_quantize_rows", "_quantize_groups", "_multiply", "_multiply_groups",
+        "_attend",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", DEVICES)
+def test_products_run_on_tensor_cores(capability: int, compiled: list[Kernel]) -> None:
+    products = [
+        kernel
+        for kernel in compiled
+        if kernel["capability"] == capability
+        and kernel["kernel"].startswith("_multiply")
+        and kernel["call"] != "head"  # float32, five columns
+    ]
+    assert len(products) > 10
+    for kernel in products:
+        instructions = " ".join(kernel["products"])
+        assert (".f32.f16.f16" if "float16" in kernel["call"] else "s32.s8.s8") in instructions, kernel
+        warp_groups = capability == 90 and ", 1 rows" not in kernel["call"]  # they multiply 64 rows at least
+        assert instructions.startswith("wgmma" if warp_groups else "mma.sync"), kernel

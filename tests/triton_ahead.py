@@ -1,0 +1,138 @@
+"""Which kernels does the full model launch on a GPU, and what do they take of it? Compiled here, run nowhere.
+
+    python triton_ahead.py CAPABILITY ... -> a JSON line for each kernel compiled for each of them
+
+A driver that compiles for that GPU and launches nothing stands in for CUDA's, and the operations run on tensors of the
+model's true shapes that hold no data: what is compiled is what a GPU of that kind would run, its own tiles included.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from qalign_kernels.linear import Weight
+from qalign_kernels.linear_triton import align
+from qalign_kernels.triton_ops import TritonOps
+from qalign_kernels.triton_runtime import Device
+
+DEVICES = {
+    80: Device(80, 108, 163 * 1024),  # A100
+    86: Device(86, 82, 99 * 1024),  # RTX 3090
+    89: Device(89, 128, 99 * 1024),  # RTX 4090
+    90: Device(90, 132, 227 * 1024),  # H100
+}
+VISION, DECODER = 1025, 77  # rows of a picture
+BATCH = 64
+
+
+class Driver:
+    """What Triton asks of a driver between a launch and the device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.utils = device, self
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.device.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.device.capability  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 1 << 30}  # what a kernel takes is for the test to judge
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
+        return None, None, 0, 0, 1024  # module, function, registers, spills, threads at most
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def main(capability: int) -> None:
+    triton.runtime.driver.set_active(Driver(DEVICES[capability]))
+    for label, call in calls(TritonOps(DEVICES[capability], torch.float16)):
+
+        def report(module: None, function: None, name: str, files: dict[str, str], _: str, label: str = label) -> None:
+            print(json.dumps({"capability": capability, "call": label, "kernel": name, **resources(files)}))
+
+        triton.knobs.runtime.kernel_load_end_hook = report
+        call()
+
+
+def resources(files: dict[str, str]) -> dict[str, Any]:
+    """Registers and bytes of stack (spilled registers) of a thread, bytes of shared memory, instructions of note."""
+    metadata, cubin, ptx = (
+        Path(next(path for name, path in files.items() if name.endswith(kind))) for kind in (".json", ".cubin", ".ptx")
+    )
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+    compiled, text = json.loads(metadata.read_text()), ptx.read_text()
+    return {
+        "registers": used["REG"],
+        "stack": used["STACK"],
+        "shared": compiled["shared"],
+        "warps": compiled["num_warps"],
+        "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
+        "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
+        "loads_ahead": "cp.async" in text,
+    }
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def floats(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.float32)
+
+
+def weight(form: str, k: int, n: int, bias: bool = False) -> Weight:
+    b = floats(n) if bias else None
+    if form == "int4":
+        groups = k // 128
+        codes, zero = empty(n, groups, 64, dtype=torch.uint8), empty(n, groups // 2, dtype=torch.uint8)
+        return Weight(form, codes, floats(n, groups), zero, b)
+    dtype = getattr(torch, form)
+    return align(Weight(form, empty(n, k, dtype=dtype), floats(n) if form == "int8" else None, None, b))
+
+
+def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What a batch launches, each kind of kernel once, and the products of one picture where their tiles differ."""
+    many, rows = BATCH * VISION, BATCH * DECODER
+    eight, gain, narrow = [weight("int8", 16, 16)], floats(4096), floats(1024)
+    yield "layer_norm", lambda: ops.layer_norm(empty(many, 1024), narrow, narrow, 1e-6)
+    yield "layer_norm 8", lambda: ops.layer_norm_for(eight, empty(many, 1024), narrow, narrow, 1e-6)
+    yield "rms_norm", lambda: ops.rms_norm(empty(rows, 4096), gain, gain, 65 * BATCH, 1e-6)
+    yield "rms_norm 8", lambda: ops.rms_norm_for(eight, empty(rows, 4096), gain, gain, 65 * BATCH, 1e-6)
+    yield "swiglu", lambda: ops.swiglu(empty(rows, 22016))
+    yield "swiglu 8", lambda: ops.swiglu_for(eight, empty(rows, 22016))
+    for form in ("int8", "int4", "float16"):
+        fc1, fc2 = weight(form, 1024, 4096, bias=True), weight(form, 4096, 1024, bias=True)
+        yield f"fc1 {form}", lambda w=fc1: ops.linear(empty(many, 1024), w, activation="quick_gelu")
+        yield f"fc2 {form}", lambda w=fc2: ops.linear(empty(many, 4096), w, residual=empty(many, 1024))
+        down = weight(form, 11008, 4096)
+        for m in (rows,) if form == "float16" else (rows, DECODER, 1):
+            yield f"down {form}, {m} rows", lambda w=down, m=m: ops.linear(empty(m, 11008), w, residual=empty(m, 4096))
+    yield "patch", lambda: ops.linear(floats(many, 588), weight("int8", 588, 1024, bias=True))
+    yield "head", lambda: ops.linear(empty(BATCH, 4096), weight("float32", 4096, 5))
+    kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
+    yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        main(int(argument))
