@@ -185,6 +185,42 @@ inline void block_tiles(int64_t rows, const char* a, int64_t stride, const char*
     _tile_stored(3, to + 16 * pitch * 4 + 64, pitch * 4);
   }
 }
+
+// 16 rows of weights, as a file has them, by Tiles panels of 16 rows of A -> sums [16][Tiles * 16]. Every weight is
+// loaded once, so that memory and multiplier work at the same time. Signed by signed, or bfloat16.
+template <class Dot, int Tiles>
+inline void sweep(const char* weights, int64_t stride, const char* panels, int64_t panel, int64_t units, int32_t* sums) {
+  static_assert(Tiles >= 1 && Tiles <= 5);
+  set_tiles(kBlockRows);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+#define QK_TILE(sum, right)                                                     \
+  if constexpr (Tiles > sum) {                                                  \
+    _tile_loadd(right, panels + sum * panel + u * kLine, kLine);                \
+    if constexpr (std::is_same_v<Dot, Int8>)                                    \
+      _tile_dpbssd(sum, 6, right);                                              \
+    else                                                                        \
+      _tile_dpbf16ps(sum, 6, right);                                            \
+  }
+  for (int64_t u = 0; u < units; u += 16) {
+    _tile_loadd(6, weights + u * kUnit, stride);
+    QK_TILE(0, 5)
+    QK_TILE(1, 7)
+    QK_TILE(2, 5)
+    QK_TILE(3, 7)
+    QK_TILE(4, 5)
+  }
+#undef QK_TILE
+  constexpr int64_t kPitch = Tiles * kLine;
+  if constexpr (Tiles > 0) _tile_stored(0, sums, kPitch);
+  if constexpr (Tiles > 1) _tile_stored(1, sums + 16, kPitch);
+  if constexpr (Tiles > 2) _tile_stored(2, sums + 32, kPitch);
+  if constexpr (Tiles > 3) _tile_stored(3, sums + 48, kPitch);
+  if constexpr (Tiles > 4) _tile_stored(4, sums + 64, kPitch);
+}
 #endif
 
 // Around the blocks that one thread computes.

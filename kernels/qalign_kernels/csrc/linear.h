@@ -18,7 +18,7 @@ namespace QK_ISA {
 
 constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
 constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
-enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot };
+enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot };
 
 inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -306,7 +306,65 @@ void multiply(const Linear& a, const Rows& rows) {
   });
 }
 
+#if defined(__AMX_INT8__)
+// Few rows by weights that need no unpacking: the weights are the left operand, as the file has them, and the rows are
+// packed instead. What comes out lies across: 16 outputs by Tiles * 16 rows.
+template <class Dot, int Tiles>
+void sweep_across(const Linear& a, const Rows& rows, int64_t output, int64_t first, const char* panels, int64_t panel,
+                  const Columns& c, int p) {
+  alignas(64) int32_t sums[16 * Tiles * 16];
+  alignas(64) I16 lines[16];
+  alignas(64) char turned[16 * kLine];
+  const int64_t bytes = column_bytes(a);
+  sweep<Dot, Tiles>(static_cast<const char*>(a.weight) + output * bytes, bytes, panels, panel, rows.units, sums);
+  for (int64_t t = 0; t < Tiles; t++) {
+    for (int64_t i = 0; i < 16; i++) lines[i] = load_bytes(sums + (i * Tiles + t) * 16);
+    transpose(lines, turned);
+    const int64_t top = first + t * 16;
+    for (int64_t row = top; row < least(top + 16, a.rows); row++) {
+      const I16 x = load_bytes(turned + (row - top) * kLine);
+      finish(a, row, output, std::is_same_v<Dot, Int8> ? to_float(x) * rows.scale[row] * c.scale[p] : (F16)x, c, p);
+    }
+  }
+}
+
+template <class Dot, int Tiles = 5>
+void sweep_up_to(int64_t tiles, const Linear& a, const Rows& rows, int64_t output, int64_t first, const char* panels,
+                 int64_t panel, const Columns& c, int p) {
+  if (tiles >= Tiles) return sweep_across<Dot, Tiles>(a, rows, output, first, panels, panel, c, p);
+  if constexpr (Tiles > 1) sweep_up_to<Dot, Tiles - 1>(tiles, a, rows, output, first, panels, panel, c, p);
+}
+
+template <class Dot>
+void multiply_across(const Linear& a, const Rows& rows) {
+  const int64_t panel = rows.units * kLine, count = up(a.rows, 16) / 16;
+  const int64_t sweeps = (count + 4) / 5, tiles = (count + sweeps - 1) / sweeps;
+  auto* panels = static_cast<char*>(scratch(kPanelSlot, count * panel));
+  parallel(count, [&](int64_t p) {
+    const auto line = [&](int64_t r, int64_t l) { return load_bytes(rows.data + (p * 16 + r) * rows.stride + l * kLine); };
+    pack_panel(line, least(16, a.rows - p * 16), rows.units / 16, panels + p * panel);
+  });
+  parallel(a.outputs / kColumns, [&](int64_t task) {
+    const Blocks scope;
+    const Columns c = columns_of(a, task * kColumns, 0, 1);
+    for (int p = 0; p < 2; p++)
+      for (int64_t t = 0; t < count; t += tiles)
+        sweep_up_to<Dot>(least(tiles, count - t), a, rows, task * kColumns + p * 16, t * 16, panels + t * panel, panel, c, p);
+  });
+}
+
+constexpr int64_t kFewRows = 256;
+
+inline bool goes_across(const Linear& a) {
+  return a.rows <= kFewRows && a.outputs % kColumns == 0 && column_bytes(a) % kLine == 0;
+}
+#endif
+
 inline void linear(const Linear& a) {
+#if defined(__AMX_INT8__)
+  if (a.kind == kInt8 && goes_across(a)) return multiply_across<Int8>(a, whole_rows(a));
+  if (a.kind == kBFloat16 && goes_across(a)) return multiply_across<BFloat16>(a, float_rows(a));
+#endif
   if (a.kind == kInt8 || a.kind == kInt4) return multiply<Int8>(a, whole_rows(a));
   if (a.kind == kBFloat16 && kShortFloats) return multiply<BFloat16>(a, float_rows(a));
   multiply<Float32>(a, float_rows(a));
