@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("csrc")
-_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
+_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
 _X64 = {

@@ -29,7 +29,7 @@ struct Float32 {
   static Sum dot(Sum sum, const char* a, const char* b) {
     float x;
     std::memcpy(&x, a, sizeof x);
-    return sum + x * load(reinterpret_cast<const float*>(b));
+    return fused(splat(x), load(reinterpret_cast<const float*>(b)), sum);
   }
 };
 
@@ -79,16 +79,18 @@ struct BFloat16 {
     float even, odd;
     std::memcpy(&even, &low, sizeof even);
     std::memcpy(&odd, &high, sizeof odd);
-    sum += even * (F16)(w << 16);
-    return sum + odd * (F16)(w & (int32_t)0xffff0000);
+    sum = fused(splat(even), (F16)(w << 16), sum);
+    return fused(splat(odd), (F16)(w & (int32_t)0xffff0000), sum);
 #endif
   }
 };
 
 // Memory that will be read next, asked for a little with every unit: a step of bytes each. Vector instructions leave
 // the ways to memory idle meanwhile; the matrix instructions need them for themselves.
+inline const char kNowhere[kLine] = {};  // a place that is there: looking for one that is not takes long
+
 struct Ahead {
-  const char* next = nullptr;
+  const char* next = kNowhere;
   int64_t step = 0;
 };
 

@@ -25,10 +25,28 @@ typedef int32_t I16u __attribute__((vector_size(64), aligned(1), may_alias));
 inline F16 load(const float* p) { return *reinterpret_cast<const F16u*>(p); }
 inline void store(float* p, F16 x) { *reinterpret_cast<F16u*>(p) = x; }
 inline I16 load_bytes(const void* p) { return *static_cast<const I16u*>(p); }
-inline F16 splat(float x) { return F16{} + x; }
+inline F16 splat(float x) { return F16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline F16 to_float(I16 x) { return __builtin_convertvector(x, F16); }
 inline F16 max(F16 a, F16 b) { return a > b ? a : b; }
 inline F16 magnitude(F16 x) { return (F16)((I16)x & 0x7fffffff); }
+
+// a b + c, rounded once where the instruction set can. Nothing else is contracted (-ffp-contract=off): whichever way a
+// product goes, the same numbers give the same bits.
+inline F16 fused(F16 a, F16 b, F16 c) {
+#if defined(__AVX512F__)
+  return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  __m256 x[2], y[2], z[2];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  std::memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  std::memcpy(&c, z, sizeof z);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
 
 // A row's last lanes: `count` of them are there, the rest read as 0.
 inline F16 load_part(const float* p, int64_t count) {
@@ -69,18 +87,18 @@ inline F16 round_even(F16 x) {
 inline F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
   const F16 magic = splat(12582912.f);
-  const F16 shifted = x * 1.44269504f + magic;
+  const F16 shifted = fused(x, splat(1.44269504f), magic);
   const I16 n = (I16)shifted - (I16)magic;
   const F16 whole = shifted - magic;
-  F16 r = x - whole * 0.693145752f;
-  r = r - whole * 1.42860677e-6f;
+  F16 r = fused(whole, splat(-0.693145752f), x);
+  r = fused(whole, splat(-1.42860677e-6f), r);
   F16 p = splat(1.f / 720);
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
+  p = fused(p, r, splat(1.f / 120));
+  p = fused(p, r, splat(1.f / 24));
+  p = fused(p, r, splat(1.f / 6));
+  p = fused(p, r, splat(0.5f));
+  p = fused(p, r, splat(1.f));
+  p = fused(p, r, splat(1.f));
   return (F16)((I16)p + (n << 23));
 }
 
@@ -90,7 +108,7 @@ inline F16 exp(F16 x) { return exp_below(x < splat(88.f) ? x : splat(88.f)); }
 inline F16 reciprocal(F16 x) {
 #if defined(__AVX512F__)
   const F16 y = (F16)_mm512_rcp14_ps((__m512)x);
-  return y * (2.f - x * y);
+  return y * fused(-x, y, splat(2.f));
 #else
   return 1.f / x;
 #endif
