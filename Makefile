@@ -5,7 +5,7 @@ DEV := .venv
 # The newest torch that pyproject.toml allows; TORCH=path/or/url picks another build, such as a CPU-only wheel.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check mini embed clean
+.PHONY: demo test check bench tables mini embed clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table
@@ -17,6 +17,15 @@ check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
+
+# The embedded model's speed on this machine; BENCH="throughput --model path/to/artifact" measures something else.
+BENCH ?= latency
+bench: $(DEV)/.installed
+	$(DEV)/bin/qalign-fast bench $(BENCH)
+
+# README's tables, made anew from bench/results.
+tables: $(DEV)/.installed
+	$(DEV)/bin/python -m qalign_bench.readme_table
 
 # Trains the embedded model from scratch (half an hour on two cores) and exports it; `make embed` only exports.
 mini: $(DEV)/.installed

@@ -1,4 +1,4 @@
-"""Arguments in, rows on stdout out: `qalign-fast score | info | export | verify`.
+"""Arguments in, rows on stdout out: `qalign-fast score | info | export | verify | build | bench`.
 
 stdout carries only data; progress and remarks go to stderr. Exit codes: 0 all scored, 1 an error of ours in one line,
 2 a wrong option, 3 some inputs could not be scored, 6 an artifact too far from its source, 130 interrupted.
@@ -78,7 +78,9 @@ def score(
         ),
     ] = "quality",
     model: Model = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; a GPU runs torch weights.")
+    ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, onnx (artifacts) or torch (checkpoints).")] = "auto",
     threads: Annotated[
         int | None,
@@ -217,6 +219,19 @@ def export(
 
 
 @app.command()
+def build() -> None:
+    """Compile the C++ kernels for this machine's CPU, once: artifacts with torch weights then run on them."""
+    from qalign_kernels import native
+
+    try:
+        path = native.build()
+    except native.BuildError as error:
+        raise MissingExtraError(str(error)) from error
+    _remark(f"built for: {', '.join(native.instruction_sets())}")
+    print(path)
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact directory.", show_default=False)],
     pictures: Annotated[
@@ -255,6 +270,18 @@ def verify(
     if too_far or any(min_srcc is not None and report.srcc < min_srcc for report in reports.values()):
         _remark("the artifact is further from its source than allowed")
         raise typer.Exit(6)
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)  # qalign_bench reads the options, --help among them
+def bench(context: typer.Context) -> None:
+    """Measure speed on this machine: latency, throughput, pipeline, operations, startup, pixels."""
+    try:
+        from qalign_bench.arguments import app as measure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"bench needs torch and onnx: pip install 'qalign-fast[bench]' ({error})") from error
+    measure(context.args, prog_name="qalign-fast bench")
 
 
 def score_rows(

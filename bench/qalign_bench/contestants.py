@@ -1,0 +1,102 @@
+"""Options and models in, what is to be compared out: our engines, and the peers that were named with --peer."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qalign_bench.models import Model, upstream_bytes
+from qalign_bench.options import Options, WrongOptionError
+from qalign_bench.rounds import Contestant
+from qalign_fast.config import ModelConfig
+
+SEED = 0
+_PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class _Peer:
+    script: str
+    precision: str | None  # None: its own choice, a 16-bit float
+    where: str | None = None  # the spec's key for what follows "=", where something must
+    ours: bool = False  # runs on this project's packages alone, so in this interpreter
+
+
+_KNOWN = {
+    "upstream": _Peer("upstream.py", None, "checkout"),
+    "hf-eager": _Peer("hf_eager.py", None, ours=True),
+    "bnb-int8": _Peer("bnb.py", "int8"),
+    "bnb-nf4": _Peer("bnb.py", "nf4"),
+}
+
+
+# what holds oneDNN, and so torch, to the instructions of our kernels of that name
+_ONEDNN = {
+    "avx2": "AVX2",
+    "avx512vnni": "AVX512_CORE_VNNI",
+    "avx512bf16": "AVX512_CORE_BF16",
+    "amx": "AVX512_CORE_AMX",
+}
+
+
+def our_contestant(model: Model, options: Options) -> Contestant:
+    spec = {
+        "model": str(model.directory),
+        "engine": model.engine,
+        "precision": model.manifest.precision,
+        "device": options.device,
+        "threads": options.threads,
+        "seed": SEED,
+        "instruction_set": options.instruction_set,
+    }
+    argv = (sys.executable, "-P", "-m", "qalign_bench.worker")
+    name = f"{model.manifest.precision} {model.engine}".removesuffix(" auto")
+    return Contestant(name, argv, spec, model.weights_bytes, _settings(options))
+
+
+def peer_contestants(options: Options, parameters: str | None, config: ModelConfig | None) -> list[Contestant]:
+    """`parameters`: the checkpoint or `random:` geometry, of these sizes, that all load; None for pixels alone."""
+    found = []
+    for text in options.peers:
+        name, peer, own = _parse(text)
+        spec = {
+            "model": parameters,
+            "engine": None,
+            "precision": peer.precision,
+            "device": options.device,
+            "threads": options.threads,
+            "seed": SEED,
+        }
+        python = sys.executable if peer.ours else options.peer_python
+        argv = (python, str(_PEERS / peer.script))  # a script, so that any interpreter can run it
+        size = upstream_bytes(config, peer.precision or "bf16") if config else 0
+        found.append(Contestant(name, argv, spec | own, size, _settings(options)))
+    return found
+
+
+def roof_contestant(device: str, options: Options) -> Contestant:
+    """What measures the peak between the others' rounds."""
+    argv = (sys.executable, "-P", "-m", "qalign_bench.roof")
+    spec = {"device": device, "threads": options.threads, "instruction_set": options.instruction_set}
+    return Contestant("peak", argv, spec, settings=_settings(options))
+
+
+def _settings(options: Options) -> dict[str, str]:
+    return {"ONEDNN_MAX_CPU_ISA": _ONEDNN[options.instruction_set]} if options.instruction_set else {}
+
+
+def check_peers(options: Options) -> None:
+    """Raises WrongOptionError for a --peer that is not known, or lacks its path."""
+    for text in options.peers:
+        _parse(text)
+
+
+def _parse(text: str) -> tuple[str, _Peer, dict[str, Any]]:
+    name, equals, value = text.partition("=")
+    forms = ", ".join(f"{known}=PATH" if peer.where else known for known, peer in _KNOWN.items())
+    peer = _KNOWN.get(name)
+    if peer is None or bool(peer.where) != bool(value) or bool(peer.where) != bool(equals):
+        raise WrongOptionError("--peer", f"{text!r} is not one; there are: {forms}")
+    return name, peer, {peer.where: value} if peer.where else {}
