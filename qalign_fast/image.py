@@ -1,7 +1,8 @@
 """A picture in any form in, uint8 pixels [S, S, 3] out: padded to a square and resized, to the bit as upstream does it.
 
 Upstream pads with the mean colour and resizes with Pillow's antialiased bicubic on uint8. Everything becomes RGB by one
-rule a mode (`to_rgb`). Limits are checked on the header, before a pixel is decoded.
+rule a mode (`to_rgb`). Limits are checked on the header, before a pixel is decoded. Two forms give the same bits:
+Pillow alone, always there, and a native resize, taken where its library was built.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 import stat
 import struct
 import zlib
+from ctypes import CDLL
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -54,24 +57,49 @@ def load_pixels(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     exif_rotate: bool = False,
+    form: PixelForm | None = None,
 ) -> Pixels:
     """uint8 [S, S, 3] of a path, encoded bytes, an open binary file, a PIL image or an array.
 
     Arrays are uint8, [H, W, 3] RGB or [H, W] grey. Of a file with several frames the first counts. EXIF orientation is
-    ignored, as upstream does, unless `exif_rotate`. Raises ImageError naming the source and the cause.
+    ignored, as upstream does, unless `exif_rotate`. `form` is by default `pixel_form()`. Raises ImageError naming the
+    source and the cause.
     """
-    name = source_name(source)
+    name, form = source_name(source), form or pixel_form()
     if isinstance(source, np.ndarray):
-        return to_pixels(_from_array(source, name, max_pixels), rule)
+        return form.resize(_check_array(source, name, max_pixels), rule)
+    own = not isinstance(source, Image.Image)
     picture = source if isinstance(source, Image.Image) else _open(_read(source, name, max_bytes), name)
     _check_size(picture.size, name, max_pixels)
     try:
-        picture.load()
         if exif_rotate:
-            picture = ImageOps.exif_transpose(picture)
-        return to_pixels(to_rgb(picture), rule)
+            return form.resize(to_rgb(ImageOps.exif_transpose(picture)), rule)
+        return form.resize(form.decode(picture) if own else to_rgb(picture), rule)
     except _DAMAGED as error:
         raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({one_line(error)})") from error
+
+
+class PixelForm(Protocol):
+    """One of the ways from a file's bytes to pixels; all of them give the same bits."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decode(self, picture: Image.Image) -> Image.Image | Pixels:
+        """RGB of a picture that was just opened and that nobody else holds: Pillow's, or uint8 [H, W, 4]."""
+
+    def resize(self, rgb: Image.Image | Pixels, rule: PixelRule) -> Pixels:
+        """Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count -> uint8 [S, S, 3]."""
+
+
+@cache
+def pixel_form() -> PixelForm:
+    """The faster form that there is here, found once a process."""
+    from qalign_kernels import native, resize
+
+    library = native.load()
+    fast = library is not None and resize.best_form(library) > resize.PLAIN  # that one is no faster than Pillow
+    return NativeForm(library) if library is not None and fast else PLAIN
 
 
 def source_name(source: object) -> str:
@@ -145,6 +173,39 @@ def to_pixels(picture: Image.Image, rule: PixelRule) -> Pixels:
     return np.asarray(narrow.resize((side, side), bicubic))
 
 
+class _PlainForm:
+    name = "pillow"
+
+    def decode(self, picture: Image.Image) -> Image.Image:
+        picture.load()
+        return to_rgb(picture)
+
+    def resize(self, rgb: Image.Image | Pixels, rule: PixelRule) -> Pixels:
+        return to_pixels(Image.fromarray(rgb[..., :3]) if isinstance(rgb, np.ndarray) else rgb, rule)
+
+
+PLAIN = _PlainForm()
+
+
+@dataclass(frozen=True)
+class NativeForm:
+    """qalign_kernels' library, which holds csrc/resize.cpp."""
+
+    library: CDLL
+    name: str = "native"
+
+    def decode(self, picture: Image.Image) -> Image.Image | Pixels:
+        from qalign_kernels.picture_memory import decode_whole
+
+        whole = decode_whole(picture)
+        return PLAIN.decode(picture) if whole is None else whole
+
+    def resize(self, rgb: Image.Image | Pixels, rule: PixelRule) -> Pixels:
+        from qalign_kernels.resize import resize_native
+
+        return resize_native(self.library, rgb, rule.side, rule.pad)
+
+
 def _read(source: object, name: str, max_bytes: int) -> bytes:
     """The file's bytes, at most max_bytes."""
     if isinstance(source, str | os.PathLike):
@@ -193,12 +254,13 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: damaged image header ({one_line(error)})") from error
 
 
-def _from_array(array: npt.NDArray[np.uint8], name: str, max_pixels: int) -> Image.Image:
+def _check_array(array: npt.NDArray[np.uint8], name: str, max_pixels: int) -> Pixels:
+    """uint8 [H, W, 3]."""
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
         raise ImageError(f"{name}: {array.dtype} array; expected uint8 of shape [H, W, 3] (RGB) or [H, W] (grey)")
     _check_size((array.shape[1], array.shape[0]), name, max_pixels)
-    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return np.ascontiguousarray(np.broadcast_to(array[..., None], (*array.shape, 3)) if grey else array)
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

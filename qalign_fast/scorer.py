@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from qalign_fast.video import Clip, Sampling, load_clip, spread
 
 Scores: TypeAlias = dict[str, Score]  # by task
 MAX_FRAMES = 31  # what 2048 positions hold at OneAlign's 65 tokens a frame
+_NICER = 5  # a third of the engine's share of a core that both want
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Scorer:
     ) -> Iterator[list[Pixels | ImageError]]:
         """Batches of pixels, or of the error in a picture's place, two batches read ahead."""
         source = iter(images)
-        with ThreadPoolExecutor(workers, "qalign-pixels") as pool:
+        with ThreadPoolExecutor(workers, "qalign-pixels", _give_way if workers > 1 else None) as pool:
             ahead: deque[Future[Pixels | ImageError]] = deque()
             try:
                 while True:
@@ -250,3 +252,12 @@ class Scorer:
         most = min(self.config.max_frames(len(p.prefix) + len(p.suffix)) for p in prompts)
         if not 1 <= max_frames <= most:
             raise VideoError(f"max_frames is {max_frames}; this model's positions hold 1 to {most}")
+
+
+def _give_way() -> None:
+    """Lets the engine's threads go before this one: an engine waits for the slowest of its threads.
+
+    Only Linux has a priority by thread. A single worker, as for a single picture, has no engine to give way to.
+    """
+    if sys.platform == "linux":
+        os.nice(_NICER)

@@ -1,7 +1,7 @@
-"""An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out, on a CPU.
+"""An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out.
 
-A checkpoint runs as the float32 reference; packed weights stay mapped from their file and run as their precision says,
-on the C++ kernels where those were built (`qalign-fast build`), else in plain torch.
+A checkpoint runs as the float32 reference. Packed weights run as their precision says: on a CPU mapped from their file,
+on the C++ kernels where those were built (`qalign-fast build`), else in plain torch; on other devices in plain torch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from qalign_fast.artifact import MANIFEST, Artifact
 from qalign_fast.constants import load_constants
 from qalign_fast.engine import Tokens
-from qalign_fast.errors import ArtifactError, one_line
+from qalign_fast.errors import ArtifactError, DeviceError, one_line
 from qalign_fast.model import Model
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
+from qalign_kernels.linear import Weight, expand_int8, fake_rows
 from qalign_kernels.native_ops import load_native
 from qalign_kernels.ops import PLAIN, Ops
 
@@ -32,7 +34,6 @@ Constants: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a prompt's prefix [L
 
 class TorchEngine:
     name = "torch"
-    device = "cpu"
 
     def __init__(
         self,
@@ -40,8 +41,10 @@ class TorchEngine:
         precision: str,
         constants: dict[str, Constants] | None = None,
         prompts: tuple[Prompt, ...] = ALL_PROMPTS,
+        device: str = "cpu",
     ) -> None:
-        self.config, self.precision, self.prompts = model.config, precision, prompts
+        """The model's tensors and the constants are on the device."""
+        self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
         self.kernels = PLAIN.name if isinstance(model, Model) else model.ops.name
         self._model = model
         self._decode = model.decoder if isinstance(model, Model) else model.decode
@@ -50,7 +53,7 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         chunks = torch.from_numpy(np.ascontiguousarray(pixels)).split(_CHUNK)
-        return torch.cat([self._model.encode(chunk) for chunk in chunks])
+        return torch.cat([self._model.encode(chunk.to(self.device)) for chunk in chunks])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
@@ -58,21 +61,58 @@ class TorchEngine:
             assert isinstance(self._model, Model)  # an artifact has all its prompts' constants
             decoder = self._model.decoder
             self._constants[prompt.name] = decoder.prefix(prompt.prefix), decoder.suffix(prompt.suffix)
-        logits: npt.NDArray[np.float32] = self._decode(tokens, *self._constants[prompt.name]).numpy()
+        logits: npt.NDArray[np.float32] = self._decode(tokens, *self._constants[prompt.name]).cpu().numpy()
         return logits
 
 
-def load_checkpoint(directory: Path, threads: int | None = None) -> TorchEngine:
-    """Raises CheckpointError. `threads` is torch's own setting and so holds for the whole process."""
-    _set_threads(threads)
-    return TorchEngine(load_model(directory), "fp32")
+class FloatProducts(Ops):
+    """Plain torch where there is no product of whole numbers, as on MPS: the contract's, as far as float32 is exact."""
+
+    def product(self, x: torch.Tensor, w: Weight) -> torch.Tensor:
+        if w.weight.dtype != torch.int8:
+            return super().product(x, w)
+        assert w.scale is not None
+        return F.linear(fake_rows(x), expand_int8(w.weight, w.scale), w.bias)
 
 
-def load_packed(artifact: Artifact, threads: int | None = None, ops: Ops | None = None) -> TorchEngine:
-    """`ops` is what it runs on, by default the fastest there is. Raises ArtifactError for packed weights that are
-    missing or not what the manifest's sizes ask.
+def load_checkpoint(directory: Path, threads: int | None = None, device: str = "cpu") -> TorchEngine:
+    """Raises CheckpointError, DeviceError where the device has no room. `threads` is torch's own setting and so holds
+    for the whole process.
     """
-    _set_threads(threads)
+    set_threads(threads)
+    model = load_model(directory)
+    try:
+        return TorchEngine(model.to(device), "fp32", device=device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r}: has no room for float32 weights ({one_line(error)})") from error
+
+
+def load_packed(
+    artifact: Artifact, threads: int | None = None, ops: Ops | None = None, device: str = "cpu"
+) -> TorchEngine:
+    """`ops` is what it runs on, by default the fastest there is. Raises ArtifactError as `read_packed` does,
+    DeviceError where the device has no room.
+    """
+    set_threads(threads)
+    tensors, constants = read_packed(artifact)
+    if device != "cpu":
+        ops = ops or FloatProducts()
+        try:
+            tensors = {name: tensors.pop(name).to(device) for name in list(tensors)}
+        except RuntimeError as error:
+            raise DeviceError(f"device {device!r}: has no room for the weights ({one_line(error)})") from error
+        constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
+    manifest = artifact.manifest
+    model = PackedModel(manifest.config, tensors, ops or load_native(threads=threads) or PLAIN)
+    prompts = tuple(entry.prompt for entry in manifest.prompts)
+    return TorchEngine(model, manifest.precision, constants, prompts, device)
+
+
+def read_packed(artifact: Artifact) -> tuple[dict[str, torch.Tensor], dict[str, Constants]]:
+    """The packed tensors, mapped from their file, and every prompt's constants, on the CPU.
+
+    Raises ArtifactError for weights that are missing or not what the manifest's sizes ask.
+    """
     manifest = artifact.manifest
     parts = manifest.engines.get("torch", {})
     if parts.keys() != {"weights"}:
@@ -88,9 +128,7 @@ def load_packed(artifact: Artifact, threads: int | None = None, ops: Ops | None 
         for name, (prefix, suffix) in load_constants(artifact).items()
     }
     _check_fit(PackedModel(manifest.config, {n: t.to("meta") for n, t in tensors.items()}), constants, path)
-    prompts = tuple(entry.prompt for entry in manifest.prompts)
-    model = PackedModel(manifest.config, tensors, ops or load_native(threads=threads) or PLAIN)
-    return TorchEngine(model, manifest.precision, constants, prompts)
+    return tensors, constants
 
 
 def _check_fit(model: PackedModel, constants: dict[str, Constants], path: Path) -> None:
@@ -106,6 +144,6 @@ def _check_fit(model: PackedModel, constants: dict[str, Constants], path: Path) 
         raise ArtifactError(f"{path}: its tensors do not fit the manifest's sizes ({one_line(error)})") from error
 
 
-def _set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from qalign_fast.config import PixelRule
 from qalign_fast.errors import MissingExtraError, VideoError
-from qalign_fast.image import Pixels, to_pixels, to_rgb
+from qalign_fast.image import Pixels, pixel_form
 
 if TYPE_CHECKING:
     import av
@@ -136,7 +136,7 @@ def _sample(
         frames = _by_index(decoded, [int(rate * i / fps) for i in chosen])
     else:
         frames = _by_time(decoded, [extent.start + i / fps for i in chosen])
-    pixels = [to_pixels(to_rgb(frame.to_image()), rule) for frame in frames]
+    pixels = [pixel_form().resize(cast(Pixels, frame.to_ndarray(format="rgb24")), rule) for frame in frames]
     if not pixels:
         raise VideoError(f"{name}: not a single frame can be decoded")
     if len(pixels) < len(chosen):

@@ -39,7 +39,7 @@ NO_TORCH = (
     "cli",
     "hub",
 )
-MAY_USE_KERNELS = ("torch_engine.py", "model")
+MAY_USE_KERNELS = ("torch_engine.py", "cuda_engine.py", "model", "loading.py", "cli.py", "image.py")
 STRACE = shutil.which("strace")
 
 

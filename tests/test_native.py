@@ -167,6 +167,17 @@ def test_batch_and_threads_change_no_bit(library: Path, rounded: Rounded, precis
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
 
+def test_a_user_without_a_home_folder_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert not native.is_built()
+    with pytest.raises(native.BuildError, match="XDG_CACHE_HOME"):
+        native.build()
+
+
 def test_a_compiler_that_is_missing_or_fails_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +84,23 @@ def test_the_iterator_is_lazy_and_bounded(narrow: Golden, fast: Scorer) -> None:
         next(results)
     results.close()
     assert taken <= 8 + 3 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are the process's")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_several_workers_give_way_to_the_engine(narrow: Golden, fast: Scorer, workers: int) -> None:
+    own, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            seen.append(os.getpriority(os.PRIO_PROCESS, 0))  # of the thread that asks
+            return super().read(size)
+
+    data = narrow.pictures[0].read_bytes()
+    assert len(list(fast.score_iter([Watched(data) for _ in range(9)], workers=workers))) == 9
+    assert len(seen) == 9
+    assert all(nice > own for nice in seen) if workers > 1 else set(seen) == {own}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_a_bad_picture_is_raised_or_stands_in_its_place(narrow: Golden, fast: Scorer) -> None:

@@ -33,7 +33,7 @@ _X64 = {
 
 
 class BuildError(Exception):
-    """The compiler is missing or refused; one line."""
+    """There is no compiler, or it refused, or there is nowhere to put the library; one line."""
 
 
 def instruction_sets() -> dict[str, str]:
@@ -43,8 +43,11 @@ def instruction_sets() -> dict[str, str]:
 
 
 def library_path() -> Path:
-    """Where the library of these sources lies, whether it was built or not."""
-    cache_root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where the library of these sources lies, built or not. Raises BuildError for a user without a home folder."""
+    try:
+        cache_root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise BuildError("this user has no home folder to keep the kernels in: set XDG_CACHE_HOME") from error
     return Path(cache_root) / "qalign-fast" / f"kernels-{_fingerprint()}.so"
 
 
@@ -62,9 +65,18 @@ def build(path: Path | None = None) -> Path:
     return path
 
 
+def is_built() -> bool:
+    try:
+        return library_path().exists()
+    except BuildError:
+        return False
+
+
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL | None:
     """The library where it was built, else None."""
+    if path is None and not is_built():
+        return None
     path = path or library_path()
     return ctypes.CDLL(str(path)) if path.exists() else None
 

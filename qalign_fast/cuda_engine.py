@@ -1,0 +1,172 @@
+"""An artifact's packed weights in, `encode` and `decode` on an NVIDIA GPU out.
+
+A batch is rounded up to one of a few sizes, each of which is launched as one graph of kernels; rows that fill it up are
+copies of a real picture, cut off the result. Tokens stay on the device, where every task's decoding reads them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from threading import Lock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qalign_fast.artifact import Artifact
+from qalign_fast.config import ModelConfig
+from qalign_fast.cuda_graphs import Graphs, Runner, Step
+from qalign_fast.engine import Tokens
+from qalign_fast.errors import DeviceError, one_line
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import Prompt
+from qalign_fast.torch_engine import Constants, read_packed, set_threads
+from qalign_kernels.ops import Ops
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # pictures
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
+
+
+class CudaModel(PackedModel):
+    """The packed model with its logits in float32: of 16 bits a score would show the steps."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> None:
+        """`exact`: operations whose results are float32."""
+        super().__init__(config, tensors, ops)
+        self._exact = exact
+
+    def logits(self, rows: Tensor) -> Tensor:
+        gain = self.tensors["decoder.norm"]
+        n = self._exact.rms_norm(rows, gain, gain, 0, self.config.decoder.eps)
+        return self._exact.linear(n, self.weight("decoder.head"))
+
+
+class CudaEngine:
+    name = "torch"
+
+    def __init__(
+        self,
+        model: PackedModel,
+        precision: str,
+        constants: Mapping[str, Constants],
+        prompts: tuple[Prompt, ...],
+        device: str,
+        runner: Runner,
+    ) -> None:
+        """The model's tensors and the constants are on the device."""
+        self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
+        self.kernels = model.ops.name
+        self._model, self._constants, self._runner = model, constants, runner
+        self._lock = Lock()  # buffers and graphs are one call's at a time
+
+    @torch.inference_mode()
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        """Returns before the GPU is done, as tokens are read there."""
+        most = BUCKETS[-1]
+        batches = [pixels[start : start + most] for start in range(0, len(pixels), most)]
+        with self._lock, self._runner.scope():
+            return torch.cat([self._run("encode", self._model.encode, x) for x in self._runner.upload(batches)])
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        prefix, suffix = self._constants[prompt.name]
+
+        def step(tokens: Tensor) -> Tensor:
+            return self._model.decode(tokens, prefix, suffix)
+
+        with self._lock, self._runner.scope():
+            if tokens.shape[1] == self.config.abstractor.tokens:
+                parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
+            else:  # clips are of many lengths, and their kernels are large
+                parts = [step(tokens)]
+            logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return logits
+
+    def _run(self, name: str, step: Step, x: Tensor) -> Tensor:
+        size = bucket_of(len(x))
+        try:
+            return self._runner.run((name, size), step, fill_up(x, size))[: len(x)]
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"device {self.device!r}: {size} pictures at a time do not fit beside the weights "
+                f"({one_line(error)}); a smaller batch may"
+            ) from error
+
+
+def bucket_of(count: int) -> int:
+    """The smallest bucket that holds so many pictures."""
+    return next(size for size in BUCKETS if size >= count)
+
+
+def fill_up(x: Tensor, size: int) -> Tensor:
+    """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
+    return x if len(x) == size else torch.cat((x, x[-1:].expand(size - len(x), *x.shape[1:])))
+
+
+def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> CudaEngine:
+    """`device`: "cuda:N", one that `choose_device` gave.
+
+    The first picture is scored here, so that what this machine's driver, torch or Triton cannot do shows now. Raises
+    DeviceError for that, for weights that do not fit and for groups the kernels do not have; ArtifactError as
+    `read_packed` does.
+    """
+    from triton.errors import TritonError
+
+    set_threads(threads)
+    mapped, constants = read_packed(artifact)
+    _check_groups(mapped, device)
+    refusals = (RuntimeError, OSError, subprocess.CalledProcessError, TritonError)  # Triton runs compilers
+    try:
+        return _start(artifact, device, mapped, constants)
+    except torch.OutOfMemoryError as error:
+        what = f"the {artifact.manifest.precision} weights and a picture do not fit ({one_line(error)})"
+        raise DeviceError(f"device {device!r}: {what}; int8 and int4 artifacts need less memory") from error
+    except refusals as error:
+        raise DeviceError(
+            f"device {device!r}: its first picture failed ({type(error).__name__}: {one_line(error)}); "
+            "device='cpu' works without CUDA and Triton"
+        ) from error
+
+
+def _start(artifact: Artifact, device: str, mapped: dict[str, Tensor], constants: dict[str, Constants]) -> CudaEngine:
+    from qalign_kernels.triton_ops import TritonOps
+    from qalign_kernels.triton_runtime import Device
+
+    manifest, place = artifact.manifest, torch.device(device)
+    facts = Device.of(place)
+    ops = TritonOps(facts, _DTYPES.get(manifest.precision, torch.float16))
+    tensors = to_device(mapped, place)
+    model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))
+    there = {name: (prefix.to(place), suffix.to(place)) for name, (prefix, suffix) in constants.items()}
+    prompts = tuple(entry.prompt for entry in manifest.prompts)
+    side = manifest.config.pixels.side
+    engine = CudaEngine(model, manifest.precision, there, prompts, device, Graphs(place, BUCKETS[-1], side))
+    engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), prompts[0])
+    return engine
+
+
+def to_device(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors of a mapped file, one at a time: the host never holds a copy of its own of more than one."""
+    from qalign_kernels.linear import Weight
+    from qalign_kernels.linear_triton import align
+
+    tensors = {}
+    for name in list(mapped):
+        tensor = mapped.pop(name).to(device)
+        # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
+        # that come to them in 8 bits already have no room to be aligned.
+        tensors[name] = align(Weight(name, tensor)).weight if name == "vision.patch.weight" else tensor
+    return tensors
+
+
+def _check_groups(tensors: Mapping[str, Tensor], device: str) -> None:
+    from qalign_kernels.linear_triton import SMALLEST_GROUP
+
+    groups = {2 * t.shape[2] for name, t in tensors.items() if t.dtype == torch.uint8 and name.endswith(".weight")}
+    if groups and min(groups) < SMALLEST_GROUP:
+        raise DeviceError(
+            f"device {device!r}: the kernels have 4-bit groups of {SMALLEST_GROUP} inputs or more, the artifact's are "
+            f"{min(groups)}; `qalign-fast export --group 128` makes others, device='cpu' takes these"
+        )

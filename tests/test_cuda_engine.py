@@ -1,0 +1,381 @@
+"""The CUDA engine: its batches, buckets and refusals on any machine, its graphs and kernels where there is a GPU.
+
+Here the engine runs in plain torch on a CPU, launched by `Direct`; what needs CUDA is below `on_gpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, PICTURES, Golden
+from torch import Tensor
+
+from qalign_export.pack import FLOAT, Recipe
+from qalign_export.writer import export_artifact
+from qalign_fast import DeviceError, Scorer, devices
+from qalign_fast.artifact import open_artifact
+from qalign_fast.cuda_engine import BUCKETS, CudaEngine, CudaModel, bucket_of, fill_up, load_cuda
+from qalign_fast.cuda_graphs import Direct, Graphs, Runner, Step
+from qalign_fast.engine import Engine
+from qalign_fast.levels import score_of
+from qalign_fast.loading import load_engine
+from qalign_fast.prompt import prompt
+from qalign_fast.torch_engine import FloatProducts, load_packed, read_packed
+from qalign_kernels.linear import Weight
+from qalign_kernels.ops import PLAIN, Activation, Ops
+from qalign_kernels.rows import Rows
+
+QUALITY = prompt("quality")
+Rounded = Callable[[str, str], Path]
+
+
+class Watched(Direct):
+    """Keeps what it was asked to run."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.runs: list[tuple[Hashable, Tensor]] = []
+
+    def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
+        self.runs.append((key, x))
+        return super().run(key, step, x)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """narrow-112 in float32, as torch weights."""
+    out = tmp_path_factory.mktemp("packed") / "narrow"
+    return export_artifact(GOLDEN / "narrow-112", out, recipe=FLOAT, engines=("torch",))
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "narrow-112/expected.npz"))
+
+
+def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, device: str = "cpu") -> CudaEngine:
+    artifact = open_artifact(path)
+    tensors, constants = read_packed(artifact)
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
+    manifest = artifact.manifest
+    prompts = tuple(entry.prompt for entry in manifest.prompts)
+    model = CudaModel(manifest.config, tensors, ops, exact)
+    return CudaEngine(model, manifest.precision, constants, prompts, device, runner)
+
+
+def some(expected: dict[str, np.ndarray], count: int, first: int = 0) -> np.ndarray:
+    """So many of the golden pictures, in their order, again from the start after the last."""
+    return np.arange(first, first + count) % len(expected["resized_uint8"])
+
+
+def test_buckets_hold_what_is_put_into_them() -> None:
+    assert [bucket_of(n) for n in range(1, 10)] == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+    assert [bucket_of(n) for n in (17, 33, 63, 64)] == [32, 64, 64, 64]
+
+
+def test_what_fills_a_bucket_up_is_a_real_picture() -> None:
+    x = torch.arange(6).view(3, 2)
+    assert torch.equal(fill_up(x, 5), x[[0, 1, 2, 2, 2]])
+    assert fill_up(x, 3) is x
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7, 12])
+def test_any_batch_gives_upstreams_logits(packed: Path, expected: dict[str, np.ndarray], count: int) -> None:
+    engine = engine_of(packed, Direct(torch.device("cpu")))
+    which = some(expected, count, first=count)
+    logits = engine.decode(engine.encode(expected["resized_uint8"][which]), QUALITY)
+    np.testing.assert_allclose(logits, expected["logits_quality_image"][which], rtol=0, atol=1e-4)
+
+
+def test_more_than_the_largest_bucket_is_split_in_order(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    runner = Watched()
+    engine = engine_of(packed, runner)
+    which = some(expected, 70)
+    tokens = engine.encode(expected["resized_uint8"][which])
+    logits = engine.decode(tokens, QUALITY)
+    assert [key for key, _ in runner.runs] == [("encode", 64), ("encode", 8), (QUALITY.name, 64), (QUALITY.name, 8)]
+    np.testing.assert_allclose(logits, expected["logits_quality_image"][which], rtol=0, atol=1e-4)
+    last = engine.decode(tokens[66:67], QUALITY)  # tokens are cut as arrays are
+    np.testing.assert_allclose(last, logits[66:67], rtol=0, atol=1e-5)
+
+
+def test_filling_up_changes_no_score(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    runner = Watched()
+    engine = engine_of(packed, runner)
+    pixels = expected["resized_uint8"][:4]
+    three = engine.decode(engine.encode(pixels[:3]), QUALITY)
+    (_, pictures), (_, tokens) = runner.runs
+    assert len(pictures) == len(tokens) == 4
+    assert torch.equal(pictures[3], pictures[2])
+    assert torch.equal(tokens[3], tokens[2])
+    four = engine.decode(engine.encode(pixels), QUALITY)
+    np.testing.assert_allclose(three, four[:3], rtol=0, atol=1e-5)
+
+
+def test_a_key_is_always_of_one_shape(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    """What a graph is: one step on one shape and type."""
+    runner = Watched()
+    scorer = Scorer(engine_of(packed, runner))
+    for count in (1, 3, 5, 70):
+        scorer.score_tasks([*expected["resized_uint8"][some(expected, count)]])
+    scorer.score_video([PICTURES / expected["picture_names"][0]])
+    shapes: dict[Hashable, set[tuple[object, ...]]] = {}
+    for key, x in runner.runs:
+        shapes.setdefault(key, set()).add((x.dtype, *x.shape))
+    assert all(len(found) == 1 for found in shapes.values())
+    assert {key[1] for key in shapes} <= set(BUCKETS)  # type: ignore[index]
+
+
+def test_every_task_reads_one_encoding(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    runner = Watched()
+    scores = Scorer(engine_of(packed, runner)).score_tasks([*expected["resized_uint8"]])
+    assert sum(key[0] == "encode" for key, _ in runner.runs) == 1  # type: ignore[index]
+    for task in ("quality", "aesthetics"):
+        found = [score[task].value for score in scores]
+        np.testing.assert_allclose(found, expected[f"score_{task}_image"], rtol=0, atol=1e-4)
+
+
+def test_clips_of_any_length_are_decoded_without_a_bucket(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    runner = Watched()
+    frames = [PICTURES / name for name in expected["picture_names"][:3]]
+    found = Scorer(engine_of(packed, runner)).score_video(frames)
+    assert [key for key, _ in runner.runs] == [("encode", 4)]
+    np.testing.assert_allclose(found.logits, expected["logits_quality_video"][0], rtol=0, atol=1e-4)
+
+
+class Full(Direct):
+    """A device without room for more than two pictures."""
+
+    def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        return step(x)
+
+
+def test_a_batch_without_room_is_a_device_error(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    engine = engine_of(packed, Full(torch.device("cpu")))
+    with pytest.raises(DeviceError, match=r"4 pictures at a time do not fit .*2.00 GiB.\); a smaller batch may$"):
+        engine.encode(expected["resized_uint8"][:3])
+    assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and it goes on
+
+
+class Halves(Ops):
+    """Plain torch whose linears give float16."""
+
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        assert isinstance(x, Tensor)
+        return super().linear(x.float(), w, activation=activation, residual=residual).half()
+
+
+def test_logits_are_not_rounded_to_16_bits(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    engine = engine_of(packed, Direct(torch.device("cpu")), ops=Halves())
+    logits = engine.decode(engine.encode(expected["resized_uint8"]), QUALITY)
+    assert logits.dtype == np.float32
+    assert not np.array_equal(logits, logits.astype(np.float16))
+    np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=2e-2)
+
+
+def test_products_in_floats_are_the_contracts() -> None:
+    torch.manual_seed(0)
+    x, codes = torch.randn(3, 7, 96), torch.randint(-127, 128, (40, 96), dtype=torch.int8)
+    w = Weight("int8", codes, torch.rand(40) / 100, None, torch.randn(40))
+    torch.testing.assert_close(FloatProducts().linear(x, w), PLAIN.linear(x, w), rtol=1e-5, atol=1e-5)
+
+
+def test_an_engine_on_another_device_runs_there(packed: Path) -> None:
+    """meta stands in for MPS: a tensor left on the CPU would be an error."""
+    engine = load_packed(open_artifact(packed), device="meta")
+    assert engine.device == "meta"
+    assert engine.encode(np.zeros((1, 112, 112, 3), np.uint8)).device.type == "meta"
+
+
+def refused(path: Path, **choice: str) -> str:
+    with pytest.raises(DeviceError) as caught:
+        load_engine(path, **choice)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_devices_that_are_none_are_named(packed: Path) -> None:
+    for name in ("tpu", "cuda:", "cuda:one", "CUDA", "cpu:0", ""):
+        assert f"device {name!r} is not one; there are: auto, cpu, cuda" in refused(packed, device=name)
+
+
+def test_weights_for_onnx_alone_run_on_a_cpu(narrow: Golden, rounded: Rounded) -> None:
+    text = refused(narrow.artifact, device="cuda")
+    assert "available: auto, cpu" in text
+    assert "export --engine torch" in text
+    assert "engine onnx runs on a CPU" in refused(rounded("narrow-112", "int8"), device="cuda", engine="onnx")
+
+
+def no_driver() -> None:
+    raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version.cuda": None}, "is built without CUDA"),
+        ({"cuda.init": no_driver}, "driver on your system is too old (found version 11040)."),
+        ({"cuda.device_count": lambda: 1}, "torch sees 1 CUDA device, counted from 0"),
+        ({"cuda.get_device_capability": lambda _: (7, 5)}, "Tesla T4 is sm_75; the kernels need sm_80"),
+        ({"find_spec": lambda _: None}, "pip install triton"),
+    ],
+)
+def test_why_a_gpu_cannot_be_had(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], says: str
+) -> None:
+    """On a torch that would say of itself that it has two, but for one thing."""
+    good: dict[str, object] = {
+        "version.cuda": "12.8",
+        "cuda.init": lambda: None,
+        "cuda.device_count": lambda: 2,
+        "cuda.get_device_capability": lambda _: (9, 0),
+        "cuda.get_device_name": lambda _: "Tesla T4",
+    }
+    for name, value in (good | change).items():
+        target = devices if name == "find_spec" else torch
+        place, _, attribute = name.rpartition(".")
+        monkeypatch.setattr(getattr(target, place) if place else target, attribute, value)
+    text = refused(packed, device="cuda:1")
+    assert says in text
+    assert "available: auto, cpu" in text
+    if "cuda.device_count" in change:
+        assert text.endswith("auto, cpu, cuda:0")
+        assert devices.choose_device("cuda") == devices.choose_device("auto") == "cuda:0"
+    else:
+        assert devices.choose_device("auto") == "cpu"
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
+def test_a_named_device_is_never_replaced(packed: Path, narrow: Golden) -> None:
+    assert load_engine(packed, device="cpu").device == "cpu"
+    for path in (packed, narrow.checkpoint):
+        assert "device 'mps': torch sees no Apple GPU; available: auto, cpu" in refused(path, device="mps")
+
+
+def test_groups_that_the_kernels_lack_are_refused_at_load(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    recipe = Recipe("int4", group=32)
+    path = export_artifact(GOLDEN / "narrow-112", tmp_path / "g", recipe=recipe, engines=("torch",), tasks=["quality"])
+    with pytest.raises(DeviceError, match=r"groups of 64 inputs or more, the artifact's are 32; .* --group 128"):
+        load_cuda(open_artifact(path), "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("Failed to find C compiler.\nPlease"),
+            r"first picture failed \(RuntimeError: Failed to find C comp",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), r"fp32 weights and a picture do not fit .*; int8 and int4"),
+    ],
+)
+def test_what_fails_on_the_device_is_a_device_error(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+
+    def fail(_: torch.device) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)  # the first thing that is asked of it
+    with pytest.raises(DeviceError, match=says):
+        load_cuda(open_artifact(packed), "cuda:0")
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda:0")
+
+
+def scores(engine: Engine, pixels: np.ndarray) -> np.ndarray:
+    return np.array([score_of(row, "quality").value for row in engine.decode(engine.encode(pixels), QUALITY)])
+
+
+@on_gpu
+@pytest.mark.parametrize("folder", ["narrow-112", "narrow-448"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 1e-2), ("bf16", 1e-1)])
+def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tolerance: float, tmp_path: Path) -> None:
+    path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
+    golden = np.load(GOLDEN / folder / "expected.npz")
+    engine = load_engine(path, device="cuda")
+    assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", "Triton", precision)
+    found = scores(engine, golden["resized_uint8"])
+    np.testing.assert_allclose(found, golden["score_quality_image"], rtol=0, atol=tolerance)
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
+    """To rounding: float16 between the products moves values over steps of 8 bits, which are large in a small model."""
+    path, pixels = rounded("narrow-112", precision), expected["resized_uint8"]
+    found = scores(load_engine(path, device="cuda", engine="torch"), pixels)
+    np.testing.assert_allclose(found, scores(load_packed(open_artifact(path), ops=PLAIN), pixels), rtol=0, atol=0.1)
+
+
+def on_triton(path: Path, runner: Runner) -> CudaEngine:
+    from qalign_kernels.triton_ops import TritonOps
+    from qalign_kernels.triton_runtime import Device
+
+    facts = Device.of(CUDA)
+    return engine_of(path, runner, TritonOps(facts, torch.float16), TritonOps(facts, torch.float32), "cuda:0")
+
+
+@on_gpu
+def test_graphs_compute_what_their_steps_do(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
+    """Again and again, of other pictures, with other graphs between: the pool is shared."""
+    path = rounded("narrow-112", "int8")
+    graphs, direct = on_triton(path, Graphs(CUDA, BUCKETS[-1], 112)), on_triton(path, Direct(CUDA))
+    for count in (1, 4, 64, 1, 64, 3, 4, 130):
+        pixels = expected["resized_uint8"][some(expected, count, first=count)]
+        for task in ("quality", "aesthetics"):
+            found, wanted = (e.decode(e.encode(pixels), prompt(task)) for e in (graphs, direct))
+            np.testing.assert_array_equal(found, wanted)
+
+
+@on_gpu
+def test_scores_on_a_gpu_do_not_depend_on_neighbours(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
+    engine = load_engine(rounded("narrow-112", "fp16"), device="cuda", engine="torch")
+    alone = np.concatenate([scores(engine, expected["resized_uint8"][i : i + 1]) for i in range(6)])
+    for count in (2, 3, 5, 66):
+        which = some(expected, count, first=1)
+        np.testing.assert_allclose(scores(engine, expected["resized_uint8"][which]), alone[which], rtol=0, atol=5e-3)
+
+
+@on_gpu
+def test_uploads_arrive_in_order_and_whole() -> None:
+    batches = [
+        np.random.default_rng(i).integers(0, 256, (n, 112, 112, 3)).astype(np.uint8)
+        for i, n in enumerate((64, 64, 5, 64, 1))
+    ]
+    graphs = Graphs(CUDA, 64, 112)
+    for _ in range(3):
+        with graphs.scope():
+            arrived = [x.clone() for x in graphs.upload(batches)]
+        for found, sent in zip(arrived, batches, strict=True):
+            np.testing.assert_array_equal(found.cpu().numpy(), sent)
+
+
+@on_gpu
+def test_clips_on_a_gpu_give_upstreams_scores(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
+    engine = load_engine(rounded("narrow-112", "fp16"), device="cuda", engine="torch")
+    found = Scorer(engine).score_video([PICTURES / name for name in expected["picture_names"][:3]])
+    assert abs(found.value - expected["score_quality_video"][0]) < 1e-2
+
+
+@on_gpu
+def test_a_checkpoint_runs_on_a_named_gpu(narrow: Golden, expected: dict[str, np.ndarray]) -> None:
+    engine = load_engine(narrow.checkpoint, device="cuda")
+    assert engine.device == "cuda:0"
+    np.testing.assert_allclose(
+        scores(engine, expected["resized_uint8"]), expected["score_quality_image"], rtol=0, atol=1e-4
+    )
