@@ -1,7 +1,7 @@
 """README.md and bench/results/*.json in, README.md with its tables made anew out: python -m qalign_bench.readme_table
 
 What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the two files that
-have a form of their own by it, every other as what `qalign-fast bench --json` printed, in markdown.
+have a form of their own by it, every other as what `qalign-fast bench --json` printed, in short.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qalign_bench.report import as_markdown, markdown_table
+from qalign_bench.report import COST, SPEED, cells, markdown_table, names, number
 
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
@@ -36,7 +36,27 @@ def table(name: str, results: Path) -> str:
     """The markdown of a results file."""
     file = results / f"{name}.json"
     found = json.loads(file.read_text("utf-8"))
-    return _FORMS.get(name, as_markdown)(found)
+    return _FORMS[name](found) if name in _FORMS else _bench(found, f"bench/results/{name}.json")
+
+
+_SHORT = (
+    *("contestant", "pages", "file", "pictures/s", "p50 ms", "times as fast", "engine busy", "engine alone/s"),
+    *("share of that", "decode's share", "host GB", "of measured peak"),
+)
+
+
+def _bench(found: Found, file: str) -> str:
+    """What `qalign-fast bench --json` printed: the columns that a first look asks for, and who and what it was."""
+    runs = found["runs"]
+    columns = [column for column in (*SPEED, *COST) if column[0] in _SHORT]
+    header, rows = cells(list(dict(columns).items()), runs)
+    facts = runs[0]["environment"]
+    held = f", held to {runs[0]['instruction_set']}" if runs[0]["instruction_set"] else ""
+    peaks = {f"{run['precision']} {number(run['peak']['gops'])}" for run in runs if run["peak"]}
+    what = [f"{runs[0]['model']}, {facts['cpu']}, {facts['cores']} cores{held}", facts["date"][:10], *names(runs)]
+    if peaks:
+        what.append(f"measured peaks in GOP/s: {', '.join(sorted(peaks))}")
+    return f"{markdown_table(header, rows)}\n\n`{file}`: {'; '.join(dict.fromkeys(what))}."
 
 
 def _full_size(found: Found) -> str:

@@ -158,7 +158,7 @@ def headline(found: Results) -> str:
 def notes(found: Results) -> list[str]:
     """Lines below the tables: who the contestants are, peaks, fidelity, the baseline, and what is wrong."""
     runs = found["runs"]
-    lines = [*_names(runs), *_peaks(runs), *_fidelities(runs), *_differences(runs), *_bits(runs), *_baseline(runs)]
+    lines = [*names(runs), *_peaks(runs), *_fidelities(runs), *_differences(runs), *_bits(runs), *_baseline(runs)]
     if found["interrupted"]:
         lines.append("interrupted: these are the rounds that were done")
     if found["noise"]["warning"]:
@@ -166,7 +166,8 @@ def notes(found: Results) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def names(runs: Sequence[Run]) -> list[str]:
+    """Who the contestants are."""
     theirs = [
         f"{run['contestant']} is {run['full_name']}" + (f", in {run['precision']}" if run["stations_ms"] else "")
         for run in runs
