@@ -112,7 +112,7 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     DeviceError for that, for weights that do not fit and for groups the kernels do not have; ArtifactError as
     `read_packed` does.
     """
-    from triton.errors import TritonError
+    from qalign_kernels.triton_runtime import TritonError
 
     set_threads(threads)
     mapped, constants = read_packed(artifact)

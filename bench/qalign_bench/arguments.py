@@ -41,7 +41,7 @@ def bench(
     engine: Annotated[
         list[Engine] | None, typer.Option(help="May be repeated, to compare. Default: auto.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps.")] = "auto",
     precision: Annotated[
         list[Precision] | None,
         typer.Option(help="May be repeated, to compare. Default: the artifact's, else int8.", show_default=False),

@@ -89,7 +89,12 @@ class _Timed:
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         with _Clock(self.seconds, "encode"):
-            return self._engine.encode(pixels)
+            tokens = self._engine.encode(pixels)
+            if self.device.startswith("cuda"):  # it returns before the device is done
+                import torch
+
+                torch.cuda.synchronize()
+            return tokens
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
         with _Clock(self.seconds, "decode"):

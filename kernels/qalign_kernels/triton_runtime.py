@@ -14,8 +14,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
-__all__ = ["Device", "Pointer", "Value", "block_of", "cdiv", "constexpr", "jit", "power_of_2", "row_view", "tl"]
+__all__ = [
+    "Device",
+    "Pointer",
+    "TritonError",
+    "Value",
+    "block_of",
+    "cdiv",
+    "constexpr",
+    "jit",
+    "power_of_2",
+    "row_view",
+    "tl",
+]
 
 Pointer: TypeAlias = tl.pointer_type
 Value: TypeAlias = tl.tensor
