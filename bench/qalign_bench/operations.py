@@ -25,6 +25,7 @@ from qalign_kernels.ops import PLAIN, Ops
 
 Form: TypeAlias = Callable[[], Tensor]
 _ROUNDS = 7
+_REST = 0.02  # seconds: the threads of the form before go on looking for work for a while
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def _runs(session: Session, case: Case, rounds: int) -> Iterator[Run]:
     results = {name: form() for name, form in case.forms.items()}  # warms up, too
     for _ in range(rounds):
         for name, form in case.forms.items():
+            time.sleep(_REST)
             started = time.perf_counter()
             form()
             times[name].append(1e3 * (time.perf_counter() - started))

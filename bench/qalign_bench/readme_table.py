@@ -40,7 +40,7 @@ def table(name: str, results: Path) -> str:
 
 
 _SHORT = (
-    *("contestant", "pages", "file", "pictures/s", "p50 ms", "times as fast", "engine busy", "engine alone/s"),
+    *("contestant", "batch", "pages", "file", "pictures/s", "p50 ms", "times as fast", "engine busy", "engine alone/s"),
     *("share of that", "decode's share", "host GB", "of measured peak"),
 )
 
@@ -48,7 +48,8 @@ _SHORT = (
 def _bench(found: Found, file: str) -> str:
     """What `qalign-fast bench --json` printed: the columns that a first look asks for, and who and what it was."""
     runs = found["runs"]
-    columns = [column for column in (*SPEED, *COST) if column[0] in _SHORT]
+    batches = len({run["batch"] for run in runs}) > 1
+    columns = [column for column in (*SPEED, *COST) if column[0] in _SHORT and (batches or column[0] != "batch")]
     header, rows = cells(list(dict(columns).items()), runs)
     facts = runs[0]["environment"]
     held = f", held to {runs[0]['instruction_set']}" if runs[0]["instruction_set"] else ""
