@@ -115,6 +115,8 @@ def score(
     """
     limits = PictureLimits(exif_rotate=exif_rotate)
     scorer = Scorer.load(model, device=device, engine=engine, threads=threads, verify=not no_verify, limits=limits)
+    if scorer.engine.kernels == "plain torch" and scorer.engine.device == "cpu" and scorer.engine.precision != "fp32":
+        _remark("running in plain torch; `qalign-fast build` compiles kernels that are several times as fast")
     tasks = [task]
     if task == "all":
         tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()]

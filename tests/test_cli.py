@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import PICTURES, Golden
 from PIL import Image
+from test_precisions import Rounded
 from test_video import constant, write_clip
 
 from qalign_fast.levels import LEVELS
@@ -205,9 +206,24 @@ def test_a_reader_that_leaves_early_is_no_traceback(folder: Path, model: tuple[s
 
 def test_help_names_every_command() -> None:
     shown = run("--help").stdout
-    assert all(command in shown for command in ("score", "info", "export"))
+    assert all(command in shown for command in ("score", "info", "export", "verify", "build", "bench"))
     assert "--recursive" in run("score", "--help").stdout
     assert run("--version").stdout.startswith("qalign-fast ")
+
+
+def test_a_slow_way_says_what_the_fast_one_is(rounded: Rounded, narrow: Golden) -> None:
+    done = run("score", narrow.pictures[0], "--model", rounded("narrow-112", "int8"), "--engine", "torch")
+    assert done.returncode == 0
+    assert "`qalign-fast build`" in done.stderr
+    assert len(rows(done)) == 1
+
+
+def test_build_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = run("build")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no-such-compiler cannot be run" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_rows_appear_while_scoring_goes_on(model: tuple[str, str]) -> None:
