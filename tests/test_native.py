@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,27 @@ def test_batch_and_threads_change_no_bit(library: Path, rounded: Rounded, precis
         found += [model.encode(pixels), torch.cat([model.encode(one) for one in pixels.split(1)])]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+FORK = """
+import os, sys, torch
+from pathlib import Path
+from qalign_kernels.native_ops import load_native
+torch.set_num_threads(1)  # its own threads do not outlive a fork either
+ops = load_native(threads=2, library_path=Path(sys.argv[1]))
+x = torch.ones(64, 2048)
+assert float(ops.swiglu(x).sum()) > 0
+child = os.fork()
+if child == 0:
+    os._exit(0 if float(ops.swiglu(x).sum()) > 0 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_has_threads_of_its_own(library: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(library)], timeout=30, check=False)
+    assert done.returncode == 0
 
 
 def test_a_user_without_a_home_folder_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 #if defined(__GLIBC__)
 #include <malloc.h>
 #include <sys/mman.h>
@@ -87,6 +90,10 @@ int wanted = 0;
 
 Pool& current() {
   std::lock_guard<std::mutex> lock(pool_mutex);
+#if defined(__unix__) || defined(__APPLE__)
+  static const bool forks = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }) == 0;  // a child has no workers
+  (void)forks;
+#endif
   if (!pool) pool = new Pool(threads());
   return *pool;
 }
