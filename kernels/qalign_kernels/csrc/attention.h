@@ -196,10 +196,12 @@ struct Head {
     alignas(64) float result[How::kQueries * kColumns];
     Ahead nothing;
     for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename How::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns, nothing);
+      block<typename How::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns,
+                               nothing);
       for (int64_t i = 0; i < queries; i++)
         for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
-          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i], width - d - p * 16);
+          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i],
+                     width - d - p * 16);
     }
   }
 };
@@ -237,7 +239,8 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t w
   }
 }
 
-// One sequence's head with its prefix, gathered from the packed rows: keys and values [P + T][Dh], queries [T or 1][Dh].
+// One sequence's head with its prefix, gathered from the packed rows: keys and values [P + T][Dh], queries [T or
+// 1][Dh].
 struct Gathered {
   float *keys, *values, *queries, *context;
 
@@ -250,7 +253,8 @@ struct Gathered {
       std::memcpy(values + p * w, a.prefix_kv + (a.prefix + p) * row + h * w, w * 4);
     }
     for (int64_t t = 0; t < rows; t++) {
-      const float* kv = t < a.visual ? a.kv_visual + (b * a.visual + t) * 2 * row : a.kv_text + (b * a.text + t - a.visual) * 2 * row;
+      const float* kv =
+          t < a.visual ? a.kv_visual + (b * a.visual + t) * 2 * row : a.kv_text + (b * a.text + t - a.visual) * 2 * row;
       rotate(kv + h * w, a.turns + t * w, a.turns + (rows + t) * w, w, keys + (a.prefix + t) * w);
       std::memcpy(values + (a.prefix + t) * w, kv + row + h * w, w * 4);
     }

@@ -191,7 +191,8 @@ inline void block_tiles(int64_t rows, const char* a, int64_t stride, const char*
 // 16 rows of weights, as a file has them, by Tiles panels of 16 rows of A -> sums [16][Tiles * 16]. Every weight is
 // loaded once, so that memory and multiplier work at the same time. Signed by signed, or bfloat16.
 template <class Dot, int Tiles>
-inline void sweep(const char* weights, int64_t stride, const char* panels, int64_t panel, int64_t units, int32_t* sums) {
+inline void sweep(const char* weights, int64_t stride, const char* panels, int64_t panel, int64_t units,
+                  int32_t* sums) {
   static_assert(Tiles >= 1 && Tiles <= 5);
   set_tiles(kBlockRows);
   _tile_zero(0);
@@ -199,13 +200,13 @@ inline void sweep(const char* weights, int64_t stride, const char* panels, int64
   _tile_zero(2);
   _tile_zero(3);
   _tile_zero(4);
-#define QK_TILE(sum, right)                                                     \
-  if constexpr (Tiles > sum) {                                                  \
-    _tile_loadd(right, panels + sum * panel + u * kLine, kLine);                \
-    if constexpr (std::is_same_v<Dot, Int8>)                                    \
-      _tile_dpbssd(sum, 6, right);                                              \
-    else                                                                        \
-      _tile_dpbf16ps(sum, 6, right);                                            \
+#define QK_TILE(sum, right)                                      \
+  if constexpr (Tiles > sum) {                                   \
+    _tile_loadd(right, panels + sum * panel + u * kLine, kLine); \
+    if constexpr (std::is_same_v<Dot, Int8>)                     \
+      _tile_dpbssd(sum, 6, right);                               \
+    else                                                         \
+      _tile_dpbf16ps(sum, 6, right);                             \
   }
   for (int64_t u = 0; u < units; u += 16) {
     _tile_loadd(6, weights + u * kUnit, stride);

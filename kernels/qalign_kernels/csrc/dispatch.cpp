@@ -28,8 +28,7 @@ bool has_amx() {
 }
 
 bool runs(const Table* table) {
-  if (table == &table_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (table == &table_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vnni");
@@ -44,7 +43,7 @@ bool runs(const Table* table) {
 // Best first.
 const Table* const kTables[] = {
 #if defined(__x86_64__)
-    &table_amx, &table_avx512bf16, &table_avx512vnni, &table_avx2,
+    &table_amx,      &table_avx512bf16, &table_avx512vnni, &table_avx2,
 #endif
     &table_portable,
 };

@@ -16,7 +16,7 @@
 namespace qk {
 namespace QK_ISA {
 
-constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
+constexpr int64_t kCacheBytes = 256 << 10;   // of packed columns a task
 constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
 enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot };
 
@@ -47,8 +47,8 @@ inline Rows whole_rows(const Linear& a) {
   each_row(a.rows, [&](int64_t row) {
     for (int64_t g = 0; g < groups; g++) {
       const int64_t at = row * groups + g;
-      quantize(a.x + row * a.inputs + g * part, least(part, a.inputs - g * part), padded, to + row * stride + g * padded,
-               scale + at, sums + at);
+      quantize(a.x + row * a.inputs + g * part, least(part, a.inputs - g * part), padded,
+               to + row * stride + g * padded, scale + at, sums + at);
     }
     std::memset(to + row * stride + groups * padded, 0, bytes - groups * padded);
   });
@@ -145,18 +145,24 @@ inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to
   const auto row_at = [&](int64_t row, int64_t bytes) { return weight + (first + row) * bytes; };
   switch (a.kind) {
     case kFloat32:
-      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 4), l * kLine, k * 4); }, rows, lines, to);
+      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 4), l * kLine, k * 4); }, rows, lines,
+                        to);
     case kFloat16:
-      return pack_panel([&](int64_t r, int64_t l) { return widen_float16(row_at(r, k * 2), l * 16, k); }, rows, lines, to);
+      return pack_panel([&](int64_t r, int64_t l) { return widen_float16(row_at(r, k * 2), l * 16, k); }, rows, lines,
+                        to);
     case kBFloat16:
       if (kShortFloats)
-        return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 2), l * kLine, k * 2); }, rows, lines, to);
-      return pack_panel([&](int64_t r, int64_t l) { return widen_bfloat16(row_at(r, k * 2), l * 16, k); }, rows, lines, to);
+        return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 2), l * kLine, k * 2); }, rows,
+                          lines, to);
+      return pack_panel([&](int64_t r, int64_t l) { return widen_bfloat16(row_at(r, k * 2), l * 16, k); }, rows, lines,
+                        to);
     case kInt8:  // two's complement, 128 up
-      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k), l * kLine, k) ^ (int32_t)0x80808080; }, rows, lines, to);
+      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k), l * kLine, k) ^ (int32_t)0x80808080; },
+                        rows, lines, to);
     case kInt4: {
       const int64_t bytes = up(k, a.group) / 2;
-      return pack_panel([&](int64_t r, int64_t l) { return widen_nibbles(row_at(r, bytes), l * 32, bytes); }, rows, lines, to);
+      return pack_panel([&](int64_t r, int64_t l) { return widen_nibbles(row_at(r, bytes), l * 32, bytes); }, rows,
+                        lines, to);
     }
   }
 }
@@ -341,7 +347,9 @@ void multiply_across(const Linear& a, const Rows& rows) {
   const int64_t sweeps = (count + 4) / 5, tiles = (count + sweeps - 1) / sweeps;
   auto* panels = static_cast<char*>(scratch(kPanelSlot, count * panel));
   parallel(count, [&](int64_t p) {
-    const auto line = [&](int64_t r, int64_t l) { return load_bytes(rows.data + (p * 16 + r) * rows.stride + l * kLine); };
+    const auto line = [&](int64_t r, int64_t l) {
+      return load_bytes(rows.data + (p * 16 + r) * rows.stride + l * kLine);
+    };
     pack_panel(line, least(16, a.rows - p * 16), rows.units / 16, panels + p * panel);
   });
   parallel(a.outputs / kColumns, [&](int64_t task) {
@@ -349,7 +357,8 @@ void multiply_across(const Linear& a, const Rows& rows) {
     const Columns c = columns_of(a, task * kColumns, 0, 1);
     for (int p = 0; p < 2; p++)
       for (int64_t t = 0; t < count; t += tiles)
-        sweep_up_to<Dot>(least(tiles, count - t), a, rows, task * kColumns + p * 16, t * 16, panels + t * panel, panel, c, p);
+        sweep_up_to<Dot>(least(tiles, count - t), a, rows, task * kColumns + p * 16, t * 16, panels + t * panel, panel,
+                         c, p);
   });
 }
 

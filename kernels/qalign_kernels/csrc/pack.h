@@ -40,7 +40,8 @@ inline void transpose(const I16* lines, char* to) {
   }
 #else
   for (int u = 0; u < 16; u++)
-    for (int r = 0; r < 16; r++) std::memcpy(to + (u * 16 + r) * 4, reinterpret_cast<const char*>(lines + r) + u * 4, 4);
+    for (int r = 0; r < 16; r++)
+      std::memcpy(to + (u * 16 + r) * 4, reinterpret_cast<const char*>(lines + r) + u * 4, 4);
 #endif
 }
 

@@ -2,8 +2,8 @@
 // as they come. kernels/qalign_kernels/resize.py has the formula and makes the tables.
 //
 // Everything lies in quads: 64 bytes are 4 x RGBX x 4 taps, the taps adjacent, so that four neighbours of one channel
-// are four bytes of a product. Columns first: a strip of 4 rows becomes quads of 4 columns, their outer 4 the rows. What
-// a strip gives is already a row of quads for the second pass, the outer 4 output columns, the taps rows.
+// are four bytes of a product. Columns first: a strip of 4 rows becomes quads of 4 columns, their outer 4 the rows.
+// What a strip gives is already a row of quads for the second pass, the outer 4 output columns, the taps rows.
 
 #include <algorithm>
 #include <cstdint>
@@ -74,8 +74,7 @@ void sum_plain(const Sums& s) {
     for (int g = 0; g < s.groups; ++g, quads += s.stride, weights += 4)
       for (int j = 0; j < 16; ++j)
         for (int t = 0; t < 4; ++t) sums[j] += quads[4 * j + t] * weights[t];
-    for (int j = 0; j < 16; ++j)
-      s.out_of(i)[j] = static_cast<uint8_t>(std::clamp(sums[s.order[j]] >> kBits, 0, 255));
+    for (int j = 0; j < 16; ++j) s.out_of(i)[j] = static_cast<uint8_t>(std::clamp(sums[s.order[j]] >> kBits, 0, 255));
   }
 }
 
@@ -98,9 +97,8 @@ void fill_plain(const Resize& r, const uint8_t* pixels, int64_t stride, int rows
 #ifdef QK_X64
 
 AVX2 void fill_avx2(const Resize& r, const uint8_t* pixels, int64_t stride, int rows, uint8_t* strip) {
-  const __m128i by_channel = r.channels == 4
-    ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
-    : _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
+  const __m128i by_channel = r.channels == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+                                             : _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
   int column = 0;
   if (rows == 4)
     for (; column * r.channels + 16 <= r.width * r.channels; column += 4) {  // loads of 16 bytes stay in the row
@@ -170,10 +168,10 @@ AVX512 void sum_avx512(const Sums& s) {
 #endif
 
 constexpr Form kForms[] = {
-  {fill_plain, sum_plain, 16},
+    {fill_plain, sum_plain, 16},
 #ifdef QK_X64
-  {fill_avx2, sum_avx2, 16},
-  {fill_avx2, sum_avx512, 12},
+    {fill_avx2, sum_avx2, 16},
+    {fill_avx2, sum_avx512, 12},
 #endif
 };
 
@@ -189,7 +187,7 @@ void across(const Form& form, const Axis& axis, int side, const uint8_t* strip, 
   while (to > from && axis.first[to - 1] >= axis.start + axis.count) --to;
   const int64_t step = static_cast<int64_t>(axis.groups) * form.group_bytes;
   form.sum({strip, axis.first + from, kQuad, axis.groups, axis.limbs + from * step, step, by_channel, row + 16 * from,
-              16, to - from});
+            16, to - from});
 }
 
 // Rows of quads into row y of the pixels, and up to 13 bytes beyond it.
