@@ -11,12 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qalign_export.fidelity import generate_pictures
-from qalign_export.pack import Recipe
+from qalign_export.pack import Recipe, pack
+from qalign_export.source import open_source
 from qalign_export.writer import export_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.loading import load_engine
+from qalign_fast.model.packed import PackedModel
+from qalign_fast.prompt import ALL_PROMPTS
+from qalign_kernels.ops import Ops
 
 # Kernels that this user has built are not seen: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
@@ -82,3 +87,18 @@ def narrow(goldens: dict[str, Golden]) -> Golden:
 @pytest.fixture(params=["torch", "onnx"])
 def engine(request: pytest.FixtureRequest, golden: Golden) -> Engine:
     return load_engine(golden.checkpoint if request.param == "torch" else golden.artifact)
+
+
+def assert_goldens(folder: str, ops: Ops) -> None:
+    """The packed model in float32 gives upstream's numbers on these operations."""
+    source, tensors = open_source(GOLDEN / folder), {}
+    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
+    model, expected = PackedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
+    tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
+    size = np.abs(expected["visual_tokens"]).max()
+    np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
+    for p in ALL_PROMPTS:
+        inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
+        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
+        if (name := f"logits_{p.task}_{p.medium}") in expected:
+            np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)

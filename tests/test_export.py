@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, GOLDEN, Golden
+from conftest import FOLDERS, GOLDEN, Golden, assert_goldens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -27,23 +27,14 @@ from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS, prompt
 from qalign_fast.weights import parameter_shapes
+from qalign_kernels.ops import PLAIN
 
 TOKENIZER = GOLDEN / "tokenizer.model"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_folding_changes_nothing(folder: str) -> None:
-    source, tensors = open_source(GOLDEN / folder), {}
-    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
-    model, expected = PackedModel(source.config, tensors), np.load(GOLDEN / folder / "expected.npz")
-    tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
-    size = np.abs(expected["visual_tokens"]).max()
-    np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
-    for p in ALL_PROMPTS:
-        inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
-        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
-        if (name := f"logits_{p.task}_{p.medium}") in expected:
-            np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)
+    assert_goldens(folder, PLAIN)
 
 
 def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, GOLDEN
+from conftest import FOLDERS, GOLDEN, assert_goldens
 from safetensors.torch import load_file
 from test_precisions import Rounded
 
-from qalign_export.pack import Recipe, pack
 from qalign_export.quantizer import quantize_int4, quantize_int8
-from qalign_export.source import open_source
 from qalign_fast.artifact import read_manifest
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
-from qalign_fast.prompt import ALL_PROMPTS
 from qalign_kernels import native
 from qalign_kernels.linear import Weight
 from qalign_kernels.native_ops import NativeOps, load_native
@@ -141,17 +138,7 @@ def test_packed_attention_is_the_contract(
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_model_gives_the_goldens(ops: NativeOps, folder: str) -> None:
-    source, tensors = open_source(GOLDEN / folder), {}
-    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
-    model, expected = PackedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
-    tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
-    size = np.abs(expected["visual_tokens"]).max()
-    np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
-    for p in ALL_PROMPTS:
-        inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
-        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
-        if (name := f"logits_{p.task}_{p.medium}") in expected:
-            np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)
+    assert_goldens(folder, ops)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
