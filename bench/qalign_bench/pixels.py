@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from qalign_bench.spread import median
 from qalign_fast.config import PixelRule
 from qalign_fast.image import PLAIN, PixelForm, Pixels, load_pixels, pixel_form
 
@@ -30,20 +29,6 @@ class PixelTimes:
     sha256: str = ""  # of the uint8 [S, S, 3]
     whole_ms: list[float] = field(default_factory=list)
     decode_ms: list[float] = field(default_factory=list)  # of it, until all is RGB
-
-    @property
-    def rest_ms(self) -> float:
-        """Padding and resizing, the median."""
-        return median([whole - decode for whole, decode in zip(self.whole_ms, self.decode_ms)])
-
-    @property
-    def decode_share(self) -> float:
-        return median([decode / whole for whole, decode in zip(self.whole_ms, self.decode_ms)])
-
-    @property
-    def per_second(self) -> float:
-        """Pictures a second, one core."""
-        return 1e3 / median(self.whole_ms)
 
 
 def forms() -> tuple[PixelForm, ...]:
