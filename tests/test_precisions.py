@@ -137,12 +137,14 @@ def test_every_onnx_linear_is_the_contracts(folder: str, precision: str, rounded
     checked = 0
     for part, values in ((parts["encode"], encoded), (parts["decode"], decoded)):
         for name, x, y in rounded_linears(artifact / part):
-            rows, weight, scale = torch.from_numpy(values[x]), tensors[f"{name}.weight"], tensors[f"{name}.scale"]
+            rows = torch.from_numpy(values[x]).flatten(0, -2)
+            weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.scale"]
             if weight.dtype == torch.int8:
                 contract = int8_linear(rows, weight, scale)
             else:
                 contract = int4_linear(rows, weight, scale, tensors[f"{name}.zero"], 2 * weight.shape[2])
-            off = (torch.from_numpy(values[y]) - contract).abs().amax(-1) / contract.abs().max()
+            found = torch.from_numpy(values[y]).flatten(0, -2)
+            off = (found - contract).abs().amax(-1) / contract.abs().max()
             if weight.dtype == torch.int8:
                 assert off.max() <= 2e-6, name
             else:  # MatMulNBits multiplies by 127 / max where the contract divides by max / 127: ties fall otherwise
@@ -161,7 +163,8 @@ def rounded_linears(path: Path) -> list[tuple[str, str, str]]:
         if node.op_type == "MatMulNBits":
             found.append((node.input[1].removesuffix(".weight"), node.input[0], node.output[0]))
         elif node.op_type == "MatMulIntegerToFloat":
-            rows = by_output[node.input[0]].input[0]
+            flat = by_output[by_output[node.input[0]].input[0]].input[0]  # before the rounding
+            rows = by_output[flat].input[0]
             found.append((node.input[1].removesuffix(".weight"), rows, by_input[node.output[0]].output[0]))
     return found
 

@@ -1,8 +1,8 @@
-"""Packed tensors in, the `decode` graph out: one step over visual and suffix rows, five logits.
+"""Packed tensors in, the `decode` graph out: one step over visual and suffix tokens, five logits.
 
 Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, 5]. The
-prompt is an input, so one graph serves every task, medium and custom prompt. Rows lie as in qalign_fast.model.decoder:
-all visual rows of the batch, then all text rows.
+prompt is an input, so one graph serves every task, medium and custom prompt. A sequence's visual tokens come first,
+then its text tokens: T = V + S.
 """
 
 from __future__ import annotations
@@ -12,172 +12,115 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from qalign_export.graph import Graph
-from qalign_export.vision_graph import silu
+from qalign_export.model_graph import ModelGraph
 from qalign_fast.config import DecoderConfig, ModelConfig
 from qalign_fast.levels import LEVELS
 
+_HIDDEN = np.finfo(np.float16).min  # added to a score: no weight is left, in float16 either
+
 
 @dataclass(frozen=True)
-class _Shapes:
-    """Run-time sizes, as names of one-element tensors, and what is made of them once."""
+class _Layout:
+    """What every layer reads of where the tokens are."""
 
-    batch: str
-    visual: str
-    text: str
-    rows: str  # [2]: how many visual rows, how many text rows
-    cos: str  # [T, 1, Dh]
-    sin: str  # the same, its first half negated
-    mask: str  # [T, P+T], 0 or -inf
+    visual: str  # [1]: V
+    is_visual: str  # bool [T, 1]
+    cos: str  # [T, Dh/2]
+    sin: str
+    mask: str  # [1, 1, T, P+T], to be added to scores
 
 
-def build_decoder(graph: Graph, model: ModelConfig) -> None:
+def build_decoder(graph: ModelGraph, model: ModelConfig) -> None:
     """Adds the whole graph."""
     config = model.decoder
-    width, heads = config.width, config.heads
+    width, heads, layers = config.width, config.heads, config.layers
     tokens = graph.input("visual_tokens", TensorProto.FLOAT, ["batch", "visual", width])
-    prefix = graph.input("prefix_key_values", TensorProto.FLOAT, [config.layers, 2, "prefix", heads, width // heads])
+    prefix = graph.input("prefix_key_values", TensorProto.FLOAT, [layers, 2, "prefix", heads, width // heads])
     suffix = graph.input("suffix_embeds", TensorProto.FLOAT, ["suffix", width])
     graph.scope = "decoder."
-    shapes = _shapes(graph, config, tokens, prefix, suffix)
-    rows = _pack(graph, tokens, suffix, shapes, width)
-    for i in range(config.layers):
-        name = graph.scope = f"decoder.layers.{i}."
-        past = graph.op("Gather", prefix, graph.const(i), axis=0)  # [2, P, H, Dh]
-        rows = _layer(graph, name, config, rows, past, shapes, last=i == config.layers - 1)
+    before = graph.op("Reshape", prefix, graph.const([2 * layers, -1, width]))  # [2L, P, D]
+    layout = _layout(graph, config, tokens, before, suffix)
+    text = graph.repeat(graph.op("Unsqueeze", suffix, graph.const([0])), tokens)
+    x = graph.enter(graph.op("Concat", tokens, text, axis=1))  # [B, T, D]
+    parts = graph.ops("Split", 2 * layers, graph.enter(before), axis=0, num_outputs=2 * layers)
+    keys_values = [graph.repeat(part, x) for part in parts]  # each [B, P, D]
+    unit = graph.rms(x, config.eps)
+    for i in range(layers):
+        graph.scope = f"decoder.layers.{i}."
+        x, unit = _layer(graph, config, x, unit, keys_values[2 * i : 2 * i + 2], layout, last=i == layers - 1)
     graph.scope = "decoder."
-    normed = graph.op("Mul", _normalize(graph, rows, config.eps), graph.weight("decoder.norm"))
-    logits = graph.linear(normed, "decoder.head", width)
+    logits = graph.exact_product(graph.leave(graph.op("Mul", unit, graph.weight("decoder.norm"))), "decoder.head")
+    logits = graph.op("Reshape", logits, graph.const([-1, len(LEVELS)]))
     graph.output(logits, "logits", TensorProto.FLOAT, ["batch", len(LEVELS)])
 
 
-def _layer(graph: Graph, name: str, config: DecoderConfig, rows: str, past: str, shapes: _Shapes, *, last: bool) -> str:
-    visual, text = _modal_norms(graph, f"{name}attention_norm", rows, config, shapes)
-    k, v = _keys_values(graph, name, config, visual, text, past, shapes)
+def _layer(
+    graph: ModelGraph, config: DecoderConfig, x: str, unit: str, before: list[str], layout: _Layout, *, last: bool
+) -> tuple[str, str]:
+    """x [B, T, D] and its `rms` -> the same after the layer, of the last token alone after the last layer."""
+    name, width = graph.scope, config.width
+    n = graph.op("Mul", unit, _gain(graph, f"{name}attention_norm", layout))
+    k, v = _keys_values(graph, name, config, n, before, layout)
+    cos, sin, mask = layout.cos, layout.sin, layout.mask
     if last:
-        rows = _last_text(graph, graph.ops("Split", 2, rows, shapes.rows, axis=0)[1], shapes, config.width)
-        q = graph.linear(_last_text(graph, text, shapes, config.width), f"{name}q", config.width)
-        q = graph.op("Reshape", q, graph.const([0, 1, config.heads, -1]))
-        one = graph.const([-1])
-        cos, sin = (graph.op("Gather", table, one, axis=0) for table in (shapes.cos, shapes.sin))
-        context = _attend(graph, _rotate(graph, q, cos, sin), k, v, None)
-        context = graph.op("Reshape", context, graph.const([-1, config.width]))
-    else:
-        q = graph.linear(graph.op("Concat", visual, text, axis=0), f"{name}q", config.width)
-        q_visual, q_text = graph.ops("Split", 2, q, shapes.rows, axis=0)
-        q = _sequence(graph, q_visual, q_text, shapes, config.heads)
-        context = _attend(graph, _rotate(graph, q, shapes.cos, shapes.sin), k, v, shapes.mask)
-        context = _rows(graph, context, shapes, config.width)
-    rows = graph.op("Add", rows, graph.linear(context, f"{name}o", config.width))
-    return graph.op("Add", rows, _mlp(graph, name, config, rows, shapes, last=last))
+        x, n = (graph.slice(part, -1, None, axis=1) for part in (x, n))
+        cos, sin = (graph.slice(table, -1, None, axis=0) for table in (cos, sin))
+        mask = ""  # it sees every key
+    q = graph.rotate(graph.linear(n, f"{name}q", width), cos, sin, config.heads)
+    context = graph.attend(q, k, v, config.heads, mask)
+    x, unit = graph.add_rms(x, graph.linear(context, f"{name}o", width), config.eps)
+    gain = graph.weight(f"{name}mlp_norm_text") if last else _gain(graph, f"{name}mlp_norm", layout)
+    gate, up = graph.linears(graph.op("Mul", unit, gain), f"{name}gate_up", 2, width)
+    inner = graph.op("Mul", graph.silu(gate), up)
+    return graph.add_rms(x, graph.linear(inner, f"{name}down", config.mlp), config.eps)
 
 
-def _modal_norms(graph: Graph, name: str, rows: str, config: DecoderConfig, shapes: _Shapes) -> tuple[str, str]:
-    """Visual and text rows, each normed with its modality's gain."""
-    visual, text = graph.ops("Split", 2, _normalize(graph, rows, config.eps), shapes.rows, axis=0)
-    return (
-        graph.op("Mul", visual, graph.weight(f"{name}_visual")),
-        graph.op("Mul", text, graph.weight(f"{name}_text")),
-    )
+def _gain(graph: ModelGraph, name: str, layout: _Layout) -> str:
+    """[T, D]: each token's modality's."""
+    return graph.op("Where", layout.is_visual, graph.weight(f"{name}_visual"), graph.weight(f"{name}_text"))
 
 
 def _keys_values(
-    graph: Graph, name: str, config: DecoderConfig, visual: str, text: str, past: str, shapes: _Shapes
+    graph: ModelGraph, name: str, config: DecoderConfig, n: str, before: list[str], layout: _Layout
 ) -> tuple[str, str]:
-    """Keys (rotated) and values [B, P+T, H, Dh], the constant prefix first; k and v of a modality are one product."""
-    kv = [graph.linear(rows, f"{name}kv_{m}", config.width) for m, rows in (("visual", visual), ("text", text))]
-    (k_visual, v_visual), (k_text, v_text) = (graph.ops("Split", 2, both, axis=-1, num_outputs=2) for both in kv)
-    k = _rotate(graph, _sequence(graph, k_visual, k_text, shapes, config.heads), shapes.cos, shapes.sin)
-    v = _sequence(graph, v_visual, v_text, shapes, config.heads)
-    whole = graph.op("Concat", shapes.batch, graph.const([1, 1, 1]), axis=0)
-    past_k, past_v = (
-        graph.op("Expand", graph.op("Gather", past, graph.const([i]), axis=0), whole) for i in range(2)
-    )  # [B, P, H, Dh]
-    return graph.op("Concat", past_k, k, axis=1), graph.op("Concat", past_v, v, axis=1)
+    """Keys (rotated) and values [B, P+T, D], the constant prefix first; k and v of a modality are one linear."""
+    parts = {
+        "visual": graph.slice(n, 0, layout.visual, axis=1),
+        "text": graph.slice(n, layout.visual, None, axis=1),
+    }
+    both = [graph.linears(part, f"{name}kv_{modality}", 2, config.width) for modality, part in parts.items()]
+    k, v = (graph.op("Concat", *pair, axis=1) for pair in zip(*both, strict=True))
+    k = graph.rotate(k, layout.cos, layout.sin, config.heads)
+    return graph.op("Concat", before[0], k, axis=1), graph.op("Concat", before[1], v, axis=1)
 
 
-def _attend(graph: Graph, q: str, k: str, v: str, mask: str | None) -> str:
-    """q [B, Tq, H, Dh], scaled already, k and v [B, P+T, H, Dh] -> context [B, Tq, D]."""
-    q = graph.op("Transpose", q, perm=[0, 2, 1, 3])
-    scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 3, 1]))
-    if mask is not None:
-        scores = graph.op("Add", scores, mask)
-    context = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), graph.op("Transpose", v, perm=[0, 2, 1, 3]))
-    return graph.op("Reshape", graph.op("Transpose", context, perm=[0, 2, 1, 3]), graph.const([0, 0, -1]))
-
-
-def _mlp(graph: Graph, name: str, config: DecoderConfig, rows: str, shapes: _Shapes, *, last: bool) -> str:
-    if last:
-        normed = graph.op("Mul", _normalize(graph, rows, config.eps), graph.weight(f"{name}mlp_norm_text"))
-    else:
-        normed = graph.op("Concat", *_modal_norms(graph, f"{name}mlp_norm", rows, config, shapes), axis=0)
-    gate, up = graph.ops("Split", 2, graph.linear(normed, f"{name}gate_up", config.width), axis=-1, num_outputs=2)
-    return graph.linear(graph.op("Mul", silu(graph, gate), up), f"{name}down", config.mlp)
-
-
-def _shapes(graph: Graph, config: DecoderConfig, tokens: str, prefix: str, suffix: str) -> _Shapes:
-    batch, visual = (graph.op("Shape", tokens, start=i, end=i + 1) for i in (0, 1))
-    text = graph.op("Shape", suffix, start=0, end=1)
-    start = graph.op("Squeeze", graph.op("Shape", prefix, start=2, end=3))
-    end = graph.op("Add", start, graph.op("Squeeze", graph.op("Add", visual, text)))
-    one = graph.const(1)
-    positions = graph.op("Range", start, end, one)  # [T]
+def _layout(graph: ModelGraph, config: DecoderConfig, tokens: str, before: str, suffix: str) -> _Layout:
+    """tokens [B, V, D], before [2L, P, D], suffix [S, D]."""
+    visual, start = (graph.op("Shape", x, start=1, end=2) for x in (tokens, before))
+    of_prefix, of_picture = (graph.op("Gather", x, graph.const(0), axis=0) for x in (before, tokens))
+    columns = [graph.slice(x, 0, 1, axis=1) for x in (of_prefix, of_picture, suffix)]  # [P, 1], [V, 1], [S, 1]
+    end = graph.op("Shape", graph.op("Concat", *columns, axis=0), start=0, end=1)  # [1]: P + T
+    is_visual = [
+        graph.op("Expand", graph.const([[modality]], np.bool_), graph.op("Shape", column))
+        for modality, column in zip((True, False), columns[1:], strict=True)
+    ]
+    every = graph.array("decoder.positions", np.arange(config.positions, dtype=np.float32)[:, None])
+    positions = graph.slice(every, start, end, axis=0)  # [T, 1]
     cos, sin = _rotary_tables(graph, config, positions)
-    keys = graph.op("Range", graph.const(0), end, one)  # [P+T]
-    hidden = graph.op("Less", graph.op("Unsqueeze", positions, graph.const([1])), keys)
-    mask = graph.op("Where", hidden, graph.const(-np.inf, np.float32), graph.const(0, np.float32))
-    counts = [graph.op("Mul", batch, n) for n in (visual, text)]
-    return _Shapes(batch, visual, text, graph.op("Concat", *counts, axis=0), cos, sin, mask)
+    return _Layout(visual, graph.op("Concat", *is_visual, axis=0), cos, sin, _mask(graph, config, positions, end))
 
 
-def _rotary_tables(graph: Graph, config: DecoderConfig, positions: str) -> tuple[str, str]:
-    """cos and signed sin [T, 1, Dh] of the half-split form: x · cos + swap(x) · sin, sin's first half negated."""
+def _mask(graph: ModelGraph, config: DecoderConfig, positions: str, end: str) -> str:
+    """[1, 1, T, P+T] for queries at `positions`: what comes after one is hidden from it."""
+    every = graph.array("decoder.key_positions", np.arange(config.positions, dtype=np.float32)[None])
+    hidden = graph.op("Less", positions, graph.slice(every, 0, end, axis=1))
+    mask = graph.op("Where", hidden, graph.const(_HIDDEN, np.float32), graph.const(0, np.float32))
+    return graph.enter(graph.op("Unsqueeze", mask, graph.const([0, 1])))
+
+
+def _rotary_tables(graph: ModelGraph, config: DecoderConfig, positions: str) -> tuple[str, str]:
+    """Cosines and sines [T, Dh/2] of the half-split form; both halves turn alike."""
     half = config.width // config.heads // 2
     frequency = (config.rope_theta ** (-np.arange(half, dtype=np.float32) / np.float32(half))).astype(np.float32)
-    place = graph.op("Reshape", graph.op("Cast", positions, to=TensorProto.FLOAT), graph.const([-1, 1, 1]))
-    angle = graph.op("Mul", place, graph.array("decoder.frequency", frequency))  # [T, 1, Dh/2]
-    cos, sin = graph.op("Cos", angle), graph.op("Sin", angle)
-    return graph.op("Concat", cos, cos, axis=-1), graph.op("Concat", graph.op("Neg", sin), sin, axis=-1)
-
-
-def _rotate(graph: Graph, x: str, cos: str, sin: str) -> str:
-    low, high = graph.ops("Split", 2, x, axis=-1, num_outputs=2)
-    swapped = graph.op("Concat", high, low, axis=-1)
-    return graph.op("Add", graph.op("Mul", x, cos), graph.op("Mul", swapped, sin))
-
-
-def _normalize(graph: Graph, rows: str, eps: float) -> str:
-    """x / sqrt(mean(x²) + eps), without a gain."""
-    mean = graph.op("ReduceMean", graph.op("Mul", rows, rows), graph.const([-1]), keepdims=1)
-    return graph.op("Div", rows, graph.op("Sqrt", graph.op("Add", mean, graph.const(eps, np.float32))))
-
-
-def _pack(graph: Graph, tokens: str, suffix: str, shapes: _Shapes, width: int) -> str:
-    """[B, V, D] and [S, D] -> rows [B*V + B*S, D]."""
-    flat = graph.const([-1, width])
-    text = graph.op("Expand", suffix, graph.op("Concat", shapes.batch, graph.const([1, 1]), axis=0))
-    return graph.op("Concat", graph.op("Reshape", tokens, flat), graph.op("Reshape", text, flat), axis=0)
-
-
-def _sequence(graph: Graph, visual: str, text: str, shapes: _Shapes, heads: int) -> str:
-    """Visual rows [B*V, D] and text rows [B*S, D] -> [B, T, H, Dh]."""
-    rest = graph.const([heads, -1])
-    parts = [
-        graph.op("Reshape", rows, graph.op("Concat", shapes.batch, length, rest, axis=0))
-        for rows, length in ((visual, shapes.visual), (text, shapes.text))
-    ]
-    return graph.op("Concat", *parts, axis=1)
-
-
-def _rows(graph: Graph, sequence: str, shapes: _Shapes, width: int) -> str:
-    """[B, T, D] -> rows [B*V + B*S, D]."""
-    lengths = graph.op("Concat", shapes.visual, shapes.text, axis=0)
-    flat = graph.const([-1, width])
-    parts = [graph.op("Reshape", part, flat) for part in graph.ops("Split", 2, sequence, lengths, axis=1)]
-    return graph.op("Concat", *parts, axis=0)
-
-
-def _last_text(graph: Graph, text: str, shapes: _Shapes, width: int) -> str:
-    """Text rows [B*S, D] -> each sequence's last, [B, D]."""
-    shape = graph.op("Concat", shapes.batch, shapes.text, graph.const([width]), axis=0)
-    return graph.op("Gather", graph.op("Reshape", text, shape), graph.const(-1), axis=1)
+    angle = graph.op("Mul", positions, graph.array("decoder.frequency", frequency))
+    return graph.enter(graph.op("Cos", angle)), graph.enter(graph.op("Sin", angle))

@@ -1,4 +1,4 @@
-"""Operators and weights in, an ONNX file out: the small builder both graphs are written with.
+"""Operators and weights in, an ONNX file out: the small builder the graphs are written with.
 
 Graphs are built, not traced: names stay readable, weights are written as they come, and nothing depends on how a
 tracer of a given torch release sees the model.
@@ -7,7 +7,7 @@ tracer of a given torch release sees the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,6 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._count: Counter[str] = Counter()
-        self._quantized: dict[str, tuple[str, str]] = {}  # a value's 8-bit rows and their scales, made once
         self._domains: set[str] = set()
         self.scope = ""
 
@@ -53,10 +52,10 @@ class Graph:
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
-    def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """A node with several outputs."""
+    def ops(self, kind: str, outputs: int, *inputs: str, unused: Container[int] = (), **attributes: Any) -> list[str]:
+        """A node with several outputs; those `unused` are not computed, and have no name."""
         base = self._fresh(kind)
-        names = [base] if outputs == 1 else [f"{base}.{i}" for i in range(outputs)]
+        names = [base] if outputs == 1 else ["" if i in unused else f"{base}.{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
         return names
 
@@ -80,72 +79,19 @@ class Graph:
             self._initializers[name] = numpy_helper.from_array(array, name) if inline else self._external(name, array)
         return name
 
-    def linear(self, x: str, name: str, inputs: int) -> str:
-        """Rows [M, K = inputs] by the packed linear of that name, in the precision its weight has: float32 [M, N]."""
-        weight = self.tensors[f"{name}.weight"]
-        if weight.dtype == np.int8:
-            y = self._int8(x, name, weight)
-        elif weight.dtype == np.uint8:
-            y = self._int4(x, name, weight, inputs)
-        elif weight.dtype == np.float16:
-            y = self.op("MatMul", self.op("Cast", x, to=TensorProto.FLOAT16), self.array(f"{name}.weight", weight.T))
-            y = self.op("Cast", y, to=TensorProto.FLOAT)
-        else:
-            y = self.op("MatMul", x, self.array(f"{name}.weight", weight.T))
-        return self.op("Add", y, self.weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else y
-
-    def _int8(self, x: str, name: str, weight: np.ndarray) -> str:
-        """qalign_kernels.linear.int8_linear: u8 x s8, the fast product of a CPU, so rows are stored 128 up.
-
-        Of the forms that bench/results/onnx_linear.json compares, the fastest whose semantics are documented.
-        """
-        rows, scale = self._quantize_rows(x)
-        y = self.contrib(
-            "MatMulIntegerToFloat",
-            rows,
-            self.array(f"{name}.weight", weight.T),
-            self.const(1, np.float32),
-            self.weight(f"{name}.scale"),
-            self.const(128, np.uint8),
-        )
-        return self.op("Mul", y, scale)
-
-    def _quantize_rows(self, x: str) -> tuple[str, str]:
-        """float32 [M, K] -> uint8 [M, K], 128 for zero, and scales [M, 1]."""
-        if x not in self._quantized:
-            largest = self.op("ReduceMax", self.op("Abs", x), self.const([-1]), keepdims=1)
-            largest = self.op("Max", largest, self.const(1e-30, np.float32))
-            scale = self.op("Div", largest, self.const(127, np.float32))
-            flat = self.op("Reshape", scale, self.const([-1]))
-            zeros = self.op("Expand", self.const(128, np.uint8), self.op("Shape", flat))
-            self._quantized[x] = self.op("QuantizeLinear", x, flat, zeros, axis=0), scale
-        return self._quantized[x]
-
-    def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.linear.int4_linear: accuracy level 4 is 8-bit rows, scaled by row and group."""
-        outputs, _, half = weight.shape
-        return self.contrib(
-            "MatMulNBits",
-            x,
-            self.array(f"{name}.weight", weight),
-            self.weight(f"{name}.scale"),
-            self.weight(f"{name}.zero"),
-            K=inputs,
-            N=outputs,
-            bits=4,
-            block_size=2 * half,
-            accuracy_level=4,
-        )
-
     @property
     def uses_contrib(self) -> bool:
-        """Whether onnxruntime's own operators are in it anyway, for 8- or 4-bit weights; other graphs run anywhere."""
+        """Whether onnxruntime's own operators are in it already; graphs without them run anywhere."""
         return bool(self._domains)
 
     def contrib(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """As `op`, of onnxruntime's own operators."""
+        return self.contribs(kind, 1, *inputs, **attributes)[0]
+
+    def contribs(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        """As `ops`, of onnxruntime's own operators."""
         self._domains.add(_CONTRIB)
-        return self.op(kind, *inputs, domain=_CONTRIB, **attributes)
+        return self.ops(kind, outputs, *inputs, domain=_CONTRIB, **attributes)
 
     def save(self, path: Path) -> None:
         """Writes the model file, and closes the data file. What onnx.checker refuses is our mistake."""

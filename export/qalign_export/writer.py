@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qalign_export.decoder_graph import build_decoder
-from qalign_export.graph import Graph
+from qalign_export.model_graph import ModelGraph
 from qalign_export.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
 from qalign_export.source import Source, open_source, weight_count
 from qalign_export.tensor_file import TensorFile
@@ -167,7 +167,7 @@ def _write_graphs(
     external = weights.stat().st_size >= external_from
     for part, path in parts.items():
         file = directory / path
-        graph = Graph(file.stem, _Mapped(weights), file.with_suffix(".onnx_data") if external else None)
+        graph = ModelGraph(file.stem, _Mapped(weights), file.with_suffix(".onnx_data") if external else None)
         builders[part](graph, config)
         graph.save(file)
     return parts
