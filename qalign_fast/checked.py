@@ -79,10 +79,14 @@ def _identity(file: BufferedReader) -> tuple[list[int], int]:
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev], max(s.st_mtime_ns, s.st_ctime_ns)
 
 
-def _memory() -> Path:
-    """Raises RuntimeError where there is no home folder."""
+def cache_folder() -> Path:
+    """Ours below the user's folder for caches. Raises RuntimeError where there is no home folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is ignored, as its specification says
-    return (base if base.is_absolute() else Path.home() / ".cache") / "qalign-fast" / "verified.json"
+    return (base if base.is_absolute() else Path.home() / ".cache") / "qalign-fast"
+
+
+def _memory() -> Path:
+    return cache_folder() / "verified.json"
 
 
 def _recall() -> dict[str, Any]:

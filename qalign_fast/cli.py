@@ -46,8 +46,8 @@ class Format(StrEnum):
 
 
 Sampling = StrEnum("Sampling", ["index", "time"])
-Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "int8", "int4"])
-EngineChoice = StrEnum("EngineChoice", ["onnx", "torch", "all"])
+Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
+EngineChoice = StrEnum("EngineChoice", [("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch"), ("all", "all")])
 Group = StrEnum("Group", [("g128", "128"), ("g64", "64"), ("g32", "32")])
 
 
@@ -82,6 +82,13 @@ def score(
         str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; a GPU runs torch weights.")
     ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, onnx (artifacts) or torch (checkpoints).")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a checkpoint: fp32, bnb-int8 or bnb-nf4 (bitsandbytes). Default: the artifact's, else fp32.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads the engine computes with. Default: all cores.", show_default=False),
@@ -114,8 +121,17 @@ def score(
     qalign-fast score clip.mp4 --fps 2 --model path/to/artifact --task all
     """
     limits = PictureLimits(exif_rotate=exif_rotate)
-    scorer = Scorer.load(model, device=device, engine=engine, threads=threads, verify=not no_verify, limits=limits)
-    if scorer.engine.kernels == "plain torch" and scorer.engine.device == "cpu" and scorer.engine.precision != "fp32":
+    scorer = Scorer.load(
+        model,
+        device=device,
+        precision=precision,
+        engine=engine,
+        threads=threads,
+        verify=not no_verify,
+        limits=limits,
+    )
+    on_cpu = scorer.engine.kernels == "plain torch" and scorer.engine.device == "cpu"
+    if on_cpu and scorer.engine.precision not in ("fp32", "fp8"):
         _remark("running in plain torch; `qalign-fast build` compiles kernels that are several times as fast")
     tasks = [task]
     if task == "all":
@@ -160,9 +176,9 @@ def export(
         typer.Argument(help="Checkpoint directory, Hub id, or random:one-align (true sizes).", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="Artifact directory to make; must not exist.", show_default=False)],
-    precision: Annotated[Precision, typer.Option(help="int8 and int4 round rows to 8 bits as well.")] = Precision.fp32,
+    precision: Annotated[Precision, typer.Option(help="fp8, int8 and int4 round rows as well.")] = Precision.fp32,
     engine: Annotated[
-        EngineChoice, typer.Option(help="Whose weights to write; bf16 has torch's only.")
+        EngineChoice, typer.Option(help="onnx-cuda is for an NVIDIA GPU, in fp16; bf16 and fp8 have torch's alone.")
     ] = EngineChoice.onnx,
     task: Annotated[
         list[str] | None,

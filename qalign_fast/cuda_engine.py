@@ -7,7 +7,7 @@ copies of a real picture, cut off the result. Tokens stay on the device, where e
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qalign_fast.artifact import Artifact
+from qalign_fast.buckets import BUCKETS, bucket_of
 from qalign_fast.config import ModelConfig
 from qalign_fast.cuda_graphs import Graphs, Runner, Step
 from qalign_fast.engine import Tokens
@@ -25,7 +26,6 @@ from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
 from qalign_kernels.ops import Ops
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # pictures
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
 
 
@@ -95,11 +95,6 @@ class CudaEngine:
             ) from error
 
 
-def bucket_of(count: int) -> int:
-    """The smallest bucket that holds so many pictures."""
-    return next(size for size in BUCKETS if size >= count)
-
-
 def fill_up(x: Tensor, size: int) -> Tensor:
     """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
     return x if len(x) == size else torch.cat((x, x[-1:].expand(size - len(x), *x.shape[1:])))
@@ -109,7 +104,7 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     """`device`: "cuda:N", one that `choose_device` gave.
 
     The first picture is scored here, so that what this machine's driver, torch or Triton cannot do shows now. Raises
-    DeviceError for that, for weights that do not fit and for groups the kernels do not have; ArtifactError as
+    DeviceError for that, for weights that do not fit and for groups that the kernels do not have; ArtifactError as
     `read_packed` does.
     """
     from qalign_kernels.triton_runtime import TritonError
@@ -119,7 +114,10 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     _check_groups(mapped, device)
     refusals = (RuntimeError, OSError, subprocess.CalledProcessError, TritonError)  # Triton runs compilers
     try:
-        return _start(artifact, device, mapped, constants)
+        engine = build_engine(artifact, device, mapped, constants)
+        side = engine.config.pixels.side
+        engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), engine.prompts[0])
+        return engine
     except torch.OutOfMemoryError as error:
         what = f"the {artifact.manifest.precision} weights and a picture do not fit ({one_line(error)})"
         raise DeviceError(f"device {device!r}: {what}; int8 and int4 artifacts need less memory") from error
@@ -130,21 +128,29 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
         ) from error
 
 
-def _start(artifact: Artifact, device: str, mapped: dict[str, Tensor], constants: dict[str, Constants]) -> CudaEngine:
+def build_engine(
+    artifact: Artifact,
+    device: str,
+    mapped: dict[str, Tensor],
+    constants: dict[str, Constants],
+    runner: Runner | None = None,
+    watch: Callable[[Ops], Ops] = lambda ops: ops,
+) -> CudaEngine:
+    """`mapped` and `constants` are `read_packed`'s. `runner`: graphs unless another is given; `watch` may put
+    something between the model and its operations.
+    """
     from qalign_kernels.triton_ops import TritonOps
     from qalign_kernels.triton_runtime import Device
 
     manifest, place = artifact.manifest, torch.device(device)
     facts = Device.of(place)
-    ops = TritonOps(facts, _DTYPES.get(manifest.precision, torch.float16))
+    ops = watch(TritonOps(facts, _DTYPES.get(manifest.precision, torch.float16)))
     tensors = to_device(mapped, place)
     model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))
     there = {name: (prefix.to(place), suffix.to(place)) for name, (prefix, suffix) in constants.items()}
     prompts = tuple(entry.prompt for entry in manifest.prompts)
-    side = manifest.config.pixels.side
-    engine = CudaEngine(model, manifest.precision, there, prompts, device, Graphs(place, BUCKETS[-1], side))
-    engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), prompts[0])
-    return engine
+    runner = runner or Graphs(place, BUCKETS[-1], manifest.config.pixels.side)
+    return CudaEngine(model, manifest.precision, there, prompts, device, runner)
 
 
 def to_device(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -152,9 +158,14 @@ def to_device(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tens
     from qalign_kernels.linear import Weight
     from qalign_kernels.linear_triton import align
 
+    halves = {
+        name.removesuffix("weight") + "bias": tensor.dtype
+        for name, tensor in mapped.items()
+        if name.endswith(".weight") and tensor.dtype in (torch.float16, torch.bfloat16)
+    }
     tensors = {}
     for name in list(mapped):
-        tensor = mapped.pop(name).to(device)
+        tensor = mapped.pop(name).to(device, halves.get(name))  # cuBLAS adds a bias of the weight's type
         # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
         # that come to them in 8 bits already have no room to be aligned.
         tensors[name] = align(Weight(name, tensor)).weight if name == "vision.patch.weight" else tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 from qalign_fast.artifact import Manifest, is_artifact, open_artifact
 from qalign_fast.config import ModelConfig, read_config
-from qalign_fast.loading import find_model
+from qalign_fast.loading import CHECKPOINT_PRECISIONS, find_model
 from qalign_fast.prompt import TASKS
 
 
@@ -20,8 +20,9 @@ def describe(model: str | Path | None, *, verify: bool = True) -> dict[str, Any]
         facts = {"kind": "artifact", "path": str(directory)}
         return facts | _manifest(manifest, verify=verify) | _sizes(manifest.config)
     config = read_config(directory)
-    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch", "precision": "fp32"}
-    return facts | {"tasks": ", ".join(TASKS)} | _sizes(config)
+    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
+    facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(TASKS)}
+    return facts | _sizes(config)
 
 
 def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:

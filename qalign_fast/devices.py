@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
 from qalign_fast.errors import DeviceError, one_line
 
-_LEAST_CAPABILITY = (8, 0)  # 8-bit tensor cores and copies to shared memory as the kernels use them
+
+class Needs(NamedTuple):
+    """What something that computes on GPUs asks of them."""
+
+    who: str
+    capability: tuple[int, int]
+    triton: bool = False
+    mps: bool = False
+    instead: str = ""  # what does without it
 
 
-def choose_device(asked: str) -> str:
+# 8-bit tensor cores and copies to shared memory as the kernels use them
+KERNELS = Needs("the kernels", (8, 0), triton=True, mps=True)
+FP8_KERNELS = Needs("the fp8 kernels", (8, 9), triton=True, instead="int8 and fp16 artifacts run there")
+
+
+def choose_device(asked: str, needs: Needs = KERNELS) -> str:
     """One of "cpu", "mps" and "cuda:N". "auto" is the first CUDA device where it can be had, else "cpu".
 
     Raises DeviceError for a named one that cannot be had.
     """
     if asked == "auto":
-        return "cpu" if cuda_problem(0) else "cuda:0"
-    problem = device_problem(asked)
+        return "cpu" if cuda_problem(0, needs) else "cuda:0"
+    problem = device_problem(asked, needs)
     if problem:
-        raise DeviceError(f"device {asked!r}: {problem}; available: {', '.join(available())}")
+        problem = "; ".join(filter(None, (problem, needs.instead)))
+        raise DeviceError(f"device {asked!r}: {problem}; available: {', '.join(available(needs))}")
     return "cuda:0" if asked == "cuda" else asked
 
 
-def available() -> list[str]:
+def needs_of(precision: str) -> Needs:
+    """What an artifact's torch weights ask."""
+    return FP8_KERNELS if precision == "fp8" else KERNELS
+
+
+def available(needs: Needs = KERNELS) -> list[str]:
     """What `choose_device` takes on this machine."""
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count()) if not cuda_problem(i)]
-    return ["auto", "cpu", *(["mps"] if device_problem("mps") is None else []), *cuda]
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count()) if not cuda_problem(i, needs)]
+    return ["auto", "cpu", *(["mps"] if device_problem("mps", needs) is None else []), *cuda]
 
 
-def device_problem(name: str) -> str | None:
+def device_problem(name: str, needs: Needs = KERNELS) -> str | None:
     """Why a named device cannot be had, in one line; None where it can."""
+    if name == "mps" and not needs.mps:
+        return f"{needs.who} are for CUDA devices and CPUs"
     if name == "mps":
         return None if torch.backends.mps.is_available() else "torch sees no Apple GPU"
-    return None if name == "cpu" else cuda_problem(int(name.partition(":")[2] or 0))
+    return None if name == "cpu" else cuda_problem(int(name.partition(":")[2] or 0), needs)
 
 
-def cuda_problem(index: int) -> str | None:
-    """Why the kernels cannot run on that CUDA device, in one line; None where they can, as far as torch tells."""
+def cuda_problem(index: int, needs: Needs = KERNELS) -> str | None:
+    """Why `needs.who` cannot run on that CUDA device, in one line; None where it can, as far as torch tells."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; pytorch.org has builds with it"
     try:  # is_available() would not say why: no driver, or one too old for this torch
@@ -49,8 +71,9 @@ def cuda_problem(index: int) -> str | None:
     if index >= count:
         return f"torch sees {count} CUDA device{'' if count == 1 else 's'}, counted from 0"
     found = torch.cuda.get_device_capability(index)
-    if found < _LEAST_CAPABILITY:
-        return f"{torch.cuda.get_device_name(index)} is sm_{found[0]}{found[1]}; the kernels need sm_80 or newer"
-    if find_spec("triton") is None:
+    if found < needs.capability:
+        name, least = torch.cuda.get_device_name(index), "".join(map(str, needs.capability))
+        return f"{name} is sm_{found[0]}{found[1]}; {needs.who} need sm_{least} or newer"
+    if needs.triton and find_spec("triton") is None:
         return "Triton, which compiles the kernels, is not installed: pip install triton"
     return None

@@ -13,6 +13,7 @@ from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError
 from qalign_fast.hub import fetch
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # what a checkpoint is loaded in; artifacts have their own
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -28,8 +29,13 @@ def load_engine(
     """The engine for a model: None (the embedded one), an artifact or checkpoint directory, or a Hub id.
 
     `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto": the first CUDA device for an artifact with torch
-    weights where there is one that can run them, else the CPU. There, an artifact that has both engines' weights runs
-    on torch where the C++ kernels were built, which is faster, else on onnxruntime. A checkpoint runs on torch.
+    weights, or with graphs for CUDA, where something is installed that runs them there, else the CPU. There, an
+    artifact that has both engines' weights runs on torch where the C++ kernels were built, which is faster, else on
+    onnxruntime. A checkpoint runs on torch, in float32 where "auto" is the CPU, or with `precision` "bnb-int8"
+    or "bnb-nf4" on bitsandbytes' linears, where "auto" is the first CUDA device that they run on.
+
+    `engine` is "auto", one that the artifact has ("onnx", "onnx-cuda" for graphs made for a GPU, "torch"), or
+    "tensorrt", which runs "onnx" graphs in float32 or float16.
 
     Raises ArtifactError or CheckpointError for a model that cannot be read, DeviceError for an engine, device or
     precision that the model or the machine does not have, MissingExtraError for one not installed.
@@ -46,12 +52,22 @@ def load_engine(
         raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
     hint = "; `qalign-fast export` makes an artifact for onnx"
     _check_choice("weights for engine", engine, ("torch",), directory, hint)
-    _check_choice("precision", precision, ("fp32",), directory, "; `qalign-fast export` makes others")
+    _check_choice("precision", precision, CHECKPOINT_PRECISIONS, directory, "; `qalign-fast export` makes others")
     torch_engine = _torch_engine("a checkpoint")
-    # float32 at full size is 33 GB: more than most GPUs have, so that one is taken only where it is named
-    place = "cpu" if device == "auto" else _choose_device(device)
-    loaded: Engine = torch_engine.load_checkpoint(directory, threads, place)
+    chosen = "fp32" if precision in (None, "auto") else precision
+    loaded: Engine = torch_engine.load_checkpoint(directory, threads, _place_checkpoint(device, chosen), chosen)
     return loaded
+
+
+def _place_checkpoint(device: str, precision: str) -> str:
+    """Where a checkpoint is to run: "cpu", "mps" or "cuda:N"."""
+    from qalign_fast.bnb import PRECISIONS
+    from qalign_fast.devices import choose_device
+
+    if precision in PRECISIONS:
+        return choose_device(device, PRECISIONS[precision].needs)
+    # float32 at full size is 33 GB: more than most GPUs have, so that one is taken only where it is named
+    return "cpu" if device == "auto" else choose_device(device)
 
 
 def _load_artifact(artifact: Artifact, device: str, precision: str | None, engine: str, threads: int | None) -> Engine:
@@ -59,46 +75,74 @@ def _load_artifact(artifact: Artifact, device: str, precision: str | None, engin
     if not manifest.engines:
         raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
     _check_choice("precision", precision, (manifest.precision,), directory)
-    _check_choice("weights for engine", engine, tuple(manifest.engines), directory)
-    place = _place(artifact, device, engine)
-    if place != "cpu":
-        return _load_on_device(artifact, place, threads)
-    if engine == "onnx" or (engine == "auto" and "onnx" in manifest.engines and not _prefers_torch(manifest)):
-        from qalign_fast.onnx_engine import OnnxEngine
+    runnable = (*manifest.engines, *(["tensorrt"] if "onnx" in manifest.engines else []))
+    _check_choice("weights for engine", engine, runnable, directory)
+    engine, place = _choose(artifact, device, engine)
+    if engine != "torch":
+        return _load_onnx(artifact, engine, place, threads)
+    if place.startswith("cuda"):
+        from qalign_fast.cuda_engine import load_cuda
 
-        return OnnxEngine(artifact, threads)
-    loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads)
+        return load_cuda(artifact, place, threads)
+    loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads, device=place)
     return loaded
 
 
-def _place(artifact: Artifact, device: str, engine: str) -> str:
-    """Where the artifact is to run: "cpu", "mps" or "cuda:N"."""
-    has_torch = "torch" in artifact.manifest.engines and engine != "onnx"
-    if device == "cpu" or (device == "auto" and not (has_torch and find_spec("torch"))):
-        return "cpu"
-    if not has_torch:
-        what = "engine onnx runs" if engine == "onnx" else f"{artifact.directory} has weights for onnx alone, which run"
-        raise DeviceError(
-            f"device {device!r}: {what} on a CPU; available: auto, cpu; `qalign-fast export --engine torch` makes "
-            "weights for GPUs"
-        )
-    _torch_engine("this artifact")
-    return _choose_device(device)
+def _choose(artifact: Artifact, device: str, engine: str) -> tuple[str, str]:
+    """Which of the artifact's engines is to run, or "tensorrt", and where: "cpu", "mps" or "cuda:N"."""
+    manifest = artifact.manifest
+    has = tuple(manifest.engines) if engine == "auto" else (engine,)
+    if device == "auto" and has != ("tensorrt",):
+        if chosen := _choose_gpu(manifest, has):
+            return chosen
+        device = "cpu"
+    if device == "cpu" and "tensorrt" not in has:
+        order = ("torch", "onnx", "onnx-cuda") if _prefers_torch(manifest) else ("onnx", "torch", "onnx-cuda")
+        return next((name for name in order if name in has), has[0]), "cpu"
+    if "torch" in has:
+        _torch_engine("this artifact")
+        return "torch", _choose_device(device, manifest)
+    in_floats = manifest.precision in ("fp32", "fp16")  # a GPU has no kernels for our graphs of 8 and 4 bits
+    if device.startswith(("cuda", "auto")) and ("onnx-cuda" in has or in_floats):
+        place = device if ":" in device else "cuda:0"
+        return next(name for name in ("onnx-cuda", "onnx", "tensorrt") if name in has), place
+    places = ("an NVIDIA GPU" if "tensorrt" in has else "a CPU or an NVIDIA GPU") if in_floats else "a CPU"
+    raise DeviceError(
+        f"device {device!r}: {artifact.directory}'s {manifest.precision} graphs run on {places}; "
+        "`qalign-fast export --engine torch` makes weights for any device"
+    )
 
 
-def _choose_device(device: str) -> str:
-    from qalign_fast.devices import choose_device
+def _choose_gpu(manifest: Manifest, engines: tuple[str, ...]) -> tuple[str, str] | None:
+    """The engine that is made for a GPU and has one here, as far as is known before anything is loaded."""
+    if "torch" in engines and find_spec("torch"):
+        place = _choose_device("auto", manifest)
+        if place != "cpu":
+            return "torch", place
+    if "onnx-cuda" not in engines:
+        return None
+    from qalign_fast.onnx_session import has_cuda
 
-    return choose_device(device)
+    return ("onnx-cuda", "cuda:0") if has_cuda() else None
 
 
-def _load_on_device(artifact: Artifact, place: str, threads: int | None) -> Engine:
-    if place == "mps":
-        loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads, device=place)
-        return loaded
-    from qalign_fast.cuda_engine import load_cuda
+def _load_onnx(artifact: Artifact, engine: str, place: str, threads: int | None) -> Engine:
+    if place == "cpu":
+        from qalign_fast.onnx_engine import OnnxEngine
 
-    return load_cuda(artifact, place, threads)
+        return OnnxEngine(artifact, engine, threads)
+    from qalign_fast.onnx_gpu_engine import OnnxGpuEngine
+    from qalign_fast.onnx_session import cuda, tensorrt
+
+    if engine != "tensorrt":
+        return OnnxGpuEngine(artifact, engine, cuda(place))
+    return OnnxGpuEngine(artifact, "onnx", tensorrt(place, artifact.manifest.precision))
+
+
+def _choose_device(device: str, manifest: Manifest) -> str:
+    from qalign_fast.devices import choose_device, needs_of
+
+    return choose_device(device, needs_of(manifest.precision))
 
 
 def _prefers_torch(manifest: Manifest) -> bool:

@@ -1,7 +1,8 @@
 """An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out.
 
-A checkpoint runs as the float32 reference. Packed weights run as their precision says: on a CPU mapped from their file,
-on the C++ kernels where those were built (`qalign-fast build`), else in plain torch; on other devices in plain torch.
+A checkpoint runs as the reference in float32, or on bitsandbytes' linears. Packed weights run as their precision says:
+on a CPU mapped from their file, on the C++ kernels where those were built (`qalign-fast build`), else in plain torch
+(fp8's linears always); on other devices in plain torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from qalign_fast import bnb
 from qalign_fast.artifact import MANIFEST, Artifact
 from qalign_fast.constants import load_constants
 from qalign_fast.engine import Tokens
@@ -42,10 +44,11 @@ class TorchEngine:
         constants: dict[str, Constants] | None = None,
         prompts: tuple[Prompt, ...] = ALL_PROMPTS,
         device: str = "cpu",
+        kernels: str = PLAIN.name,
     ) -> None:
-        """The model's tensors and the constants are on the device."""
+        """The model's tensors and the constants are on the device; `kernels` names what the reference runs on."""
         self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
-        self.kernels = PLAIN.name if isinstance(model, Model) else model.ops.name
+        self.kernels = kernels if isinstance(model, Model) else model.ops.name
         self._model = model
         self._decode = model.decoder if isinstance(model, Model) else model.decode
         self._constants = {} if constants is None else constants
@@ -75,11 +78,16 @@ class FloatProducts(Ops):
         return F.linear(fake_rows(x), expand_int8(w.weight, w.scale), w.bias)
 
 
-def load_checkpoint(directory: Path, threads: int | None = None, device: str = "cpu") -> TorchEngine:
-    """Raises CheckpointError, DeviceError where the device has no room. `threads` is torch's own setting and so holds
-    for the whole process.
+def load_checkpoint(
+    directory: Path, threads: int | None = None, device: str = "cpu", precision: str = "fp32"
+) -> TorchEngine:
+    """`precision` is "fp32" or one of bitsandbytes'. Raises CheckpointError, DeviceError where the device has no room,
+    and as `bnb.load_model` does. `threads` is torch's own setting and so holds for the whole process.
     """
     set_threads(threads)
+    if precision in bnb.PRECISIONS:
+        rounded = bnb.load_model(directory, precision, device)
+        return TorchEngine(rounded, precision, device=device, kernels=bnb.KERNELS)
     model = load_model(directory)
     try:
         return TorchEngine(model.to(device), "fp32", device=device)

@@ -168,15 +168,17 @@ class Checkpoint:
 
         Files are mapped only while they are read. Raises CheckpointError for values that are not finite.
         """
-        found = {}
+        return dict(self.stream(names))
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The same one after another, file by file."""
         for file, group in _by_file(names, self._file):
             with _open(file) as shard:
                 for name in group:
                     source = self.sources[name]
                     tensor = shard.tensor(source.name)
                     _check_finite(source.name, tensor, file)
-                    found[name] = source.take(tensor)
-        return found
+                    yield name, source.take(tensor)
 
     def _add(self, name: str, shard: _Shard, file: Path) -> None:
         source = self.sources[name]

@@ -256,9 +256,18 @@ def test_numbers_keep_three_digits(value: float | None, shown: str) -> None:
     assert report.number(value) == shown
 
 
+def test_fp8_on_a_cpu_is_held_to_what_multiplies_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch._scaled_mm by one core at a time would take minutes, and no engine here uses it."""
+    monkeypatch.setattr(roof, "_SHAPES", {"cpu": [(32, 32, 32)]})
+    monkeypatch.setattr(roof, "_SECONDS", 0)
+    assert roof.peak("fp8", "cpu")["by"] == "torch.matmul"
+
+
 def test_datasheets_are_of_the_device_named() -> None:
     assert datasheet_gops("NVIDIA H100 80GB HBM3", "int4") == 1979e3
     assert datasheet_gops("NVIDIA L4", "bf16") == 121e3
+    assert datasheet_gops("NVIDIA GeForce RTX 4090", "fp8") == 330e3
+    assert datasheet_gops("NVIDIA A100-SXM4-80GB", "fp8") is None
     assert datasheet_gops("NVIDIA L40S", "bf16") is None
     assert datasheet_gops("NVIDIA GeForce RTX 3090 Ti", "fp16") is None
     assert datasheet_gops("NVIDIA H100 PCIe", "fp16") is None

@@ -141,6 +141,7 @@ def test_output_goes_to_a_file(folder: Path, model: tuple[str, str]) -> None:
         (("score",), 2, "Missing argument"),
         (("score", "x.jpg", "--model", "/nowhere"), 1, "error: /nowhere: no such directory"),
         (("score", "x.jpg", "--device", "cuda"), 1, "error: device 'cuda'"),
+        (("score", "x.jpg", "--precision", "bnb-int8"), 1, "has no precision 'bnb-int8'; available: int8"),
         (("score", "x.jpg", "-o", "/nowhere/out"), 1, "No such file or directory"),
         (("info", "/nowhere"), 1, "error: /nowhere"),
         (("export", "/nowhere", "/tmp/out"), 1, "error: /nowhere: no such directory"),

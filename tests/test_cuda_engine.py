@@ -18,14 +18,14 @@ from qalign_export.pack import FLOAT, Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import DeviceError, Scorer, devices
 from qalign_fast.artifact import open_artifact
-from qalign_fast.cuda_engine import BUCKETS, CudaEngine, CudaModel, bucket_of, fill_up, load_cuda
+from qalign_fast.cuda_engine import BUCKETS, CudaEngine, CudaModel, bucket_of, fill_up, load_cuda, to_device
 from qalign_fast.cuda_graphs import Direct, Graphs, Runner, Step
 from qalign_fast.engine import Engine
 from qalign_fast.levels import score_of
 from qalign_fast.loading import load_engine
 from qalign_fast.prompt import prompt
 from qalign_fast.torch_engine import FloatProducts, load_packed, read_packed
-from qalign_kernels.linear import Weight
+from qalign_kernels.linear import FP8, Weight
 from qalign_kernels.ops import PLAIN, Activation, Ops
 from qalign_kernels.rows import Rows
 
@@ -182,10 +182,11 @@ def test_logits_are_not_rounded_to_16_bits(packed: Path, expected: dict[str, np.
     np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=2e-2)
 
 
-def test_products_in_floats_are_the_contracts() -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+def test_products_in_floats_are_the_contracts(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, codes = torch.randn(3, 7, 96), torch.randint(-127, 128, (40, 96), dtype=torch.int8)
-    w = Weight("int8", codes, torch.rand(40) / 100, None, torch.randn(40))
+    x, codes = torch.randn(3, 7, 96), torch.randint(-127, 128, (40, 96)).float().to(dtype)
+    w = Weight("8 bits", codes, torch.rand(40) / 100, None, torch.randn(40))
     torch.testing.assert_close(FloatProducts().linear(x, w), PLAIN.linear(x, w), rtol=1e-5, atol=1e-5)
 
 
@@ -207,13 +208,6 @@ def refused(path: Path, **choice: str) -> str:
 def test_devices_that_are_none_are_named(packed: Path) -> None:
     for name in ("tpu", "cuda:", "cuda:one", "CUDA", "cpu:0", ""):
         assert f"device {name!r} is not one; there are: auto, cpu, cuda" in refused(packed, device=name)
-
-
-def test_weights_for_onnx_alone_run_on_a_cpu(narrow: Golden, rounded: Rounded) -> None:
-    text = refused(narrow.artifact, device="cuda")
-    assert "available: auto, cpu" in text
-    assert "export --engine torch" in text
-    assert "engine onnx runs on a CPU" in refused(rounded("narrow-112", "int8"), device="cuda", engine="onnx")
 
 
 def no_driver() -> None:
@@ -260,6 +254,59 @@ def test_a_named_device_is_never_replaced(packed: Path, narrow: Golden) -> None:
     assert load_engine(packed, device="cpu").device == "cpu"
     for path in (packed, narrow.checkpoint):
         assert "device 'mps': torch sees no Apple GPU; available: auto, cpu" in refused(path, device="mps")
+
+
+@pytest.fixture(scope="module")
+def in_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, recipe = tmp_path_factory.mktemp("fp8") / "narrow", Recipe("fp8")
+    return export_artifact(GOLDEN / "narrow-112", out, recipe=recipe, engines=("torch",), tasks=["quality"])
+
+
+def has_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+
+
+@pytest.mark.parametrize(("name", "capability"), [("A100", (8, 0)), ("RTX 3090", (8, 6))])
+def test_fp8_is_refused_by_gpus_that_have_none(
+    in_fp8: Path, monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    has_gpu(monkeypatch, name, capability)
+    text = refused(in_fp8, device="cuda:0")
+    assert f"device 'cuda:0': {name} is sm_{capability[0]}{capability[1]}; the fp8 kernels need sm_89 or newer" in text
+    assert "int8 and fp16 artifacts run there; available: auto, cpu" in text
+    assert devices.choose_device("auto", devices.needs_of("fp8")) == "cpu"
+    assert devices.choose_device("auto", devices.needs_of("int8")) == "cuda:0"
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (12, 0)])
+def test_fp8_is_for_gpus_that_have_it(
+    in_fp8: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    has_gpu(monkeypatch, "a GPU", capability)
+    for asked in ("auto", "cuda", "cuda:0"):
+        assert devices.choose_device(asked, devices.needs_of("fp8")) == "cuda:0"
+
+
+def test_fp8_is_refused_on_an_apple_gpu(in_fp8: Path) -> None:
+    assert "the fp8 kernels are for CUDA devices and CPUs; int8 and fp16 artifacts run" in refused(in_fp8, device="mps")
+
+
+def test_biases_that_cublas_adds_are_of_their_weights_type() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    names = {"half": torch.float16, "full": torch.float32, "eight": torch.int8}
+    tensors = {f"{name}.bias": torch.ones(4) for name in names}  # before its weight and after it
+    tensors |= {f"{name}.weight": torch.ones(4, 8).to(dtype) for name, dtype in names.items()}
+    tensors |= {"late.bias": torch.ones(4), "half.scale": torch.ones(4)}
+    there = to_device(tensors, torch.device("cpu"))
+    found = {name: t.dtype for name, t in there.items() if not name.endswith("weight")}
+    assert found.pop("half.bias") == torch.float16
+    assert set(found.values()) == {torch.float32}
 
 
 def test_groups_that_the_kernels_lack_are_refused_at_load(tmp_path: Path) -> None:

@@ -89,6 +89,31 @@ def test_what_would_overflow_float16_stays_in_float32(narrow: Golden, tmp_path: 
         assert max(abs(a.value - b.value) for a, b in zip(found, exact, strict=True)) < 1e-2
 
 
+def test_fp8_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"does not compute in fp8 .*--engine torch, or int8"):
+        export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("fp8"), engines=["onnx", "torch"])
+    out = export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("fp8"), engines=["torch"])
+    tensors = load_file(out / "torch/model_fp8.safetensors")
+    down = "decoder.layers.0.down"
+    assert (tensors[f"{down}.weight"].dtype, tensors[f"{down}.scale"].dtype) == (torch.float8_e4m3fn, torch.float32)
+    assert tensors["decoder.head.weight"].dtype == torch.float32
+    engine = load_engine(out)
+    assert (engine.name, engine.precision) == ("torch", "fp8")
+
+
+def test_a_linear_that_rounds_badly_in_fp8_stays_in_float32(narrow: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qalign_export import pack as module
+
+    monkeypatch.setitem(module._WORST, "fp8", 1e-3)  # of what e4m3 does to random rows and weights, the middle
+    source, tensors = open_source(narrow.checkpoint), {}
+    pixels = torch.from_numpy(narrow.expected["resized_uint8"])
+    packed = pack(source, Recipe("fp8"), [prompt("quality")], pixels, tensors.__setitem__)
+    assert 0 < len(packed.higher) < len(packed.errors)
+    assert set(packed.higher.values()) == {"fp32"}
+    for name, error in packed.errors.items():
+        assert (tensors[f"{name}.weight"].dtype == torch.float8_e4m3fn) == (error <= 1e-3), name
+
+
 def test_bfloat16_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="onnxruntime does not compute in bf16"):
         export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("bf16"))
@@ -196,13 +221,15 @@ def test_a_tensor_file_is_safetensors_and_aligned(tmp_path: Path) -> None:
         "c": torch.randn(2, 2).bfloat16(),
         "d": torch.arange(9, dtype=torch.uint8).view(3, 3),
         "e": torch.tensor(0.5).half(),
+        "f": torch.randn(4, 3).to(torch.float8_e4m3fn),
     }
     with TensorFile(tmp_path / "t", most=len(tensors)) as file:
         for name, tensor in tensors.items():
             file.write(name, tensor)
     found = load_file(tmp_path / "t")
     assert {name for name in found if not name.startswith("gap.")} == tensors.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(torch.equal(found[name].float(), tensor.float()) for name, tensor in tensors.items())
     with safe_open(tmp_path / "t", "pt") as opened:
         assert all(opened.get_tensor(name).data_ptr() % 64 == 0 for name in tensors)
 

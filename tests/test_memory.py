@@ -88,6 +88,48 @@ print(max(peak, anonymous()) - before)
     assert measure(code, tmp_path) < model + largest + 30e6
 
 
+@pytest.mark.parametrize(("precision", "weight"), [("bnb-int8", 1), ("bnb-nf4", 0.6)])  # bytes, scales among them
+def test_a_checkpoint_is_rounded_tensor_by_tensor(
+    precision: str, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak is what is kept or, in this model, the vocabulary's embeddings on their way from 32 to 16 bits."""
+    pytest.importorskip("bitsandbytes")
+    raw = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
+    raw |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 14}
+    raw["visual_config"]["visual_model"] |= {"hidden_size": 64, "intermediate_size": 128}
+    raw["visual_config"]["visual_abstractor"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "encoder_hidden_size": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    tensors = {s.name: torch.full(s.shape, 0.5, dtype=torch.float16) for s in sources(read_config(tmp_path)).values()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"].numel()
+    weights = sum(t.numel() for name, t in tensors.items() if ".layers." in name)
+    kept = 2 * embeddings + weight * weights
+    most = max(kept, (4 + 2) * embeddings) + 30e6
+    assert most < kept + 2 * weights  # or all of them in 16 bits would not show
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # what is freed is given back: the program's need alone
+    code = """
+import torch, bitsandbytes
+from qalign_fast import bnb
+from qalign_fast.weights import Source
+peak, before, take, finish = 0, anonymous(), Source.take, bnb.finish
+def watched(work):
+    def work_and_look(*arguments):
+        global peak
+        done = work(*arguments)
+        peak = max(peak, anonymous())
+        return done
+    return work_and_look
+Source.take, bnb.finish = watched(take), watched(finish)
+model = bnb.load_model(sys.argv[1], sys.argv[2], "cpu")
+print(max(peak, anonymous()) - before)
+"""
+    assert kept < measure(code, tmp_path, precision) < most
+
+
 def test_a_long_clip_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     code = """
 import resource

@@ -13,7 +13,7 @@ from conftest import FOLDERS, GOLDEN, assert_goldens
 from safetensors.torch import load_file
 from test_precisions import Rounded
 
-from qalign_export.quantizer import quantize_int4, quantize_int8
+from qalign_export.quantizer import quantize_fp8, quantize_int4, quantize_int8
 from qalign_fast.artifact import read_manifest
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
@@ -32,7 +32,7 @@ LINEARS = [
     (33, 31, 5),  # less than a line, an odd number of inputs
     (40, 160, 64),  # a group that is not full
 ]
-WEIGHTS = ["fp32", "fp16", "bf16", "int8", "int4", "int4, groups of 32"]
+WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4", "int4, groups of 32"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,8 @@ def weight_of(w: torch.Tensor, kind: str, bias: torch.Tensor | None) -> Weight:
     floats = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if kind in floats:
         return Weight(kind, w.to(floats[kind]), bias=bias)
+    if kind == "fp8":  # which has no C++ kernel
+        return Weight(kind, **quantize_fp8(w), bias=bias)
     group = 32 if "32" in kind else 128
     return Weight(kind, **(quantize_int8(w) if kind == "int8" else quantize_int4(w, group)), bias=bias)
 

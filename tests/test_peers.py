@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -125,10 +124,14 @@ def test_what_cannot_be_loaded_is_one_line_and_status_1(script: str, spec: dict[
     assert words in answer["error"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_bitsandbytes_that_is_missing_is_a_line_that_installs_it() -> None:
+def test_bitsandbytes_that_is_missing_is_a_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bitsandbytes.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (answer,) = talk("bnb.py", {"model": NARROW, "precision": "int8"}, status=1)
-    assert answer["error"].endswith("pip install bitsandbytes")
+    assert answer["error"].startswith(sys.executable)
+    assert "pip install 'qalign-fast[bnb]'" in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_bitsandbytes_that_is_missing_is_a_line_that_installs_it() -> None:
 def test_bitsandbytes_linears_are_near_the_ones_they_replace(make: Any, error: float) -> None:
     package = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    linear = nn.Linear(128, 96).to(torch.bfloat16).requires_grad_(False)
+    linear = nn.Linear(128, 96).to(torch.bfloat16).requires_grad_(False).eval()
     x = torch.randn(7, 128, dtype=torch.bfloat16)
     exact = linear(x).float()
     found = make(package, linear).to("cpu")(x).float()
@@ -152,12 +155,13 @@ def test_bitsandbytes_int8_scores_are_near_upstreams(expected: dict[str, np.ndar
     pytest.importorskip("bitsandbytes")
     peer = bnb.load(parse_spec(json.dumps({"model": NARROW, "precision": "int8", "device": "cpu"})))
     found = peer.score(peer.prepare(expected["resized_uint8"]), "quality")
-    np.testing.assert_allclose(found, expected["score_quality_image"], rtol=0, atol=0.2)  # .075 was seen
+    np.testing.assert_allclose(found, expected["score_quality_image"], rtol=0, atol=0.2)  # .044 was seen
 
 
-def test_nf4_on_a_cpu_is_refused_where_bitsandbytes_is_wrong() -> None:
-    with pytest.raises(PeerError, match=r"linears with \[88\] inputs"):
-        bnb.check_widths(nn.Sequential(nn.Linear(128, 88), nn.Linear(88, 128)))
+def test_nf4_on_a_cpu_is_refused_where_bitsandbytes_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bnb, "import_bitsandbytes", lambda: None)
+    with pytest.raises(PeerError, match=r"linears with \[32, 48, 88\] inputs"):
+        bnb.load(parse_spec(json.dumps({"model": NARROW, "precision": "nf4", "device": "cpu"})))
 
 
 def test_clock_sums_a_modules_calls_in_each_lap(monkeypatch: pytest.MonkeyPatch) -> None:

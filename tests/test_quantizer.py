@@ -4,8 +4,29 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qalign_export.quantizer import choose_migration, expand, gram, quantize_int4, quantize_int8, relative_error
-from qalign_kernels.linear import expand_int4, fake_rows, int4_linear, int8_linear, quantize_rows, unpack_nibbles
+from qalign_export.quantizer import (
+    choose_migration,
+    expand,
+    gram,
+    quantize_fp8,
+    quantize_int4,
+    quantize_int8,
+    read_rows,
+    relative_error,
+)
+from qalign_kernels.linear import (
+    FP8,
+    Weight,
+    expand_int4,
+    fake_fp8_rows,
+    fake_rows,
+    fp8_linear,
+    int4_linear,
+    int8_linear,
+    linear,
+    quantize_rows,
+    unpack_nibbles,
+)
 
 SHAPES = [
     (8, 256, 128),  # whole groups
@@ -36,6 +57,36 @@ def test_int8_is_within_half_a_step_of_each_weight():
     assert quantized["weight"].abs().amax(1).eq(127).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 127)
     assert ((expand(quantized, 96) - weight).abs() <= 0.5001 * quantized["scale"].unsqueeze(1)).all()
+
+
+def _e4m3(x):
+    """To the nearest of float8_e4m3fn's values, ties to even, from its definition: 4 exponent bits, 3 of fraction."""
+    step = torch.exp2(x.abs().clamp_min(2.0**-6).log2().floor() - 3)
+    return (x / step).round() * step
+
+
+def test_fp8_is_the_nearest_value_of_each_weight():
+    weight = _random(16, 96) * torch.logspace(-6, 3, 16).unsqueeze(1)
+    quantized = quantize_fp8(weight)
+    assert quantized["weight"].dtype == FP8
+    assert quantized["weight"].float().abs().amax(1).eq(448).all()
+    torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 448)
+    scaled = weight / quantized["scale"].unsqueeze(1)
+    assert torch.equal(quantized["weight"].float(), _e4m3(scaled))
+    assert torch.equal(expand(quantized, 96), _e4m3(scaled) * quantized["scale"].unsqueeze(1))
+
+
+@pytest.mark.parametrize("largest", [1e-38, 1e-20, 0.3, 448.0, 1e20, 3e38])
+def test_fp8_rows_are_finite_at_any_size(largest):
+    """Past 464 some conversions to e4m3 give NaN: the largest value's quotient must not round up to there."""
+    rows = torch.rand(500, 32) * 0.4 * largest
+    rows[:, 7], rows[0] = -largest * torch.linspace(0.5, 1, 500), 0
+    values, scale = quantize_rows(rows, FP8)
+    assert (rows / scale).abs().max() <= 448.001
+    assert values.float().isfinite().all()
+    assert (values[0].float() == 0).all()
+    if largest > 1e-30:
+        torch.testing.assert_close(fake_fp8_rows(rows)[:, 7], rows[:, 7], atol=0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows, width, group", SHAPES)
@@ -141,6 +192,22 @@ def test_int8_linear_is_the_fake_quantized_linear():
     torch.testing.assert_close(int8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_fp8_linear_is_the_fake_quantized_linear():
+    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    bias = _random(24, seed=6)
+    expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96), bias)
+    torch.testing.assert_close(fp8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
+    by_type = linear(rows.view(3, 3, 96), Weight("fp8", **quantized, bias=bias))
+    assert torch.equal(by_type.flatten(0, 1), fp8_linear(rows, **quantized, bias=bias))
+
+
+def test_fp8_linear_of_many_output_channels_is_that_of_each(monkeypatch):
+    monkeypatch.setattr("qalign_kernels.linear._CHUNK", 96 * 10)  # ten channels are widened together
+    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96))
+    torch.testing.assert_close(fp8_linear(rows, **quantized), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rows, width, group", SHAPES)
 def test_int4_linear_is_the_fake_quantized_linear(rows, width, group):
     x, quantized = _random(9, width, seed=5), quantize_int4(_random(rows, width), group)
@@ -163,11 +230,15 @@ def test_one_loud_row_does_not_cost_the_others_their_precision():
     assert scale.shape == (8, 1)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4, quantize_fp8])
 def test_relative_error_is_the_share_of_squares(quantize):
     weight, rows = _random(16, 256), _random(40, 256, seed=2)
     quantized = quantize(weight)
-    x = fake_rows(rows, None if quantize is quantize_int8 else 128).double()
+    if quantize is quantize_fp8:
+        x = fake_fp8_rows(rows).double()
+    else:
+        x = fake_rows(rows, None if quantize is quantize_int8 else 128).double()
+    assert torch.equal(read_rows(rows, quantized), x.float())
     y = rows.double() @ weight.double().T
     expected = float((x @ expand(quantized, 256).double().T - y).square().sum() / y.square().sum())
     assert relative_error(weight, quantized, rows) == pytest.approx(expected, rel=1e-3)
@@ -218,9 +289,11 @@ def test_constant_weights_are_kept(hessian):
     weight = torch.stack([torch.zeros(128), torch.full((128,), 0.3), torch.full((128,), -2.0)])
     torch.testing.assert_close(expand(quantize_int4(weight, 128, hessian), 128), weight)
     torch.testing.assert_close(expand(quantize_int8(weight), 128), weight)
+    torch.testing.assert_close(expand(quantize_fp8(weight), 128), weight)
 
 
 def test_one_row_of_zeros_has_no_error():
     weight, rows = _random(4, 64), torch.zeros(1, 64)
     assert relative_error(weight, quantize_int8(weight), rows) == 0
+    assert relative_error(weight, quantize_fp8(weight), rows) == 0
     assert relative_error(weight, quantize_int4(weight, 32), rows) == 0

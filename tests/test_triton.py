@@ -22,18 +22,22 @@ import pytest
 import torch
 from conftest import GOLDEN
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from triton_ahead import DEVICES
+from triton_ahead import DEVICES, FP8_SINCE
 
 from qalign_export.pack import FLOAT, Recipe, pack
 from qalign_export.source import open_source
+from qalign_fast.cuda_engine import CudaModel, to_device
+from qalign_fast.levels import score_of
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import prompt
-from qalign_kernels import activation, activation_triton, attention, attention_triton, norm, norm_triton
-from qalign_kernels.linear import Weight, fake_rows, linear, pack_nibbles, quantize_rows
-from qalign_kernels.linear_triton import Epilogue, align
+from qalign_kernels import activation, activation_triton, attention, attention_triton, norm, norm_triton, torch_product
+from qalign_kernels.epilogue_triton import Epilogue
+from qalign_kernels.linear import FP8, Weight, fake_rows, linear, pack_nibbles, quantize_rows
+from qalign_kernels.linear_triton import align
 from qalign_kernels.linear_triton import linear as fast_linear
 from qalign_kernels.ops import PLAIN, Ops
 from qalign_kernels.rows import Rows
@@ -46,6 +50,8 @@ from qalign_kernels.triton_runtime import Device
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FACTS = Device.of(DEVICE) if GPU else DEVICES[80]
+BY_ROWS = [torch.int8, FP8] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
+FORMS = ["int8", "int4", "fp8"] if FP8 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
 WIDTHS = [
     (1, 96),  # the last layer's one row
@@ -118,14 +124,23 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def same(found: Rows, expected: tuple[Tensor, Tensor]) -> None:
-    """To the bit."""
-    assert torch.equal(found.values.cpu(), expected[0])
+    """To the bit, but for a zero's sign."""
+    assert found.values.dtype == expected[0].dtype
+    assert torch.equal(found.values.cpu().float(), expected[0].float())
     assert torch.equal(found.scale.cpu(), expected[1])
 
 
 def int8_weight(k: int, n: int, bias: bool = True) -> Weight:
     codes = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     return Weight("int8", codes, torch.rand(n) / 100, None, torch.randn(n) if bias else None)
+
+
+def fp8_weight(k: int, n: int, bias: bool = True) -> Weight:
+    return Weight("fp8", torch.randn(n, k).to(FP8), torch.rand(n) / 10, None, torch.randn(n) if bias else None)
+
+
+def float_weight(dtype: torch.dtype, k: int, n: int, bias: bool = True) -> Weight:
+    return Weight("float", torch.randn(n, k).to(dtype), None, None, torch.randn(n).to(dtype) if bias else None)
 
 
 def int4_weight(k: int, n: int, group: int, bias: bool = True) -> Weight:
@@ -152,7 +167,8 @@ def test_layer_norm(shape: tuple[int, int]) -> None:
     x, gain, bias = rand(*shape) * 3 + 1, torch.randn(shape[1]), torch.randn(shape[1])
     y = norm_triton.layer_norm(on(x), on(gain), on(bias), EPS)
     close(y, norm.layer_norm(x, gain, bias, EPS), 2e-6)
-    same(norm_triton.layer_norm_rows(on(x), on(gain), on(bias), EPS), quantize_rows(y.cpu()))
+    for dtype in BY_ROWS:
+        same(norm_triton.layer_norm_rows(on(x), on(gain), on(bias), EPS, dtype), quantize_rows(y.cpu(), dtype))
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -161,7 +177,9 @@ def test_rms_norm_has_a_gain_for_each_modality(shape: tuple[int, int]) -> None:
     x, visual, text, split = rand(*shape), torch.randn(shape[1]), torch.randn(shape[1]), shape[0] * 65 // 77
     y = norm_triton.rms_norm(on(x), on(visual), on(text), split, EPS)
     close(y, norm.rms_norm(x, visual, text, split, EPS), 2e-6)
-    same(norm_triton.rms_norm_rows(on(x), on(visual), on(text), split, EPS), quantize_rows(y.cpu()))
+    for dtype in BY_ROWS:
+        rows = norm_triton.rms_norm_rows(on(x), on(visual), on(text), split, EPS, dtype)
+        same(rows, quantize_rows(y.cpu(), dtype))
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -170,7 +188,8 @@ def test_swiglu(shape: tuple[int, int]) -> None:
     x = rand(shape[0], 2 * shape[1])
     y = activation_triton.swiglu(on(x))
     torch.testing.assert_close(y.cpu(), activation.swiglu(x), rtol=2e-6, atol=1e-6)
-    same(activation_triton.swiglu_rows(on(x)), quantize_rows(y.cpu()))
+    for dtype in BY_ROWS:
+        same(activation_triton.swiglu_rows(on(x), dtype), quantize_rows(y.cpu(), dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -186,11 +205,12 @@ def test_halves_are_rounded_once(dtype: torch.dtype) -> None:
     assert y.dtype == z.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", BY_ROWS)
 @pytest.mark.parametrize("shape", WIDTHS)
 @interpreted
-def test_rows_in_8_bits_are_the_contracts_to_the_bit(shape: tuple[int, int]) -> None:
+def test_rows_in_8_bits_are_the_contracts_to_the_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x = rand(*shape) * torch.logspace(-20, 20, shape[0]).unsqueeze(1)
-    same(fast_quantize_rows(on(x)), quantize_rows(x))
+    same(fast_quantize_rows(on(x), dtype), quantize_rows(x, dtype))
 
 
 @interpreted
@@ -199,6 +219,35 @@ def test_ties_are_rounded_to_even_and_a_row_of_zeros_stays() -> None:
     x[0] = torch.arange(-127, 127) + 0.5
     x[0, 0] = 127  # a scale of 1
     same(fast_quantize_rows(on(x)), quantize_rows(x))
+
+
+@pytest.mark.skipif(FP8 not in BY_ROWS, reason="this GPU has no fp8")
+@interpreted
+def test_every_value_of_fp8_and_what_lies_between_is_rounded_as_the_contract_has_it() -> None:
+    values = torch.arange(0x7F, dtype=torch.uint8).view(FP8).float()  # 0 to 448; 0x7f is NaN
+    ties = (values[1:] + values[:-1]) / 2  # exact in float32
+    near = torch.cat([ties * (1 + step * torch.finfo(torch.float32).eps) for step in (-1, 0, 1)])
+    x = torch.cat((values, near))
+    x = torch.stack((x, -x))
+    x[:, 0] = 448  # a scale of 1
+    same(fast_quantize_rows(on(x), FP8), quantize_rows(x, FP8))
+    assert torch.equal(fast_quantize_rows(on(x), FP8).values[0, : len(values)].cpu().float()[1:], values[1:])
+
+
+@pytest.mark.parametrize("dtype", BY_ROWS)
+@interpreted
+def test_the_largest_value_and_a_row_of_zeros_stay_finite(dtype: torch.dtype) -> None:
+    x = torch.zeros(200, 64)
+    x[1:, 3], x[1:, 5] = torch.rand(199) * 1e4, -1e-3
+    x[2, 3], x[3, 3] = -1e30, 1e-38
+    rows = fast_quantize_rows(on(x), dtype)
+    same(rows, quantize_rows(x, dtype))
+    largest = {torch.int8: 127, FP8: 448}[dtype]
+    assert (rows.values.cpu().float().abs().amax(1)[[*range(1, 3), *range(4, 200)]] == largest).all()
+    w = int8_weight(64, 16, bias=False) if dtype == torch.int8 else fp8_weight(64, 16, bias=False)
+    y = run_linear(x, w)
+    assert y.isfinite().all()
+    assert (y[0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -225,15 +274,89 @@ def test_int8_linear(shape: tuple[int, int, int]) -> None:
     close(run_linear(x, w, True, residual), expected_linear(x, w, True, residual), 1e-6)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.skipif(FP8 not in BY_ROWS, reason="this GPU has no fp8")
+@interpreted
+def test_fp8_linear(shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    x, w, residual = rand(m, k), fp8_weight(k, n), torch.randn(m, n)
+    close(run_linear(x, w, True, residual), expected_linear(x, w, True, residual), 2e-6)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("form", FORMS)
 @interpreted
 def test_epilogues(form: str, bias: bool, residual: bool, gelu: bool) -> None:
-    w = int8_weight(96, 40, bias) if form == "int8" else int4_weight(96, 40, 64, bias)
+    w = (
+        {"int8": int8_weight, "fp8": fp8_weight}[form](96, 40, bias)
+        if form != "int4"
+        else int4_weight(96, 40, 64, bias)
+    )
     x, added = rand(18, 96), torch.randn(18, 40) if residual else None
-    close(run_linear(x, w, gelu, added), expected_linear(x, w, gelu, added), 1e-6)
+    close(run_linear(x, w, gelu, added), expected_linear(x, w, gelu, added), 2e-6 if form == "fp8" else 1e-6)
+
+
+def run_torchs_own(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return fast_linear(on(x), on(w), None, Epilogue(dtype, "quick_gelu" if gelu else None, on(residual)))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@interpreted
+def test_floats_by_torchs_own_product(dtype: torch.dtype, bias: bool, residual: bool, gelu: bool) -> None:
+    """Results of the weight's type, and of another: more columns and rows than one program of the epilogue has."""
+    x, w, added = rand(18, 96), float_weight(dtype, 96, 600, bias), torch.randn(18, 600).to(dtype) if residual else None
+    wide = Weight("wide", w.weight.float(), None, None, None if w.bias is None else w.bias.float())
+    expected = expected_linear(x.to(dtype).float(), wide, gelu, None if added is None else added.float())
+    for result in {dtype, torch.float32}:
+        y = run_torchs_own(x, w, gelu, added, result)
+        assert y.dtype == result
+        close(y, expected, max(2e-6, 2.5 * torch.finfo(dtype).eps if dtype != torch.float32 else 0))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", BY_ROWS)
+@interpreted
+def test_8_bits_by_torchs_own_product(dtype: torch.dtype, bias: bool, residual: bool, gelu: bool) -> None:
+    if dtype == FP8 and not GPU and TorchVersion(torch.__version__) < (2, 13):
+        pytest.skip("torch has _scaled_mm by rows on a CPU since 2.13, if not before")
+    w = (int8_weight if dtype == torch.int8 else fp8_weight)(96, 48, bias)
+    x, added = rand(18, 96), torch.randn(18, 48) if residual else None
+    y = run_torchs_own(x, w, gelu, added, torch.float32)
+    narrow = dtype == FP8 and GPU and not torch_product.by_cublas(FACTS.capability, "float8_e4m3fn")
+    close(y, expected_linear(x, w, gelu, added), 2**-8 if narrow else 2e-6)
+
+
+@interpreted
+def test_what_torchs_own_product_adds_itself_takes_no_second_kernel() -> None:
+    x, added = rand(18, 96).half(), torch.randn(18, 40).half()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_product, "finish_product", None)
+        for bias, residual in ((False, None), (True, None), (False, added)):
+            run_torchs_own(x, float_weight(torch.float16, 96, 40, bias), False, residual, torch.float16)
+        if FP8 in BY_ROWS and (not GPU or torch_product.by_cublas(FACTS.capability, "float8_e4m3fn")):
+            run_torchs_own(x, fp8_weight(96, 48, bias=False), False, None, torch.float16)
+        with pytest.raises(TypeError):
+            run_torchs_own(x, float_weight(torch.float16, 96, 40), False, added, torch.float16)
+
+
+@interpreted
+def test_torchs_own_product_takes_last_rows_and_a_weight_aligned_to_more_inputs() -> None:
+    x, w = rand(80, 588), int8_weight(588, 48)
+    whole = run_torchs_own(x, align(w), False, None, torch.float32)
+    close(whole, expected_linear(x, w, False, None), 1e-6)
+    rows = fast_quantize_rows(on(rand(80, 96)))
+    w, last = int8_weight(96, 48), slice(11, None, 4)
+    own, ours = (
+        fast_linear(rows[last], on(w), tile, Epilogue(torch.float32)) for tile in (None, Tile(16, 32, 32, 2, 4))
+    )
+    close(own, ours.cpu(), 1e-6)
 
 
 @interpreted
@@ -295,14 +418,16 @@ def test_last_rows_are_taken_without_a_copy() -> None:
 def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
     ops, x = TritonOps(FACTS, torch.float16), on(rand(3, 96))
     int8, int4, half = int8_weight(96, 16), int4_weight(96, 16, 64), Weight("half", torch.zeros(16, 96).half())
-    gain = on(torch.ones(96))
-    for readers, kind in (([int8, int8], Rows), ([int8, half], Tensor), ([int4], Tensor), ([half], Tensor)):
+    gain, fp8 = on(torch.ones(96)), fp8_weight(96, 16)
+    cases = [([int8, int8], Rows), ([int8, half], Tensor), ([int4], Tensor), ([half], Tensor), ([int8, fp8], Tensor)]
+    for readers, kind in cases + ([([fp8, fp8], Rows)] if FP8 in BY_ROWS else []):
         found = [
             ops.rms_norm_for(readers, x, gain, gain, 2, EPS),
             ops.layer_norm_for(readers, x, gain, gain, EPS),
             ops.swiglu_for(readers, x),
         ]
         assert all(isinstance(one, kind) for one in found)
+        assert all(one.values.dtype == readers[0].weight.dtype for one in found if isinstance(one, Rows))
         assert all(one.dtype == torch.float16 for one in found[:2] if isinstance(one, Tensor))
 
 
@@ -311,7 +436,8 @@ def test_broken_rows_stay_where_they_are() -> None:
     x, gain = rand(40, 96), torch.rand(96)
     broken = x.clone()
     broken[17:] = float("nan")
-    for w in (int8_weight(96, 48), int4_weight(96, 48, 64), Weight("float", torch.randn(48, 96))):
+    fp8 = [fp8_weight(96, 48)] if FP8 in BY_ROWS else []
+    for w in (int8_weight(96, 48), int4_weight(96, 48, 64), Weight("float", torch.randn(48, 96)), *fp8):
         y = run_linear(norm_triton.rms_norm(on(broken), on(gain), on(gain), 20, EPS), w)
         assert torch.equal(y[:17], run_linear(norm_triton.rms_norm(on(x), on(gain), on(gain), 20, EPS), w)[:17])
 
@@ -371,6 +497,20 @@ def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
     np.testing.assert_allclose(logits.cpu().numpy(), expected["logits_quality_image"][:1], atol=2e-4)
 
 
+@interpreted
+def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() -> None:
+    source, tensors = open_source(GOLDEN / "narrow-112"), {}
+    quality = prompt("quality")
+    packed = pack(source, Recipe("fp16"), [quality], torch.empty(0), tensors.__setitem__)
+    expected = np.load(GOLDEN / "narrow-112/expected.npz")
+    half, exact = TritonOps(FACTS, torch.float16), TritonOps(FACTS, torch.float32)
+    model = CudaModel(source.config, to_device(tensors, DEVICE), half, exact)
+    tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
+    logits = model.decode(tokens, on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])).cpu()
+    assert logits.dtype == torch.float32
+    assert abs(score_of(logits.numpy()[0], "quality").value - expected["score_quality_image"][0]) < 1e-2
+
+
 class Apart(TritonOps):
     """Norms and SwiGLU as floats, which linears put into 8 bits themselves."""
 
@@ -379,11 +519,12 @@ class Apart(TritonOps):
     swiglu_for = Ops.swiglu_for
 
 
+@pytest.mark.parametrize("precision", [form for form in FORMS if form != "int4"])
 @interpreted
-def test_rows_handed_on_in_8_bits_change_nothing() -> None:
+def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
     source, tensors = open_source(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = pack(source, Recipe("int8"), [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    packed = pack(source, Recipe(precision), [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:1]))
     handed, apart = (PackedModel(source.config, tensors, kind(FACTS, torch.float32)) for kind in (TritonOps, Apart))
@@ -400,6 +541,63 @@ def test_a_measured_tile_is_taken_before_the_rule() -> None:
     assert tile_for(device, "int8", 9999, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the largest
     for other in ((device, "int4", 77, 4096, 4096), (DEVICES[80], "int8", 77, 4096, 4096), (device, "int8", 77, 1, 1)):
         assert tile_for(*other, table) == tile_by_rule(other[0], other[1], other[2], other[4])
+
+
+def test_a_measured_line_without_a_tile_is_torchs_own_product_where_there_is_one() -> None:
+    device, tile = DEVICES[90], [32, 64, 128, 3, 4]
+    forms = ("int8", "float16", "float8_e4m3fn")
+    table = {"90": {form: [[16, 4096, 4096, *tile], [77, 4096, 4096]] for form in forms}}
+    for form in forms:
+        assert tile_for(device, form, 17, 4096, 4096, table) is None
+        assert tile_for(device, form, 16, 4096, 4096, table) == Tile(*tile)
+    for_all = {"90": {"int8": [[77, 4096, 4096]]}}
+    assert tile_for(device, "int8", 77, 4096, 4096, for_all) is None
+    few = tile_for(device, "int8", 16, 4096, 4096, for_all)  # _int_mm has more than 16 rows
+    assert few == tile_by_rule(device, "int8", 16, 4096)
+    assert tile_for(device, "int8", 77, 4095, 4096, {"90": {"int8": [[77, 4095, 4096]]}}) is not None
+
+
+@pytest.mark.parametrize(
+    ("capability", "form", "cuda", "own"),
+    [
+        (80, "float16", "12.4", True),
+        (89, "bfloat16", "12.4", True),
+        (90, "float32", "12.4", True),
+        (90, "int8", "12.9", False),
+        (90, "int4", "12.9", False),
+        (90, "float8_e4m3fn", "12.9", True),
+        (90, "float8_e4m3fn", "13.0", True),
+        (90, "float8_e4m3fn", "12.8", False),  # CUTLASS's
+        (89, "float8_e4m3fn", "12.9", False),
+    ],
+)
+def test_the_rule_takes_cublas_for_what_it_has(
+    capability: int, form: str, cuda: str, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    tile = tile_for(DEVICES[capability], form, 77, 4096, 4096, {})
+    assert tile == (None if own else tile_by_rule(DEVICES[capability], form, 77, 4096))
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "result"),
+    [((9, 0), "12.9", torch.float16), ((9, 0), "12.8", torch.bfloat16), ((8, 9), "13.0", torch.bfloat16)],
+)
+def test_fp8_products_that_are_not_cublas_are_asked_for_bfloat16(
+    capability: tuple[int, int], cuda: str, result: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert torch_product._fp8_result(torch.device("cuda:0"), torch.float16) == result
+
+
+@pytest.mark.parametrize(("version", "sound"), [("2.11.0+cu128", False), ("2.12.0+cu130", True), ("2.13.0", True)])
+def test_fp8_on_an_ada_gpu_is_torchs_own_since_it_keeps_to_the_stream(
+    version: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    table = {"89": {"float8_e4m3fn": [[77, 4096, 4096]]}}
+    assert (tile_for(DEVICES[89], "float8_e4m3fn", 77, 4096, 4096, table) is None) == sound
 
 
 def test_the_rule_pads_little_and_occupies_the_device() -> None:
@@ -436,12 +634,15 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
         assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
         if not multiplies:
             assert kernel["registers"] <= 64, kernel  # half the threads a processor may hold, to keep memory busy
+        if "float8" in kernel["call"] and kernel["kernel"] == "_multiply" and kernel["call"].startswith("down"):
+            assert kernel["additions"] > 0, kernel  # a step's sum to the total: tensor cores sum fp8 imprecisely
         if kernel["kernel"].startswith("_quantize"):
             assert kernel["divisions"] == ["div.rn.f32"], kernel  # no approximation
     assert {kernel["kernel"] for kernel in kernels} == {
         "_layer_norm", "_rms_norm", "_swiglu", "_quantize_rows", "_quantize_groups", "_multiply", "_multiply_groups",
-        "_attend",
+        "_attend", "_finish_product",
     }  # fmt: skip
+    assert any("float8" in kernel["call"] for kernel in kernels) == (capability >= FP8_SINCE)
 
 
 @pytest.mark.parametrize("capability", DEVICES)
@@ -456,6 +657,9 @@ def test_products_run_on_tensor_cores(capability: int, compiled: list[Kernel]) -
     assert len(products) > 10
     for kernel in products:
         instructions = " ".join(kernel["products"])
-        assert (".f32.f16.f16" if "float16" in kernel["call"] else "s32.s8.s8") in instructions, kernel
         warp_groups = capability == 90 and ", 1 rows" not in kernel["call"]  # they multiply 64 rows at least
+        expected = ".f32.f16.f16" if "float16" in kernel["call"] else "s32.s8.s8"
+        if "float8" in kernel["call"]:  # of fewer rows the compiler makes float16 on sm_90, which holds all of fp8
+            expected = ".f32.e4m3.e4m3" if capability == 89 or warp_groups else ".f32.f16.f16"
+        assert expected in instructions, kernel
         assert instructions.startswith("wgmma" if warp_groups else "mma.sync"), kernel

@@ -3,7 +3,8 @@
     python triton_ahead.py CAPABILITY ... -> a JSON line for each kernel compiled for each of them
 
 A driver that compiles for that GPU and launches nothing stands in for CUDA's, and the operations run on tensors of the
-model's true shapes that hold no data: what is compiled is what a GPU of that kind would run, its own tiles included.
+model's true shapes that hold no data: what is compiled is what a GPU of that kind would run, its own tiles included,
+those too that torch's own product is taken before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from qalign_kernels.linear import Weight
-from qalign_kernels.linear_triton import align
+from qalign_kernels.epilogue_triton import Epilogue
+from qalign_kernels.linear import LARGEST, Weight
+from qalign_kernels.linear_triton import align, form_of, linear
+from qalign_kernels.ops import Activation
+from qalign_kernels.tiles import tile_by_rule
 from qalign_kernels.triton_ops import TritonOps
 from qalign_kernels.triton_runtime import Device
 
@@ -34,6 +38,7 @@ DEVICES = {
 }
 VISION, DECODER = 1025, 77  # rows of a picture
 BATCH = 64
+FP8_SINCE = 89
 
 
 class Driver:
@@ -89,6 +94,7 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
+        "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }
 
 
@@ -107,7 +113,15 @@ def weight(form: str, k: int, n: int, bias: bool = False) -> Weight:
         codes, zero = empty(n, groups, 64, dtype=torch.uint8), empty(n, groups // 2, dtype=torch.uint8)
         return Weight(form, codes, floats(n, groups), zero, b)
     dtype = getattr(torch, form)
-    return align(Weight(form, empty(n, k, dtype=dtype), floats(n) if form == "int8" else None, None, b))
+    return align(Weight(form, empty(n, k, dtype=dtype), floats(n) if dtype in LARGEST else None, None, b))
+
+
+def tiled(
+    device: Device, x: Tensor, w: Weight, activation: Activation = None, residual: Tensor | None = None
+) -> Tensor:
+    """By our tiles, whatever torch has."""
+    tile = tile_by_rule(device, form_of(w), len(x), len(w.weight))
+    return linear(x, w, tile, Epilogue(torch.float16, activation, residual))
 
 
 def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -120,15 +134,29 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "rms_norm 8", lambda: ops.rms_norm_for(eight, empty(rows, 4096), gain, gain, 65 * BATCH, 1e-6)
     yield "swiglu", lambda: ops.swiglu(empty(rows, 22016))
     yield "swiglu 8", lambda: ops.swiglu_for(eight, empty(rows, 22016))
-    for form in ("int8", "int4", "float16"):
+    device, forms = ops.device, ["int8", "int4", "float16"]
+    if device.capability >= FP8_SINCE:
+        fp8 = [weight("float8_e4m3fn", 16, 16)]
+        yield "layer_norm fp8", lambda: ops.layer_norm_for(fp8, empty(many, 1024), narrow, narrow, 1e-6)
+        yield "rms_norm fp8", lambda: ops.rms_norm_for(fp8, empty(rows, 4096), gain, gain, 65 * BATCH, 1e-6)
+        yield "swiglu fp8", lambda: ops.swiglu_for(fp8, empty(rows, 22016))
+        forms.append("float8_e4m3fn")
+    for form in forms:
         fc1, fc2 = weight(form, 1024, 4096, bias=True), weight(form, 4096, 1024, bias=True)
-        yield f"fc1 {form}", lambda w=fc1: ops.linear(empty(many, 1024), w, activation="quick_gelu")
-        yield f"fc2 {form}", lambda w=fc2: ops.linear(empty(many, 4096), w, residual=empty(many, 1024))
+        yield f"fc1 {form}", lambda w=fc1: tiled(device, empty(many, 1024), w, "quick_gelu")
+        yield f"fc2 {form}", lambda w=fc2: tiled(device, empty(many, 4096), w, None, empty(many, 1024))
         down = weight(form, 11008, 4096)
         for m in (rows,) if form == "float16" else (rows, DECODER, 1):
-            yield f"down {form}, {m} rows", lambda w=down, m=m: ops.linear(empty(m, 11008), w, residual=empty(m, 4096))
-    yield "patch", lambda: ops.linear(floats(many, 588), weight("int8", 588, 1024, bias=True))
-    yield "head", lambda: ops.linear(empty(BATCH, 4096), weight("float32", 4096, 5))
+            yield f"down {form}, {m} rows", lambda w=down, m=m: tiled(device, empty(m, 11008), w, None, empty(m, 4096))
+    for form in (form for form in forms if form != "int4"):
+        fc1, fc2 = weight(form, 1024, 4096, bias=True), weight(form, 4096, 1024, bias=True)
+        activated, added = Epilogue(torch.float16, "quick_gelu"), Epilogue(torch.float16, None, empty(many, 1024))
+        yield f"fc1 {form} of torch", lambda w=fc1, e=activated: linear(empty(many, 1024), w, None, e)
+        yield f"fc2 {form} of torch", lambda w=fc2, e=added: linear(empty(many, 4096), w, None, e)
+    for form in (form for form in forms if form in ("int8", "float8_e4m3fn")):  # steps that are not all whole
+        patch = weight(form, 588, 1024, bias=True)
+        yield f"patch {form}", lambda w=patch: tiled(device, floats(many, 588), w)
+    yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
     yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)
 

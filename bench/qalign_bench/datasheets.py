@@ -9,20 +9,21 @@ ARITHMETIC = {
     "fp32": "fp32",
     "fp16": "fp16",
     "bf16": "bf16",
+    "fp8": "fp8",
     "int8": "int8",
     "int4": "int8",
     "nf4": "bf16",
 }
 
-# Dense TFLOPS or TOPS of NVIDIA's datasheets and architecture papers, fp16 with float32 accumulation; by names as the
+# Dense TFLOPS or TOPS of NVIDIA's datasheets and architecture papers, floats with float32 accumulation; by names as the
 # driver gives them, so that a variant with other figures (3090 Ti, H100 PCIe) is not taken for what it is not.
 DATASHEETS = {
     r"RTX 3090$": {"fp16": 71, "bf16": 71, "int8": 284},
-    r"RTX 4090$": {"fp16": 165, "bf16": 165, "int8": 661},
-    r"\bL4\b": {"fp16": 121, "bf16": 121, "int8": 242},
+    r"RTX 4090$": {"fp16": 165, "bf16": 165, "fp8": 330, "int8": 661},
+    r"\bL4\b": {"fp16": 121, "bf16": 121, "fp8": 242, "int8": 242},
     r"\bA100\b": {"fp16": 312, "bf16": 312, "int8": 624},
-    r"\bH100 80GB HBM3": {"fp16": 989, "bf16": 989, "int8": 1979},
-    r"\bH200\b": {"fp16": 989, "bf16": 989, "int8": 1979},
+    r"\bH100 80GB HBM3": {"fp16": 989, "bf16": 989, "fp8": 1979, "int8": 1979},
+    r"\bH200\b": {"fp16": 989, "bf16": 989, "fp8": 1979, "int8": 1979},
 }
 
 

@@ -1,4 +1,4 @@
-"""A geometry and a precision in, an artifact of random torch weights out, made on a GPU in seconds instead of minutes.
+"""A geometry and a precision in, an artifact of random weights out, made on a GPU in seconds instead of minutes.
 
     python -m qalign_bench.device_export random:one-align OUT --precision int8 --device cuda
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from qalign_export.pack import PRECISIONS, Packed, Recipe, pack
 from qalign_export.source import RandomSource
 from qalign_export.tensor_file import TensorFile
 from qalign_export.unfinished import unfinished
+from qalign_export.writer import ENGINES, write_graphs
 from qalign_fast import __version__
 from qalign_fast.artifact import MANIFEST, PROMPTS, Manifest, PromptEntry, hash_file
 from qalign_fast.levels import LEVEL_IDS, LEVELS
@@ -54,12 +56,13 @@ def main() -> None:
     parser.add_argument("model", help="random:one-align, random:mini or random:FOLDER")
     parser.add_argument("out", type=Path)
     parser.add_argument("--precision", choices=PRECISIONS, default="int8")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="graphs take minutes: a CPU writes them")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    export(DeviceSource(options.model, torch.device(options.device)), options.out, options.precision)
+    export(DeviceSource(options.model, torch.device(options.device)), options.out, options.precision, options.engine)
 
 
-def export(source: DeviceSource, out: Path, precision: str) -> None:
+def export(source: DeviceSource, out: Path, precision: str, engine: str = "torch") -> None:
     """Raises ArtifactError where `out` cannot be written."""
     prompts = [prompt(task, medium) for task in TASKS for medium in MEDIA]
     with unfinished(out) as partial:
@@ -67,8 +70,12 @@ def export(source: DeviceSource, out: Path, precision: str) -> None:
         weights.parent.mkdir()
         with TensorFile(weights, most=8 * len(parameter_shapes(source.config))) as file:
             packed = pack_on_device(source, precision, prompts, lambda name, x: file.write(name, x.cpu()))
+        parts = {"weights": weights.relative_to(partial).as_posix()}
+        if engine != "torch":
+            parts = write_graphs(engine, weights, source.config, partial, f"_{precision}")
+            shutil.rmtree(weights.parent)
         entries = _write_prompts(packed, partial / PROMPTS, prompts)
-        paths = weights, partial / PROMPTS
+        paths = [path for path in partial.rglob("*") if path.is_file()]
         manifest = Manifest(
             name=source.name,
             source={"name": source.name, "sha256": source.sha256()},
@@ -78,7 +85,7 @@ def export(source: DeviceSource, out: Path, precision: str) -> None:
             prompts=entries,
             precision=precision,
             quantization=None if precision == "fp32" else {"calibration_pictures": 0, "higher": {}},
-            engines={"torch": {"weights": weights.relative_to(partial).as_posix()}},
+            engines={engine: parts},
             files={path.relative_to(partial).as_posix(): hash_file(path) for path in paths},
             fidelity=None,
             made_with={"qalign-fast": __version__, "torch": str(torch.__version__)},

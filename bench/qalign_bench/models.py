@@ -113,7 +113,7 @@ def is_one_align(config: ModelConfig) -> bool:
 
 def _default_engine(precision: str) -> str:
     """The one that `load_engine` would pick of an artifact with both engines' weights."""
-    return "torch" if precision == "bf16" or native.is_built() else "onnx"
+    return "torch" if precision in ("bf16", "fp8") or native.is_built() else "onnx"
 
 
 def _check(what: str, asked: str | None, has: tuple[str, ...], directory: Path) -> None:

@@ -2,10 +2,10 @@
 
     python -m qalign_bench.tune --json OUT [--seconds 120] [--form int8] [--batch 64] [--table] [--device cuda]
 
-Every product of OneAlign's at some batches, largest share of the arithmetic first, in each tile that may suit it, until
-the time is over. A time is the median of replays of a graph of launches over as many weights as no cache holds, so that
-weights come from memory, as in the model. A tile that gives another result than the rule's is not taken. Beside them:
-torch's own products, int8 (torch._int_mm, without scales) and float16 (cuBLAS).
+Every product of OneAlign's at some batches, largest share of the arithmetic first, in each tile that may suit it and by
+torch's own product where there is one, each with the bias, activation and residual that it has in the model, until the
+time is over. A time is the median of replays of a graph of launches over as many weights as no cache holds, so that
+weights come from memory, as in the model. What gives another result than the rule's tile is not taken.
 
 On a CPU (Triton's interpreter, TRITON_INTERPRET=1) the shapes are shrunk and the times mean nothing: it is for trying
 the program, and writes no table.
@@ -34,19 +34,22 @@ from qalign_bench.report import markdown_table
 from qalign_bench.spread import median
 from qalign_export.source import ONE_ALIGN
 from qalign_fast.config import ModelConfig
-from qalign_kernels.linear import Weight, pack_nibbles, quantize_rows
-from qalign_kernels.linear_triton import Epilogue, linear
+from qalign_kernels.epilogue_triton import Epilogue
+from qalign_kernels.linear import FP8, Weight, pack_nibbles
+from qalign_kernels.linear_triton import as_read, linear
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Tile, tile_by_rule
+from qalign_kernels.torch_product import has_product
 from qalign_kernels.triton_runtime import Device, cdiv
 
-FORMS = ("int8", "int4", "float16")
+FORMS = ("int8", "int4", "float16", "float8_e4m3fn")
 BATCHES = (64, 1, 8)
 TABLE = Path(qalign_kernels.__file__).with_name("triton_tiles.json")
 Launch = Callable[[], Tensor]
 Clock = Callable[[Sequence[Launch]], float]  # launches -> the seconds that one of them takes
 _GROUP = 128
-_BYTES = {"int8": 1, "int4": 1, "float16": 2}  # of a value that tensor cores read
+_BYTES = {"int8": 1, "int4": 1, "float16": 2, "float8_e4m3fn": 1}  # of a value that tensor cores read
+_FP8_SINCE = 89
 _COLD = 256 << 20  # bytes of weights gone through before one is read again: five times an H100's cache
 _MOST_WORK = 1e12  # FLOP of what is timed at once: where there is that much, the weights' way hardly matters
 _REPLAYS = 5
@@ -61,9 +64,18 @@ class Shape(NamedTuple):
     n: int
 
 
+class Product(NamedTuple):
+    """A shape and what comes after it in the model."""
+
+    shape: Shape
+    bias: bool = False
+    gelu: bool = False
+    residual: bool = False
+
+
 @dataclass(frozen=True)
 class Timing:
-    """One tile, or one of torch's own products ("by"), on one shape; seconds are null where it does not run."""
+    """One tile, or no tile: torch's own product; seconds are null where it does not run."""
 
     form: str
     m: int
@@ -87,11 +99,12 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     cuda = device.type == "cuda"
-    facts = Device.of(device) if cuda else Device(80, 108, 163 * 1024)
-    shapes = model_shapes(ONE_ALIGN, options.batch or BATCHES)
+    facts = Device.of(device) if cuda else Device(90, 132, 227 * 1024)
+    products = model_products(ONE_ALIGN, options.batch or BATCHES)
     if not cuda:
-        shapes = [Shape(*(max(16, size // _SHRINK) for size in shape)) for shape in shapes]
-    timings = sweep(facts, shapes, options.form or FORMS, device, graph_clock if cuda else plain_clock, options.seconds)
+        products = [p._replace(shape=Shape(*(max(16, size // _SHRINK) for size in p.shape))) for p in products]
+    forms = options.form or [form for form in FORMS if form != "float8_e4m3fn" or facts.capability >= _FP8_SINCE]
+    timings = sweep(facts, products, forms, device, graph_clock if cuda else plain_clock, options.seconds)
     name = torch.cuda.get_device_name(device) if cuda else "CPU, shapes shrunk: no measurement"
     found = {
         "device": name,
@@ -107,8 +120,8 @@ def main() -> None:
         sys.exit("no time was left for a single shape")
 
 
-def model_shapes(config: ModelConfig, batches: Sequence[int]) -> list[Shape]:
-    """What linears multiply at those batches: for each batch by arithmetic in a forward, the most first."""
+def model_products(config: ModelConfig, batches: Sequence[int]) -> list[Product]:
+    """What linears compute at those batches: for each batch by arithmetic in a forward, the most first."""
     vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
     v, d, visual, text = vision.width, decoder.width, abstractor.tokens, 12  # quality's suffix
     of_vision = [(v, 3 * v), (v, v), (v, vision.mlp), (vision.mlp, v)]
@@ -123,35 +136,46 @@ def model_shapes(config: ModelConfig, batches: Sequence[int]) -> list[Shape]:
     work: Counter[tuple[int, int, int]] = Counter()
     for times, *shape in uses:
         work[shape[0], shape[1], shape[2]] += times * shape[0] * shape[1] * shape[2]
-    return [Shape(batch * m, k, n) for batch in batches for (m, k, n), _ in work.most_common()]
+    return [as_used(config, Shape(batch * m, k, n)) for batch in batches for (m, k, n), _ in work.most_common()]
+
+
+def as_used(config: ModelConfig, shape: Shape) -> Product:
+    """Where two linears have the shape, as q and o do, as the one that does more."""
+    v, d, (_, k, n) = config.vision.width, config.decoder.width, shape
+    of_vision = v in (k, n)
+    return Product(shape, bias=of_vision, gelu=(k, n) == (v, config.vision.mlp), residual=n == (v if of_vision else d))
 
 
 def sweep(
-    facts: Device, shapes: Sequence[Shape], forms: Sequence[str], device: torch.device, clock: Clock, seconds: float
+    facts: Device, products: Sequence[Product], forms: Sequence[str], device: torch.device, clock: Clock, seconds: float
 ) -> list[Timing]:
     end = time.monotonic() + seconds
     timings: list[Timing] = []
-    for shape, form in product(shapes, forms):
+    for what, form in product(products, forms):
         if time.monotonic() > end:
-            print(f"out of time before {form} {tuple(shape)}", file=sys.stderr)
+            print(f"out of time before {form} {tuple(what.shape)}", file=sys.stderr)
             break
-        timings += time_shape(facts, shape, form, device, clock)
+        timings += time_product(facts, what, form, device, clock)
     return timings
 
 
-def time_shape(facts: Device, shape: Shape, form: str, device: torch.device, clock: Clock) -> Iterator[Timing]:
+def time_product(facts: Device, what: Product, form: str, device: torch.device, clock: Clock) -> Iterator[Timing]:
     torch.manual_seed(0)
-    weights = make_weights(shape, form, device)
+    shape = what.shape
+    weights = make_weights(what, form, device)
     x = torch.randn(shape.m, shape.k, device=device).half()
-    rows = Rows(*quantize_rows(x.float())) if form == "int8" else x
-    epilogue = Epilogue(torch.float16)
+    rows: Tensor | Rows = x if form == "int4" else as_read(x, weights[0])
+    residual = torch.randn(shape.m, shape.n, device=device).half() if what.residual else None
+    epilogue = Epilogue(torch.float16, "quick_gelu" if what.gelu else None, residual)
     rule = tile_by_rule(facts, form, shape.m, shape.n)
+    tiles: list[Tile | None] = [rule, *(tile for tile in candidates(facts, shape, form) if tile != rule)]
+    if has_product(facts.capability, form, *shape):
+        tiles.append(None)
     expected = linear(rows, weights[0], rule, epilogue)
-    for tile in [rule, *(tile for tile in candidates(facts, shape, form) if tile != rule)]:
+    for tile in tiles:
+        by = "rule" if tile == rule else "torch" if tile is None else "candidate"
         launches = [lambda w=w, tile=tile: linear(rows, w, tile, epilogue) for w in weights]
-        yield _time(shape, form, "rule" if tile == rule else "candidate", tile, launches, clock, expected)
-    for by, launch in torchs_own(form, rows, weights):
-        yield _time(shape, form, by, None, launch, clock, None)
+        yield _time(shape, form, by, tile, launches, clock, expected)
 
 
 def _time(
@@ -161,12 +185,12 @@ def _time(
     tile: Tile | None,
     launches: Sequence[Launch],
     clock: Clock,
-    expected: Tensor | None,
+    expected: Tensor,
 ) -> Timing:
     listed = None if tile is None else list(tile)
     try:
         y = launches[0]()
-        if expected is not None and not torch.allclose(y, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        if not torch.allclose(y, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             return Timing(form, *shape, by, listed, None, None, "another result than the rule's tile gives")
         seconds = clock(launches)
     except (RuntimeError, TritonError) as error:  # too large for the device, most often
@@ -184,8 +208,10 @@ def candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
     )
     steps = ((128, 3), (128, 4), (256, 3)) if short else ((64, 4), (128, 3), (128, 4))  # bytes of a row, stages
     for (rows, columns), (loaded, stages) in product(sizes, steps):
-        sums = rows * columns * (2 if form == "int4" else 1)
+        sums = rows * columns * (2 if form in ("int4", "float8_e4m3fn") else 1)
         if form == "int4" and loaded != 128:  # its step is a group
+            continue
+        if form == "float8_e4m3fn" and loaded > 128:  # more would be summed in the tensor cores' precision
             continue
         if rows >= max(32, 2 * shape.m) or (rows + columns) * loaded * stages > facts.shared:
             continue
@@ -197,33 +223,29 @@ def candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
         yield Tile(rows, columns, loaded // _BYTES[form], stages, warps)
 
 
-def make_weights(shape: Shape, form: str, device: torch.device) -> list[Weight]:
+def make_weights(what: Product, form: str, device: torch.device) -> list[Weight]:
     """As many as no cache holds at once."""
-    size = shape.k * shape.n * {"int8": 1.0, "int4": 0.5, "float16": 2.0}[form]
+    shape = what.shape
+    size = shape.k * shape.n * (0.5 if form == "int4" else _BYTES[form])
     most = int(_MOST_WORK / (2 * shape.m * shape.k * shape.n))
     copies = 1 if device.type == "cpu" else min(1 + int(_COLD / size), max(2, most))
-    return [make_weight(shape, form, device) for _ in range(copies)]
+    return [make_weight(what, form, device) for _ in range(copies)]
 
 
-def make_weight(shape: Shape, form: str, device: torch.device) -> Weight:
-    _, k, n = shape
+def make_weight(what: Product, form: str, device: torch.device) -> Weight:
+    _, k, n = what.shape
+    bias = torch.randn(n, device=device) if what.bias else None
     if form == "float16":
-        return Weight("float16", torch.randn(n, k, device=device).half())
+        return Weight(form, torch.randn(n, k, device=device).half(), None, None, None if bias is None else bias.half())
+    if form == "float8_e4m3fn":
+        return Weight(form, torch.randn(n, k, device=device).to(FP8), torch.rand(n, device=device) / 1000, None, bias)
     if form == "int8":
         codes = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
-        return Weight("int8", codes, torch.rand(n, device=device) / 1000)
+        return Weight(form, codes, torch.rand(n, device=device) / 1000, None, bias)
     groups = cdiv(k, _GROUP)
     codes = torch.randint(0, 256, (n, groups, _GROUP // 2), dtype=torch.uint8, device=device)
     zero = pack_nibbles(torch.randint(0, 16, (n, groups), dtype=torch.uint8, device=device))
-    return Weight("int4", codes, torch.rand(n, groups, device=device) / 1000, zero)
-
-
-def torchs_own(form: str, x: Tensor | Rows, weights: Sequence[Weight]) -> Iterator[tuple[str, list[Launch]]]:
-    if form == "int8" and isinstance(x, Rows) and len(x) > 16:  # of fewer rows _int_mm has none
-        values = x.values
-        yield "torch._int_mm", [lambda w=w: torch._int_mm(values, w.weight.T) for w in weights]  # type: ignore[misc]
-    if form == "float16" and isinstance(x, Tensor):
-        yield "cuBLAS", [lambda w=w: x @ w.weight.T for w in weights]  # type: ignore[misc]
+    return Weight(form, codes, torch.rand(n, groups, device=device) / 1000, zero, bias)
 
 
 def graph_clock(launches: Sequence[Launch]) -> float:
@@ -253,11 +275,11 @@ def plain_clock(launches: Sequence[Launch]) -> float:
 
 
 def fastest(timings: Sequence[Timing]) -> dict[tuple[str, Shape], Timing]:
-    """Of each form and shape, of our tiles."""
+    """Of each form and shape, our tiles and torch's own product alike."""
     found: dict[tuple[str, Shape], Timing] = {}
     for t in timings:
         key = t.form, Shape(t.m, t.k, t.n)
-        if t.tile is not None and t.seconds is not None:
+        if t.seconds is not None:
             known = found.get(key)
             if known is None or known.seconds is None or t.seconds < known.seconds:
                 found[key] = t
@@ -268,9 +290,8 @@ def with_fastest(table: dict[str, Any], capability: int, timings: Sequence[Timin
     """The table with these in place of what it had for the same form and shape."""
     of_device = dict(table.get(str(capability), {}))
     for (form, shape), t in fastest(timings).items():
-        assert t.tile is not None
         others = [line for line in of_device.get(form, []) if line[:3] != list(shape)]
-        of_device[form] = sorted([*others, [*shape, *t.tile]], key=lambda line: (line[1:3], line[0]))
+        of_device[form] = sorted([*others, [*shape, *(t.tile or [])]], key=lambda line: (line[1:3], line[0]))
     return table | {str(capability): of_device}
 
 
@@ -292,7 +313,7 @@ def summary(timings: Sequence[Timing]) -> str:
         same = [t for t in timings if (t.form, t.m, t.k, t.n) == (form, *shape)]
         rule = next(t for t in same if t.by == "rule")
         own = next((t for t in same if t.tile is None), None)
-        tile = " ".join(map(str, best.tile or ()))
+        tile = " ".join(map(str, best.tile or ("torch",)))
         product_name = " x ".join(map(str, shape))
         rows.append([form, product_name, tile, _micro(best), _tops(best), _micro(rule), _micro(own) if own else "-"])
     header = ["form", "M x K x N", "tile", "us", "TOPS", "us by rule", "us of torch"]

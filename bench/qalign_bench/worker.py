@@ -44,7 +44,7 @@ def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine
     ready = {
         "name": "qalign-fast",
         "load_s": time.perf_counter() - started,
-        "versions": _versions("qalign-fast", "numpy", *_RUNTIMES.get(engine.name, ())),
+        "versions": _versions("qalign-fast", "numpy", *_RUNTIMES.get(engine.name.partition("-")[0], ())),
         "device": engine.device,
         "engine": engine.name,
         "precision": engine.precision,
@@ -84,13 +84,14 @@ class _Timed:
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.counted = engine.device if engine.name == "torch" else "cpu"  # whose memory can be asked about
         self._engine = engine
         self.seconds = {"encode": 0.0, "decode": 0.0}
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         with _Clock(self.seconds, "encode"):
             tokens = self._engine.encode(pixels)
-            if self.device.startswith("cuda"):  # it returns before the device is done
+            if self.name == "torch" and self.device.startswith("cuda"):  # it returns before the device is done
                 import torch
 
                 torch.cuda.synchronize()
@@ -131,7 +132,7 @@ def _latency(engine: _Timed, command: Message, seed: int) -> Message:
     return {
         "ms": times,
         "stations_ms": {name: 1e3 * median([seconds[name] for seconds in stations]) for name in engine.seconds},
-        "peak_memory_bytes": peak_memory(engine.device),
+        "peak_memory_bytes": peak_memory(engine.counted),
         "scores": scores,
     }
 
@@ -147,7 +148,7 @@ def _pipeline(engine: _Timed, command: Message) -> Message:
         "seconds": time.perf_counter() - started,
         "engine_busy_s": sum(engine.seconds.values()),
         "pictures": done,
-        "peak_memory_bytes": peak_memory(engine.device),
+        "peak_memory_bytes": peak_memory(engine.counted),
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from qalign_export.graph import Graph
+from qalign_fast.config import DecoderConfig
 
 _ALL = np.iinfo(np.int64).max  # as an end of a slice
 
@@ -23,7 +24,7 @@ class ModelGraph(Graph):
     def __init__(self, name: str, tensors: Mapping[str, np.ndarray], data_file: Path | None = None) -> None:
         super().__init__(name, tensors, data_file)
         self._quantized: dict[str, tuple[str, str]] = {}  # a value's 8-bit rows and their scales, made once
-        self._batches: dict[str, str] = {}  # the same of a value's [B, 1, 1]
+        self._batches: dict[tuple[str, int], str] = {}  # shapes [B, 1, 1, ...] by value and rank
 
     def enter(self, x: str) -> str:
         """float32, as the type that the operations below take and give: here the same."""
@@ -110,17 +111,38 @@ class ModelGraph(Graph):
         context = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)  # [B, H, Tq, Dh]
         return self.op("Reshape", self.op("Transpose", context, perm=[0, 2, 1, 3]), self.const([0, 0, -1]))
 
+    def before(self, prefix: str, config: DecoderConfig, batch: str) -> list[str]:
+        """A prefix [L, 2, P, H, Dh] as keys and values in turn, for each sequence of `batch` [B, T, D]."""
+        count = 2 * config.layers
+        flat = self.op("Reshape", self.enter(prefix), self.const([count, -1, config.width]))
+        return [self.repeat(one, batch) for one in self.ops("Split", count, flat, axis=0, num_outputs=count)]
+
+    def join(self, before: str, x: str) -> str:
+        """Keys or values of a prefix and [B, T, D] -> [B, P+T, D]."""
+        return self.op("Concat", before, x, axis=1)
+
+    def mask(self, positions: str, keys: str) -> str:
+        """For `attend_after`: positions [T, 1] of queries, keys [P+T, 1]."""
+        hidden = self.op("Less", positions, self.op("Transpose", keys))
+        mask = self.op("Where", hidden, self.const(-np.inf, np.float32), self.const(0, np.float32))
+        return self.op("Unsqueeze", mask, self.const([0, 1]))
+
+    def attend_after(self, before: tuple[str, str], q: str, k: str, v: str, heads: int, mask: str) -> str:
+        """`attend`, each query of [B, T, D] to the prefix and to itself and those before it."""
+        return self.attend(q, self.join(before[0], k), self.join(before[1], v), heads, mask)
+
     def slice(self, x: str, start: str | int, end: str | int | None, axis: int) -> str:
         """x[start:end] along an axis; a number, or the name of a tensor of one."""
         bounds = [self.const([b]) if isinstance(b, int) else b for b in (start, _ALL if end is None else end)]
         return self.op("Slice", x, *bounds, self.const([axis]))
 
-    def repeat(self, x: str, batch: str) -> str:
-        """[1, *, *] -> [B, *, *], for each sequence of `batch` [B, T, D]."""
-        if batch not in self._batches:
-            one = self.slice(self.slice(batch, 0, 1, axis=1), 0, 1, axis=2)
-            self._batches[batch] = self.op("Shape", one)  # [B, 1, 1]
-        return self.op("Expand", x, self._batches[batch])
+    def repeat(self, x: str, batch: str, rank: int = 3) -> str:
+        """[1, *, *] of that rank -> [B, *, *], for each sequence of `batch` [B, T, D]."""
+        if (batch, rank) not in self._batches:
+            one = self.slice(self.slice(batch, 0, 1, axis=1), 0, 1, axis=2)  # [B, 1, 1]
+            one = self.op("Unsqueeze", one, self.const([3])) if rank == 4 else one
+            self._batches[batch, rank] = self.op("Shape", one)
+        return self.op("Expand", x, self._batches[batch, rank])
 
     def _multiply(self, x: str, name: str, weight: np.ndarray) -> str:
         return self.op("MatMul", x, self.array(name, weight.T))

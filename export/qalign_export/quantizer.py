@@ -1,6 +1,7 @@
 """A linear's float32 weight and rows it reads in, the 8- or 4-bit tensors of `qalign_kernels.linear` out.
 
     quantize_int8     to the nearest, per output channel
+    quantize_fp8      the same in e4m3
     quantize_int4     groups of g inputs, to the nearest, or GPTQ where the rows' Gram matrix is given
     choose_migration  the scale s of each input that x / s and W·s round better with, or ones
     relative_error    what a linear's quantization does to its output: its sensitivity
@@ -16,7 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels.linear import expand_int4, expand_int8, fake_rows, pack_nibbles
+from qalign_kernels.linear import (
+    FP8,
+    LARGEST,
+    expand_fp8,
+    expand_int4,
+    expand_int8,
+    fake_fp8_rows,
+    fake_rows,
+    pack_nibbles,
+)
 
 Groups = tuple[Tensor, Tensor, Tensor]  # one group's codes [g, N], scale [N] and zero point [N]
 
@@ -27,14 +37,25 @@ _DAMPING = 0.2  # added to the Gram matrix's diagonal, as a share of the mean th
 _SHARES = {"int8": (0.4, 0.5, 0.6), "int4": (0.15,)}  # of the ranges, given to weights: more would undo GPTQ's gain
 _MARGIN = 0.8  # of the error without a migration: what a migration must reach on rows it has not seen
 _SAMPLE = 512  # output channels and rows a half that a migration is judged by
+MOVED = tuple(_SHARES)  # precisions that migrations are for
 _CHUNK = 4096  # output channels quantized together: a group of them stays in a core's cache
 
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     """float32 [N, K] -> weight int8 [N, K] and scale float32 [N], max|w| / 127 of each output channel."""
-    largest = weight.abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, 1.0)
+    scale = _channel_scale(weight, torch.int8)
     return {"weight": (weight / scale.unsqueeze(1)).round_().to(torch.int8), "scale": scale}
+
+
+def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
+    """float32 [N, K] -> weight fp8 [N, K] and scale float32 [N], max|w| / 448 of each output channel."""
+    scale = _channel_scale(weight, FP8)
+    return {"weight": (weight / scale.unsqueeze(1)).to(FP8), "scale": scale}
+
+
+def _channel_scale(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    largest = weight.abs().amax(1)
+    return torch.where(largest > 0, largest / LARGEST[dtype], 1.0)
 
 
 def quantize_int4(
@@ -92,17 +113,23 @@ def choose_migration(weights: Sequence[Tensor], rows: Tensor, precision: str, gr
 def relative_error(weight: Tensor, quantized: dict[str, Tensor], rows: Tensor) -> float:
     """The squared error of the quantized linear's output on rows [R, K], as a share of the output's own squares."""
     y = F.linear(rows, weight)
-    off = F.linear(fake_rows(rows, _group(quantized)), expand(quantized, rows.shape[1])) - y
+    off = F.linear(read_rows(rows, quantized), expand(quantized, rows.shape[1])) - y
     return float(off.square().sum() / y.square().sum().clamp_min(1e-30))
 
 
 def expand(quantized: dict[str, Tensor], width: int) -> Tensor:
-    """ŵ float32 [N, K = width] of either form."""
-    return expand_int8(**quantized) if _group(quantized) is None else expand_int4(**quantized, width=width)
+    """ŵ float32 [N, K = width] of any form."""
+    if "zero" in quantized:
+        return expand_int4(**quantized, width=width)
+    return expand_fp8(**quantized) if quantized["weight"].dtype == FP8 else expand_int8(**quantized)
 
 
-def _group(quantized: dict[str, Tensor]) -> int | None:
-    return 2 * quantized["weight"].shape[-1] if "zero" in quantized else None
+def read_rows(rows: Tensor, quantized: dict[str, Tensor]) -> Tensor:
+    """x̂ float32 [..., K]: what the quantized linear makes of rows [..., K]."""
+    weight = quantized["weight"]
+    if weight.dtype == FP8:
+        return fake_fp8_rows(rows)
+    return fake_rows(rows, 2 * weight.shape[-1] if "zero" in quantized else None)
 
 
 def _sample(x: Tensor) -> Tensor:

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_export.fold import Tensors, blocks
-from qalign_export.quantizer import expand, quantize_int4, quantize_int8
+from qalign_export.quantizer import expand, quantize_fp8, quantize_int4, quantize_int8, read_rows
 from qalign_export.source import Source
 from qalign_export.trace import Trace
 from qalign_fast.levels import WEIGHTS
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
-from qalign_kernels.linear import Weight, fake_rows
+from qalign_kernels.linear import Weight
 from qalign_kernels.ops import Ops
 
+_TO_NEAREST = {"int8": quantize_int8, "fp8": quantize_fp8}
 _OUTLIER = 8  # times the median linear's effect
 _HARMLESS = 1e-3  # on 1..5; an effect not worth a higher precision, however small the others are
 
@@ -41,7 +42,7 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
     model = PackedModel(source.config, tensors, _OneRounded())
     constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
     found: dict[str, str] = {}
-    for rounded, instead in (("int4", "int8"), ("int8", "fp32")) if precision == "int4" else (("int8", "fp32"),):
+    for rounded, instead in (("int4", "int8"), ("int8", "fp32")) if precision == "int4" else ((precision, "fp32"),):
         effects = _effects(model, pixels, constants, rounded, group)
         limit = max(_HARMLESS, _OUTLIER * median(effects.values()))
         found |= {name: instead for name, effect in effects.items() if effect > limit}
@@ -59,8 +60,7 @@ def _effects(
     assert isinstance(ops, _OneRounded)
     for ops.name in linears:
         weight = model.tensors[f"{ops.name}.weight"]
-        rounded = quantize_int8(weight) if precision == "int8" else quantize_int4(weight, group)
-        ops.weight, ops.group = expand(rounded, weight.shape[1]), group if precision == "int4" else None
+        ops.rounded = quantize_int4(weight, group) if precision == "int4" else _TO_NEAREST[precision](weight)
         effects[ops.name] = float((_scores(model, pixels, constants) - exact).abs().mean())
     ops.name = ""
     return effects
@@ -72,10 +72,9 @@ def _scores(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]
 
 class _OneRounded(Ops):
     name = ""  # of the linear that is rounded
-    weight: Tensor
-    group: int | None
+    rounded: Tensors
 
     def product(self, x: Tensor, w: Weight) -> Tensor:
         if w.name != self.name:
             return super().product(x, w)
-        return F.linear(fake_rows(x, self.group), self.weight, w.bias)
+        return F.linear(read_rows(x, self.rounded), expand(self.rounded, x.shape[-1]), w.bias)

@@ -22,6 +22,7 @@ _NAMES = {
     torch.bfloat16: "BF16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 GAP = "gap."
 

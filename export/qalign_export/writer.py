@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from qalign_export.decoder_graph import build_decoder
+from qalign_export.fused_graph import FusedGraph
 from qalign_export.model_graph import ModelGraph
 from qalign_export.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
 from qalign_export.source import Source, open_source, weight_count
@@ -35,8 +36,11 @@ from qalign_fast.prompt import MEDIA, TASKS, Prompt, prompt
 from qalign_fast.weights import parameter_shapes
 
 _EXTERNAL_FROM = 1 << 30  # bytes of a graph's weights; a model file itself may hold 2 GiB
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.54}  # a weight, its share of scales included
-ENGINES = ("onnx", "torch")
+# of a weight, its share of scales included
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.54}
+_TORCH_ALONE = {"bf16": "fp16", "fp8": "int8"}  # precisions that onnxruntime lacks, and the nearest it has
+_GRAPHS = {"onnx": ModelGraph, "onnx-cuda": FusedGraph}
+ENGINES = (*_GRAPHS, "torch")
 UNKNOWN_LICENSE = "unknown; see the source checkpoint"
 
 
@@ -76,8 +80,8 @@ def export_artifact(
         with TensorFile(weights, most=8 * len(parameter_shapes(source.config))) as file:
             packed = pack(source, recipe, prompts, pixels, file.write, done)
         written: dict[str, dict[str, str]] = {}
-        if "onnx" in engines:
-            written["onnx"] = _write_graphs(weights, source.config, partial, suffix, external_from)
+        for engine in (engine for engine in _GRAPHS if engine in engines):
+            written[engine] = write_graphs(engine, weights, source.config, partial, suffix, external_from)
         if "torch" in engines:
             written["torch"] = {"weights": weights.relative_to(partial).as_posix()}
         else:
@@ -112,11 +116,16 @@ def _known(tasks: Sequence[str]) -> tuple[Prompt, ...]:
 def _check(source: Source, out: Path, recipe: Recipe, engines: Sequence[str]) -> None:
     if recipe.precision not in PRECISIONS:
         raise DeviceError(f"precision {recipe.precision!r} is not known; available: {', '.join(PRECISIONS)}")
-    if recipe.precision == "bf16" and "onnx" in engines:
-        raise DeviceError("onnxruntime does not compute in bf16 on a CPU; available: --engine torch, or fp16")
+    if "onnx-cuda" in engines and recipe.precision != "fp16":
+        raise DeviceError(f"onnxruntime's CUDA kernels do not compute in {recipe.precision}; available: fp16")
+    if "onnx" in engines and (instead := _TORCH_ALONE.get(recipe.precision)):
+        raise DeviceError(
+            f"onnxruntime does not compute in {recipe.precision} on a CPU; available: --engine torch, or {instead}"
+        )
     if out.exists():
         raise ArtifactError(f"{out}: exists already; choose another name or delete it")
-    needed = int(weight_count(source.config) * _BYTES[recipe.precision] * (2 if "onnx" in engines else 1))
+    copies = 1 + len(_GRAPHS.keys() & set(engines))  # the torch form is what graphs are made from
+    needed = int(weight_count(source.config) * _BYTES[recipe.precision] * copies)
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -157,17 +166,26 @@ class _Mapped(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def _write_graphs(
-    weights: Path, config: ModelConfig, directory: Path, suffix: str, external_from: int
+def write_graphs(
+    engine: str,
+    weights: Path,
+    config: ModelConfig,
+    directory: Path,
+    suffix: str,
+    external_from: int = _EXTERNAL_FROM,
 ) -> dict[str, str]:
-    """The engine's parts: {"encode": path, "decode": path}."""
+    """Writes an engine's graphs into an artifact's directory, from the file of its packed tensors.
+
+    Returns the engine's parts: {"encode": path, "decode": path}.
+    """
+    suffix += engine.removeprefix("onnx").replace("-", "_")
     parts = {"encode": f"onnx/vision_encoder{suffix}.onnx", "decode": f"onnx/decoder_model{suffix}.onnx"}
     builders = {"encode": build_vision, "decode": build_decoder}
-    (directory / "onnx").mkdir()
+    (directory / "onnx").mkdir(exist_ok=True)
     external = weights.stat().st_size >= external_from
     for part, path in parts.items():
         file = directory / path
-        graph = ModelGraph(file.stem, _Mapped(weights), file.with_suffix(".onnx_data") if external else None)
+        graph = _GRAPHS[engine](file.stem, _Mapped(weights), file.with_suffix(".onnx_data") if external else None)
         builders[part](graph, config)
         graph.save(file)
     return parts

@@ -17,9 +17,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return y
 
 
-def swiglu_rows(gate_up: Tensor) -> Rows:
+def swiglu_rows(gate_up: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     """quantize_rows(swiglu(gate_up)), gate_up [..., 2I]."""
-    rows = empty_rows(gate_up.chunk(2, dim=-1)[0])
+    rows = empty_rows(gate_up.chunk(2, dim=-1)[0], dtype)
     _launch(gate_up, rows.values, rows.scale)
     return rows
 

@@ -1,10 +1,12 @@
 """Rows and a weight in, rows out: the definition of every precision, 8 and 4 bits above all, that every engine keeps.
 
     int8:  x̂ = s_m · round(x / s_m), s_m = max|x_m| / 127, per row;   ŵ = s_n · w, per output channel
-    int4:  the same per row and group of g inputs;                     ŵ = s_ng · (w - z_ng), w and z in 0..15
+    fp8:   x̂ = s_m · e4m3(x / s_m), s_m = max|x_m| / 448, per row;    ŵ = s_n · w, per output channel, w in e4m3
+    int4:  as int8, per row and group of g inputs;                     ŵ = s_ng · (w - z_ng), w and z in 0..15
 
-y = x̂ ŵᵀ + b. round is to the nearest, ties to even. The sums of products are whole numbers: exact in any order for
-int8; for int4 exact within a group. The int4 layout is that of onnxruntime's MatMulNBits. A float weight (float32,
+y = x̂ ŵᵀ + b. round and e4m3 (float8_e4m3fn, whose largest value is 448) are to the nearest, ties to even. For int8 and
+int4 the sums of products are whole numbers: exact in any order for int8; for int4 exact within a group. For fp8 they
+are taken in float32, before the scales. The int4 layout is that of onnxruntime's MatMulNBits. A float weight (float32,
 float16, bfloat16) reads rows rounded to its type; its products are summed in float32.
 
 Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
@@ -18,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FP8 = torch.float8_e4m3fn
+LARGEST = {torch.int8: 127, FP8: 448}  # of what rows and weights with a scale are made of
 _SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A linear's tensors under its name: float [N, K], int8 [N, K] with a scale, or uint8 with scale and zero."""
+    """A linear's tensors under its name: float [N, K], int8 or fp8 [N, K] with a scale, uint8 with scale and zero."""
 
     name: str
     weight: Tensor
@@ -35,27 +39,28 @@ class Weight:
 
 def linear(x: Tensor, w: Weight) -> Tensor:
     """Rows float32 [..., K] -> float32 [..., N], bias included, in the precision the weight has."""
-    if w.weight.dtype in (torch.int8, torch.uint8):
-        assert w.scale is not None
+    if w.scale is not None:
         rows = x.flatten(0, -2)
-        if w.zero is None:
-            y = int8_linear(rows, w.weight, w.scale, w.bias)
-        else:
+        if w.zero is not None:
             y = int4_linear(rows, w.weight, w.scale, w.zero, 2 * w.weight.shape[2], w.bias)
+        else:
+            by_type = fp8_linear if w.weight.dtype == FP8 else int8_linear
+            y = by_type(rows, w.weight, w.scale, w.bias)
         return y.unflatten(0, x.shape[:-1])
     y = F.linear(x.to(w.weight.dtype), w.weight).float()
     return y if w.bias is None else y + w.bias
 
 
-def row_scale(x: Tensor) -> Tensor:
+def row_scale(x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
     """float32 [..., K] -> the scales [..., 1] of its rows."""
-    return x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / 127
+    return x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / LARGEST[dtype]
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [..., K] -> int8 [..., K] and the scale of each row [..., 1]."""
-    scale = row_scale(x)
-    return (x / scale).round_().to(torch.int8), scale
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """float32 [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
+    scale = row_scale(x, dtype)
+    values = x / scale
+    return (values if dtype == FP8 else values.round_()).to(dtype), scale
 
 
 def fake_rows(x: Tensor, group: int | None = None) -> Tensor:
@@ -68,10 +73,25 @@ def fake_rows(x: Tensor, group: int | None = None) -> Tensor:
     return fake_rows(padded).flatten(-2)[..., :width]
 
 
+def fake_fp8_rows(x: Tensor) -> Tensor:
+    """The same through fp8, by row."""
+    values, scale = quantize_rows(x, FP8)
+    return values.float() * scale
+
+
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x float32 [M, K], weight int8 [N, K], scale float32 [N], bias float32 [N] -> float32 [M, N]."""
     rows, rows_scale = quantize_rows(x)
     y = torch._int_mm(rows, weight.T).float() * rows_scale * scale
+    return y if bias is None else y + bias
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x float32 [M, K], weight fp8 [N, K], scale float32 [N], bias float32 [N] -> float32 [M, N]."""
+    rows, rows_scale = quantize_rows(x, FP8)
+    wide, step = rows.float(), max(1, _CHUNK // x.shape[-1])
+    products = torch.cat([F.linear(wide, part.float()) for part in weight.split(step)], dim=-1)
+    y = products * rows_scale * scale
     return y if bias is None else y + bias
 
 
@@ -94,6 +114,11 @@ def int4_linear(
 def expand_int8(weight: Tensor, scale: Tensor) -> Tensor:
     """ŵ: int8 [N, K] and scale [N] -> float32 [N, K]."""
     return weight * scale.unsqueeze(1)
+
+
+def expand_fp8(weight: Tensor, scale: Tensor) -> Tensor:
+    """ŵ: fp8 [N, K] and scale [N] -> float32 [N, K]."""
+    return expand_int8(weight.float(), scale)
 
 
 def expand_int4(weight: Tensor, scale: Tensor, zero: Tensor, width: int) -> Tensor:

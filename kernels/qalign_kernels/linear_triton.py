@@ -1,7 +1,9 @@
 """`qalign_kernels.linear` on a GPU: rows and a weight in, residual + activation(x̂ ŵᵀ + b) out of one kernel.
 
-Products of 8-bit values are summed in int32, exactly, as far as one scale reaches: the whole row for int8, a group of
-inputs for int4, whose weights are spread to int8 on their way to the product.
+Products of whole numbers are summed in int32, exactly, as far as one scale reaches: the whole row for int8, a group of
+inputs for int4, whose weights are spread to int8 on their way to the product. Those of fp8 are summed by tensor cores
+in fewer bits than a float32 has, so that a sum goes into float32 after each step. Floats multiply here only where the
+table of tiles says so: by rule they are torch's own product's.
 
 Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
 """
@@ -9,30 +11,22 @@ Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels.activation_triton import quick_gelu
-from qalign_kernels.linear import Weight
-from qalign_kernels.ops import Activation
+from qalign_kernels import torch_product
+from qalign_kernels.epilogue_triton import Epilogue, finish, row_stride
+from qalign_kernels.linear import FP8, LARGEST, Weight
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups, quantize_rows
 from qalign_kernels.tiles import Tile
 from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
 
 SMALLEST_GROUP = 64  # inputs: a step of 8-bit tensor cores is 32, and a group is two halves
+_MOST_IMPRECISE = 128  # inputs whose fp8 products may be summed in a tensor core's own precision
 _BAND = constexpr(8)  # tiles of rows that walk the columns together, so that they find the weights in the cache
-
-
-class Epilogue(NamedTuple):
-    """What becomes of a product before it is stored."""
-
-    dtype: torch.dtype
-    activation: Activation = None
-    residual: Tensor | None = None  # [..., N]
 
 
 def form_of(w: Weight) -> str:
@@ -46,11 +40,13 @@ def align(w: Weight) -> Weight:
     return w if w.zero is not None or not missing else replace(w, weight=F.pad(w.weight, (0, missing)))
 
 
-def linear(x: Tensor | Rows, w: Weight, tile: Tile, epilogue: Epilogue) -> Tensor:
+def linear(x: Tensor | Rows, w: Weight, tile: Tile | None, epilogue: Epilogue) -> Tensor:
     """Any float or quantized rows [..., K] -> [..., N] of the epilogue's type, in the precision the weight has.
 
-    A weight aligned to more inputs than rows have takes float rows.
+    Without a tile by torch's own product. A weight aligned to more inputs than rows have takes float rows.
     """
+    if tile is None:
+        return torch_product.linear(as_read(x, w), w, epilogue)
     y = torch.empty((*x.shape[:-1], len(w.weight)), dtype=epilogue.dtype, device=w.weight.device)
     residual = None if epilogue.residual is None else row_view(epilogue.residual)
     launch = _launch if w.zero is None else _launch_groups
@@ -59,12 +55,12 @@ def linear(x: Tensor | Rows, w: Weight, tile: Tile, epilogue: Epilogue) -> Tenso
 
 
 def as_read(x: Tensor | Rows, w: Weight) -> Tensor | Rows:
-    """Rows as a product with int8 or float weights takes them."""
+    """Rows as a product with int8, fp8 or float weights takes them."""
     if isinstance(x, Rows):
         return x
     missing = w.weight.shape[1] - x.shape[-1]
     x = F.pad(x, (0, missing)) if missing else x  # which copies even where nothing is missing
-    return quantize_rows(x) if w.weight.dtype == torch.int8 else x.to(w.weight.dtype)
+    return quantize_rows(x, w.weight.dtype) if w.weight.dtype in LARGEST else x.to(w.weight.dtype)
 
 
 def _launch(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual: Tensor | None, gelu: bool) -> None:
@@ -72,10 +68,11 @@ def _launch(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual: Tensor
     values = row_view(x.values if isinstance(x, Rows) else x)
     scale = row_view(x.scale) if isinstance(x, Rows) else None
     (m, k), n = values.shape, len(w.weight)
-    assert w.weight.shape == (n, k) and (scale is None) == (w.scale is None), w.name
+    assert w.weight.shape == (n, k) and values.dtype == w.weight.dtype, w.name
+    assert w.weight.dtype != FP8 or tile.inputs <= _MOST_IMPRECISE, tile
     _multiply[(cdiv(m, tile.rows) * cdiv(n, tile.columns),)](
         values, w.weight, y, scale, w.scale, w.bias, residual,
-        m, n, k, values.stride(0), _row_stride(scale), _row_stride(residual),
+        m, n, k, values.stride(0), row_stride(scale), row_stride(residual),
         gelu, k % tile.inputs == 0, tile.rows, tile.columns, tile.inputs,
         num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
@@ -90,14 +87,10 @@ def _launch_groups(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual:
     assert values.shape[1] == groups, w.name
     _multiply_groups[(cdiv(m, tile.rows) * cdiv(n, tile.columns),)](
         values, w.weight, y, scale, w.scale, w.zero, w.bias, residual,
-        m, n, groups, w.zero.shape[1], _row_stride(residual),
+        m, n, groups, w.zero.shape[1], row_stride(residual),
         gelu, tile.rows, tile.columns, half,
         num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
-
-
-def _row_stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
 
 
 @jit
@@ -111,21 +104,22 @@ def _multiply(
     a = x + tl.where(i < m, i, 0).to(tl.int64)[:, None] * x_stride + tl.arange(0, inputs)[None, :]
     b = w + tl.where(j < n, j, 0).to(tl.int64)[:, None] * k + tl.arange(0, inputs)[None, :]
     whole: constexpr = w.dtype.element_ty.is_int()
+    imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
     for start in range(0, k, inputs):
         if even:
             left, right = tl.load(a), tl.load(b)
         else:
             inside = tl.arange(0, inputs)[None, :] < k - start
-            left, right = tl.load(a, inside, 0), tl.load(b, inside, 0)
-        total = tl.dot(left, right.T, total, input_precision="ieee", out_dtype=total.dtype)
+            left, right = tl.load(a, inside, 0.0), tl.load(b, inside, 0.0)
+        if imprecise:  # said to be, or the compiler lets the tensor core add to the total
+            total += tl.dot(left, right.T, max_num_imprecise_acc=inputs)
+        else:
+            total = tl.dot(left, right.T, total, input_precision="ieee", out_dtype=total.dtype)
         a += inputs
         b += inputs
     product = total.to(tl.float32)
-    if row_scale is not None:
-        product *= tl.load(row_scale + i * scale_stride, i < m, 0.0)[:, None]
-        product *= tl.load(column_scale + j, j < n, 0.0)[None, :]
-    finish(product, y, bias, residual, i, j, m, n, residual_stride, gelu)
+    finish(product, y, row_scale, column_scale, bias, residual, i, j, m, n, scale_stride, residual_stride, gelu)
 
 
 @jit
@@ -150,7 +144,7 @@ def _multiply_groups(
         total += part.to(tl.float32) * row_step[:, None] * column_step[None, :]
         a += 2 * half
         b += half
-    finish(total, y, bias, residual, i, j, m, n, residual_stride, gelu)
+    finish(total, y, None, None, bias, residual, i, j, m, n, 0, residual_stride, gelu)
 
 
 @jit
@@ -164,20 +158,3 @@ def tile_of(m: Value, n: Value, rows: constexpr, columns: constexpr) -> Value:
     i = (first + inside % band) * rows + tl.arange(0, rows)
     j = inside // band * columns + tl.arange(0, columns)
     return i, j
-
-
-@jit
-def finish(
-    product: Value, y: Pointer, bias: Pointer, residual: Pointer, i: Value, j: Value, m: Value, n: Value,
-    residual_stride: Value, gelu: constexpr,
-) -> None:  # fmt: skip
-    """The epilogue of a tile at rows i and columns j."""
-    inside = (i < m)[:, None] & (j < n)[None, :]
-    if bias is not None:
-        product += tl.load(bias + j, j < n, 0.0).to(tl.float32)[None, :]
-    if gelu:
-        product = quick_gelu(product)
-    row = i.to(tl.int64)[:, None]
-    if residual is not None:
-        product += tl.load(residual + row * residual_stride + j[None, :], inside, 0.0).to(tl.float32)
-    tl.store(y + row * n + j[None, :], product.to(y.dtype.element_ty), inside)

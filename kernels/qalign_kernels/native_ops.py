@@ -74,6 +74,8 @@ def load_native(
 
 
 class NativeOps(Ops):
+    """Weights in fp8, which the C++ kernels do not have, multiply in plain torch."""
+
     def __init__(self, table: _Table) -> None:
         self._table = table
         self.name = f"native {table.name.decode()}"
@@ -82,6 +84,8 @@ class NativeOps(Ops):
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         assert isinstance(x, Tensor)
+        if w.weight.dtype not in _KINDS:
+            return super().linear(x, w, activation=activation, residual=residual)
         x, outputs = x.contiguous(), w.weight.shape[0]
         out = x.new_empty(*x.shape[:-1], outputs)
         if residual is not None:

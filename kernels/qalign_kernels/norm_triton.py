@@ -17,9 +17,9 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.d
     return y
 
 
-def layer_norm_rows(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Rows:
+def layer_norm_rows(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.int8) -> Rows:
     """quantize_rows(layer_norm(x)), x [..., D]."""
-    rows = empty_rows(x)
+    rows = empty_rows(x, dtype)
     _launch_layer_norm(x, gain, bias, eps, rows.values, rows.scale)
     return rows
 
@@ -33,9 +33,11 @@ def rms_norm(
     return y
 
 
-def rms_norm_rows(x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Rows:
+def rms_norm_rows(
+    x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float, dtype: torch.dtype = torch.int8
+) -> Rows:
     """quantize_rows(rms_norm(x)), x [N, D]."""
-    rows = empty_rows(x)
+    rows = empty_rows(x, dtype)
     _launch_rms_norm(x, visual_gain, text_gain, split, eps, rows.values, rows.scale)
     return rows
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """int8 [..., K] and the float32 scale of each row [..., 1]: what `qalign_kernels.linear.quantize_rows` gives."""
+    """int8 or fp8 [..., K] and each row's float32 scale [..., 1]: what `qalign_kernels.linear.quantize_rows` gives."""
 
     values: Tensor
     scale: Tensor

@@ -1,8 +1,9 @@
 """Rows in, the same through 8 bits out: `qalign_kernels.linear.quantize_rows`, and by groups for 4-bit weights.
 
     s = max(|x|, 1e-30) / 127        x̂ = round(x / s)
+    s = max(|x|, 1e-30) / 448        x̂ = e4m3(x / s)        in fp8
 
-both divisions as IEEE has them, the rounding to the nearest, ties to even: bit by bit what the contract gives.
+the divisions as IEEE has them, the rounding to the nearest, ties to even: bit by bit what the contract gives.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qalign_kernels.linear import LARGEST
 from qalign_kernels.rows import Rows
 from qalign_kernels.triton_runtime import Pointer, Value, block_of, cdiv, constexpr, jit, row_view, tl
 
 
-def quantize_rows(x: Tensor) -> Rows:
-    """Any float [..., K] -> int8 [..., K] and the scale of each row [..., 1]."""
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
+    """Any float [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
     rows = row_view(x)
-    out = empty_rows(x)
+    out = empty_rows(x, dtype)
     _quantize_rows[(len(rows),)](rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]))
     return out
 
@@ -39,17 +41,18 @@ def quantize_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
-def empty_rows(x: Tensor) -> Rows:
+def empty_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     """Room for what x becomes."""
+    assert dtype in LARGEST, dtype
     return Rows(
-        torch.empty(x.shape, dtype=torch.int8, device=x.device),
+        torch.empty(x.shape, dtype=dtype, device=x.device),
         torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device),
     )
 
 
 @jit
-def scale_of(largest: Value) -> Value:
-    return tl.math.div_rn(tl.maximum(largest, 1e-30), 127.0)
+def scale_of(largest: Value, most: constexpr) -> Value:
+    return tl.math.div_rn(tl.maximum(largest, 1e-30), most)
 
 
 @jit
@@ -59,12 +62,26 @@ def to_steps(x: Value, scale: Value) -> Value:
 
 
 @jit
+def to_e4m3(x: Value, scale: Value) -> Value:
+    """Rounded before it is converted: sm_89 does that by way of float16, and the interpreter cuts small values off."""
+    v = tl.math.div_rn(x, scale)
+    power = (v.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # of two, v's own
+    spread = tl.maximum(power, 0.015625) * 1572864.0  # 1.5 * 2^20: 2^-6 is the smallest normal value, of 3 bits
+    return ((v + spread) - spread).to(tl.float8e4nv)
+
+
+@jit
 def store_row(values: Pointer, scales: Pointer, row: Value, i: Value, x: Value, width: Value) -> None:
     """A whole row x, zero past its width, through 8 bits where `scales` is given, else in the type of `values`."""
+    largest = tl.max(tl.abs(x), 0)
     if scales is None:
         tl.store(values + row * width + i, x.to(values.dtype.element_ty), i < width)
+    elif values.dtype.element_ty.is_fp8():
+        scale = scale_of(largest, 448.0)
+        tl.store(values + row * width + i, to_e4m3(x, scale), i < width)
+        tl.store(scales + row, scale)
     else:
-        scale = scale_of(tl.max(tl.abs(x), 0))
+        scale = scale_of(largest, 127.0)
         tl.store(values + row * width + i, to_steps(x, scale), i < width)
         tl.store(scales + row, scale)
 
@@ -86,7 +103,7 @@ def _quantize_groups(
     place = g[:, None] * (2 * half) + 2 * tl.arange(0, half)[None, :]  # [groups, half]
     even = tl.load(x + row * stride + place, place < width, 0.0).to(tl.float32)
     odd = tl.load(x + row * stride + place + 1, place + 1 < width, 0.0).to(tl.float32)
-    scale = scale_of(tl.maximum(tl.max(tl.abs(even), 1), tl.max(tl.abs(odd), 1)))
+    scale = scale_of(tl.maximum(tl.max(tl.abs(even), 1), tl.max(tl.abs(odd), 1)), 127.0)
     out = values + (row * groups + g[:, None]) * (2 * half) + tl.arange(0, half)[None, :]
     tl.store(out, to_steps(even, scale[:, None]), g[:, None] < groups)
     tl.store(out + half, to_steps(odd, scale[:, None]), g[:, None] < groups)

@@ -1,7 +1,9 @@
-"""A product's form and shape on a device in, the tiles it runs with out: as measured there, else by rule.
+"""A product's form and shape on a device in, the tiles it runs with out, or None for torch's own product.
 
-`triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}. It is empty, for no sweep
-has been run on a GPU yet. Nothing is tuned while a picture waits.
+`triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
+where torch's own was the fastest. It is empty, for no sweep has been run on a GPU yet. Where nothing was measured a
+rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all else. Nothing is tuned while a
+picture waits.
 
 Letters: M rows, K inputs, N output channels. Forms: int8, int4, and the float types by torch's names.
 """
@@ -14,10 +16,12 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple, TypeAlias
 
+from qalign_kernels.torch_product import by_cublas, has_product
 from qalign_kernels.triton_runtime import Device, cdiv
 
 Table: TypeAlias = Mapping[str, Mapping[str, list[list[int]]]]
-_BYTES = {"int8": 1, "int4": 1, "float16": 2, "bfloat16": 2, "float32": 4}  # of one of the rows' values
+# of one of the rows' values
+_BYTES = {"int8": 1, "int4": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _LOADED = 128  # bytes of a row that one step loads: a line of the cache
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
@@ -40,12 +44,16 @@ def measured() -> Table:
     return table
 
 
-def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile:
+def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile | None:
     """Measured with that K and N, for the next M upwards or the largest; else by rule."""
     lines = (measured() if table is None else table).get(str(device.capability), {}).get(form, [])
     known = sorted(line for line in lines if line[1:3] == [k, n])
-    if known:
-        return Tile(*next((line for line in known if line[0] >= m), known[-1])[3:])
+    nearest = next((line for line in known if line[0] >= m), known[-1] if known else None)
+    if nearest and nearest[3:]:
+        return Tile(*nearest[3:])
+    torchs_own = nearest is not None or by_cublas(device.capability, form)
+    if torchs_own and has_product(device.capability, form, m, k, n):
+        return None
     return tile_by_rule(device, form, m, n)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from qalign_kernels import activation_triton, norm_triton
 from qalign_kernels.attention import attention
 from qalign_kernels.attention_triton import packed_attention
-from qalign_kernels.linear import Weight
-from qalign_kernels.linear_triton import Epilogue, form_of, linear
+from qalign_kernels.epilogue_triton import Epilogue
+from qalign_kernels.linear import LARGEST, Weight
+from qalign_kernels.linear_triton import form_of, linear
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import tile_for
@@ -47,22 +48,23 @@ class TritonOps(Ops):
     def layer_norm_for(
         self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
     ) -> Tensor | Rows:
-        """`layer_norm`, in 8 bits where every reader takes whole rows so."""
-        if takes_rows(readers):
-            return norm_triton.layer_norm_rows(x, gain, bias, eps)
+        """`layer_norm`, in 8 bits where every reader takes whole rows in the same ones."""
+        if eight := row_type(readers):
+            return norm_triton.layer_norm_rows(x, gain, bias, eps, eight)
         return self.layer_norm(x, gain, bias, eps)
 
     def rms_norm_for(
         self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
     ) -> Tensor | Rows:
         """`rms_norm`, the same way."""
-        if takes_rows(readers):
-            return norm_triton.rms_norm_rows(x, visual_gain, text_gain, split, eps)
+        if eight := row_type(readers):
+            return norm_triton.rms_norm_rows(x, visual_gain, text_gain, split, eps, eight)
         return self.rms_norm(x, visual_gain, text_gain, split, eps)
 
     def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
         """`swiglu`, the same way."""
-        return activation_triton.swiglu_rows(gate_up) if takes_rows(readers) else self.swiglu(gate_up)
+        eight = row_type(readers)
+        return activation_triton.swiglu_rows(gate_up, eight) if eight else self.swiglu(gate_up)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         """Without a mask, so that torch may take its flash kernel."""
@@ -74,5 +76,7 @@ class TritonOps(Ops):
         return packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
 
 
-def takes_rows(readers: Sequence[Weight]) -> bool:
-    return all(reader.weight.dtype == torch.int8 for reader in readers)
+def row_type(readers: Sequence[Weight]) -> torch.dtype | None:
+    """The 8-bit type of rows that all of them read."""
+    types = {reader.weight.dtype for reader in readers}
+    return types.pop() if len(types) == 1 and types <= LARGEST.keys() else None

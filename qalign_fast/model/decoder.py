@@ -62,8 +62,8 @@ class Decoder(nn.Module):
         return torch.stack(constant)
 
     def suffix(self, ids: Sequence[int]) -> Tensor:
-        """The embeddings [S, D] of text tokens."""
-        return self.embed[list(ids)]
+        """The embeddings [S, D] of text tokens, in the norms' type; the vocabulary's may be kept in a smaller one."""
+        return self.embed[list(ids)].to(self.norm.dtype)
 
 
 def make_pack(config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Pack:

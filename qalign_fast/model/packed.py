@@ -2,7 +2,8 @@
 
 The same function as `Model`, arranged as engines run it: normalization inside the patch embedding, attention's scale
 inside q, one product for all that reads the same rows, the abstractor's features projected once for all its layers.
-A linear is what the dtype of its weight says: float32, float16 or bfloat16, int8, or uint8 for two 4-bit weights.
+A linear is what the dtype of its weight says: float32, float16 or bfloat16, fp8 (float8_e4m3fn), int8, or
+uint8 for two 4-bit weights.
 
 Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L layers, N rows, K inputs.
 """

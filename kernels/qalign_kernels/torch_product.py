@@ -1,0 +1,82 @@
+"""`qalign_kernels.linear` by torch's own products: rows as their weight reads them in, the epilogue's result out.
+
+    floats   torch.mm, or torch.addmm with a bias or a residual of the same type: cuBLAS
+    int8     torch._int_mm, sums in int32
+    fp8      torch._scaled_mm by rows and channels, sums in float32 (without fast accumulation)
+
+What the product does not do by itself is done by one elementwise kernel after it. A product of 16-bit floats is rounded
+to their type before that. torch's settings hold: cuBLAS may add parts of sums in 16 bits, and float32 is TF32, where
+they say so (by default the one may be and the other is not).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from qalign_kernels.epilogue_triton import Epilogue, finish_product
+from qalign_kernels.linear import FP8, Weight
+from qalign_kernels.rows import Rows
+from qalign_kernels.triton_runtime import row_view
+
+_CUBLAS_BY_ROW = 90  # elsewhere torch takes CUTLASS's products by rows and channels
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+def has_product(capability: int, form: str, m: int, k: int, n: int) -> bool:
+    """Whether torch multiplies these, and right; forms as in `tiles`, [M, K] by [N, K]."""
+    if form == "int8":
+        return m > 16 and k % 8 == 0 and n % 8 == 0
+    if form == "float8_e4m3fn":
+        # before, sm_89's ignored the stream that it was launched on
+        sound = capability != 89 or TorchVersion(torch.__version__) >= (2, 12)
+        return capability >= 89 and sound and k % 16 == 0 and n % 16 == 0
+    return form in _FLOATS
+
+
+def by_cublas(capability: int, form: str) -> bool:
+    """Whether the product is cuBLAS's, which gives any type."""
+    if form == "float8_e4m3fn":
+        cuda = TorchVersion(torch.version.cuda or "0")
+        return capability == _CUBLAS_BY_ROW and cuda >= (12, 9)
+    return form in _FLOATS
+
+
+def linear(x: Tensor | Rows, w: Weight, epilogue: Epilogue) -> Tensor:
+    """Rows as the weight reads them [..., K] -> [..., N] of the epilogue's type."""
+    y = _of_floats(row_view(x), w, epilogue) if isinstance(x, Tensor) else _of_rows(x, w, epilogue)
+    return y.view(*x.shape[:-1], len(w.weight))
+
+
+def _of_floats(x: Tensor, w: Weight, epilogue: Epilogue) -> Tensor:
+    residual = None if epilogue.residual is None else row_view(epilogue.residual)
+    added = [one for one in (w.bias, residual) if one is not None]
+    plain = epilogue.activation is None and epilogue.dtype == x.dtype
+    if plain and not added:
+        return torch.mm(x, w.weight.T)
+    if plain and len(added) == 1 and added[0].dtype == x.dtype:
+        return torch.addmm(added[0], x, w.weight.T)
+    return finish_product(torch.mm(x, w.weight.T), None, None, w.bias, epilogue)
+
+
+def _of_rows(x: Rows, w: Weight, epilogue: Epilogue) -> Tensor:
+    assert w.scale is not None, w.name
+    values, scale = row_view(x.values).contiguous(), row_view(x.scale).contiguous()
+    if values.dtype != FP8:
+        return finish_product(torch._int_mm(values, w.weight.T), scale, w.scale, w.bias, epilogue)
+    dtype = _fp8_result(values.device, epilogue.dtype)
+    product = torch._scaled_mm(
+        values, w.weight.T, scale_a=scale, scale_b=w.scale.unsqueeze(0), out_dtype=dtype, use_fast_accum=False
+    )
+    if dtype == epilogue.dtype and w.bias is None and epilogue.activation is None and epilogue.residual is None:
+        return product
+    return finish_product(product, None, None, w.bias, epilogue)
+
+
+def _fp8_result(device: torch.device, wanted: torch.dtype) -> torch.dtype:
+    """Without a bias, CUTLASS's product writes bfloat16 whatever it is asked for (pytorch/pytorch#187569)."""
+    if device.type != "cuda":
+        return wanted
+    major, minor = torch.cuda.get_device_capability(device)
+    return wanted if by_cublas(10 * major + minor, "float8_e4m3fn") else torch.bfloat16
