@@ -22,6 +22,7 @@ Maker: TypeAlias = Callable[[int, int, int, str], Product]  # rows, inputs, outp
 
 _SECONDS = 0.15  # spent on each product in a round, at least
 _LEAST = 3  # runs of each
+_READ = 1 << 28  # bytes
 # Rows, inputs, outputs. The first is what a vision tower gives, the others what a library likes best.
 _SHAPES = {"cpu": ((1024, 4096, 4096), (2048, 4096, 4096)), "cuda": ((8192, 8192, 8192), (16384, 4096, 4096))}
 
@@ -41,6 +42,14 @@ def _matmul(dtype: torch.dtype) -> Maker:
     return make
 
 
+def _scaled_mm(rows: int, inputs: int, outputs: int, device: str) -> Product:
+    """With one scale for all: a scale for each row and channel costs a little more."""
+    x = torch.randn(rows, inputs, device=device).to(torch.float8_e4m3fn)
+    w = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn).t()
+    one = torch.ones((), device=device)
+    return lambda: torch._scaled_mm(x, w, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+
 def _native(device: str, instruction_set: str | None) -> dict[str, Maker]:
     """Our own int8 linear, rounding of the rows included, where it was built."""
     ops = load_native(instruction_set) if device == "cpu" else None
@@ -58,6 +67,7 @@ def _native(device: str, instruction_set: str | None) -> dict[str, Maker]:
 # precision -> by what is measured
 PRODUCTS: dict[str, dict[str, Maker]] = {
     "int8": {"torch._int_mm": _int_mm},
+    "fp8": {"torch._scaled_mm": _scaled_mm},
     "bf16": {"torch.matmul": _matmul(torch.bfloat16)},
     "fp16": {"torch.matmul": _matmul(torch.float16)},
     "fp32": {"torch.matmul": _matmul(torch.float32)},
@@ -67,6 +77,7 @@ PRODUCTS: dict[str, dict[str, Maker]] = {
 def peak(precision: str, device: str, instruction_set: str | None = None) -> Message:
     """{"gops", "by", "shape"} of the fastest product: the median of its runs. The instruction set is our kernels'."""
     kind = device.partition(":")[0]
+    precision = "fp32" if (kind, precision) == ("cpu", "fp8") else precision  # what a CPU multiplies fp8 in
     ours = _native(device, instruction_set) if precision == "int8" else {}
     found = []
     for by, make in (PRODUCTS[precision] | ours).items():
@@ -75,6 +86,12 @@ def peak(precision: str, device: str, instruction_set: str | None = None) -> Mes
             seconds = _time(make(*shape, device), kind == "cuda")
             found.append({"gops": 2e-9 * rows * inputs * outputs / seconds, "by": by, "shape": shape})
     return max(found, key=lambda entry: entry["gops"])
+
+
+def bandwidth(device: str) -> float:
+    """GB/s at which one pass reads a tensor that no cache holds."""
+    x = torch.ones(_READ // 4, device=device)
+    return 1e-9 * _READ / _time(x.sum, device.startswith("cuda"))
 
 
 def _time(product: Product, cuda: bool) -> float:
