@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, PICTURES, Golden
+from conftest import FOLDERS, GOLDEN, PICTURES, Golden
 from torch import Tensor
 
 from qalign_export.pack import FLOAT, Recipe
@@ -90,6 +90,19 @@ def test_any_batch_gives_upstreams_logits(packed: Path, expected: dict[str, np.n
     which = some(expected, count, first=count)
     logits = engine.decode(engine.encode(expected["resized_uint8"][which]), QUALITY)
     np.testing.assert_allclose(logits, expected["logits_quality_image"][which], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_golden_in_every_mix(folder: str, tmp_path: Path) -> None:
+    """Pictures in other company and another order, of every image prompt, in float32."""
+    path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=FLOAT, engines=("torch",))
+    engine, golden = engine_of(path, Direct(torch.device("cpu"))), np.load(GOLDEN / folder / "expected.npz")
+    for which in ([2], [5, 0, 3], [1, 1, 4, 2, 0], [*range(6)][::-1]):
+        tokens = engine.encode(golden["resized_uint8"][which])
+        for p in engine.prompts:
+            if p.medium == "image":
+                found, upstreams = engine.decode(tokens, p), golden[f"logits_{p.task}_image"][which]
+                np.testing.assert_allclose(found, upstreams, rtol=0, atol=1e-4)
 
 
 def test_more_than_the_largest_bucket_is_split_in_order(packed: Path, expected: dict[str, np.ndarray]) -> None:

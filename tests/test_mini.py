@@ -67,6 +67,16 @@ def test_what_rounding_costs(
     assert 1 - report.srcc <= srcc
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_both_engines_round_alike(precision: str, rounded_mini: Path, judged: tuple) -> None:
+    """To what another order of float32's sums costs: it turns some values' rounding, which the next rows see."""
+    some = judged[0][:: len(judged[0]) // 60]
+    engines = [Scorer.load(rounded_mini / precision, engine=engine) for engine in ("onnx", "torch")]
+    found, expected = (np.array([score.value for score in scorer.score(some)]) for scorer in engines)
+    assert np.abs(found - expected).max() <= 0.01
+    assert np.abs(found - expected).mean() <= 0.003
+
+
 @pytest.fixture(scope="module")
 def rounded_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini model in 8 and 4 bits, as `qalign-fast export` makes them."""
