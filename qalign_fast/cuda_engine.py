@@ -6,6 +6,7 @@ copies of a real picture, cut off the result. Tokens stay on the device, where e
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from threading import Lock
@@ -143,18 +144,24 @@ def build_engine(
     from qalign_kernels.triton_runtime import Device
 
     manifest, place = artifact.manifest, torch.device(device)
-    facts = Device.of(place)
-    ops = watch(TritonOps(facts, _DTYPES.get(manifest.precision, torch.float16)))
-    tensors = to_device(mapped, place)
+    facts, between = Device.of(place), _DTYPES.get(manifest.precision, torch.float16)
+    ops = watch(TritonOps(facts, between))
+    tensors = to_device(mapped, place, between)
     model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))
-    there = {name: (prefix.to(place), suffix.to(place)) for name, (prefix, suffix) in constants.items()}
+    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
     prompts = tuple(entry.prompt for entry in manifest.prompts)
-    runner = runner or Graphs(place, BUCKETS[-1], manifest.config.pixels.side)
-    return CudaEngine(model, manifest.precision, there, prompts, device, runner)
+    return CudaEngine(model, manifest.precision, there, prompts, device, runner or Graphs(place))
 
 
-def to_device(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Tensors of a mapped file, one at a time: the host never holds a copy of its own of more than one."""
+# what rows are made of or added to: a float32 there would make float32 of all that follows
+_ROWS = re.compile(r".*(_table|class_token|end_token|layers\.0\.[xqkv])")
+
+
+def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dtype) -> dict[str, Tensor]:
+    """Tensors of a mapped file, one at a time: the host never holds a copy of its own of more than one.
+
+    `between`: the type of what lies between products.
+    """
     from qalign_kernels.linear import Weight
     from qalign_kernels.linear_triton import align
 
@@ -165,7 +172,8 @@ def to_device(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tens
     }
     tensors = {}
     for name in list(mapped):
-        tensor = mapped.pop(name).to(device, halves.get(name))  # cuBLAS adds a bias of the weight's type
+        dtype = between if _ROWS.fullmatch(name) else halves.get(name)  # cuBLAS adds a bias of the weight's type
+        tensor = mapped.pop(name).to(device, dtype)
         # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
         # that come to them in 8 bits already have no room to be aligned.
         tensors[name] = align(Weight(name, tensor)).weight if name == "vision.patch.weight" else tensor

@@ -60,13 +60,12 @@ class _Captured:
 
 
 class Graphs:
-    def __init__(self, device: torch.device, most: int, side: int) -> None:
-        """`most` pictures of `side` pixels are a batch at most."""
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         with self.scope():
             self._stream = _stream(device)  # the default one cannot be captured
             self._pool = torch.cuda.graph_pool_handle()  # one, for no two graphs run at a time
-            self._uploads = _Uploads(device, (most, side, side, 3))
+            self._uploads = _Uploads(device)
         self._captured: dict[Hashable, _Captured] = {}
 
     def scope(self) -> AbstractContextManager[object]:
@@ -108,27 +107,28 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Slot:
     host: Tensor  # pinned, or the copy would not run beside anything
     device: Tensor
     sent: torch.cuda.Event = field(default_factory=_event)  # host is free
     used: torch.cuda.Event = field(default_factory=_event)  # device is free
 
+    def make_room(self, shape: tuple[int, ...]) -> None:
+        """For a batch of that shape, if none as large was here before."""
+        if len(self.host) < shape[0]:
+            self.used.synchronize()
+            self.host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            self.device = torch.empty(shape, dtype=torch.uint8, device=self.device.device)
+
 
 class _Uploads:
     """Two slots: while one's pictures are computed, the next batch goes into the other."""
 
-    def __init__(self, device: torch.device, shape: tuple[int, ...]) -> None:
-        """shape: of the largest batch."""
+    def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, _stream(device)
-        self._slots = [
-            _Slot(
-                torch.empty(shape, dtype=torch.uint8, pin_memory=True),
-                torch.empty(shape, dtype=torch.uint8, device=device),
-            )
-            for _ in range(2)
-        ]
+        none = torch.empty(0, dtype=torch.uint8)
+        self._slots = [_Slot(none, none.to(device)) for _ in range(2)]
 
     def __call__(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
         slots, under_way = cycle(self._slots), deque[tuple[_Slot, int]]()
@@ -141,6 +141,7 @@ class _Uploads:
 
     def _send(self, slot: _Slot, batch: Pixels) -> tuple[_Slot, int]:
         slot.sent.synchronize()
+        slot.make_room(batch.shape)
         slot.host[: len(batch)].copy_(torch.from_numpy(np.ascontiguousarray(batch)))
         self._stream.wait_event(slot.used)
         with torch.cuda.stream(self._stream):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import FOLDERS, GOLDEN, PICTURES, Golden
 from torch import Tensor
+from torch.nn import functional as F
 
 from qalign_export.pack import FLOAT, Recipe
 from qalign_export.writer import export_artifact
@@ -177,22 +178,66 @@ def test_a_batch_without_room_is_a_device_error(packed: Path, expected: dict[str
     assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and it goes on
 
 
+def wide(*halves: Tensor) -> list[Tensor]:
+    assert {x.dtype for x in halves} == {torch.float16}
+    return [x.float() for x in halves]
+
+
 class Halves(Ops):
-    """Plain torch whose linears give float16."""
+    """Plain torch that takes and gives float16 alone, as a GPU's kernels do where all is as it should be."""
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         assert isinstance(x, Tensor)
-        return super().linear(x.float(), w, activation=activation, residual=residual).half()
+        if w.name == "vision.patch":  # of pixels, and aligned
+            x = F.pad(x, (0, w.weight.shape[1] - x.shape[-1]))
+        else:
+            (x,) = wide(x)
+        (added,) = [None] if residual is None else wide(residual)
+        return super().linear(x, w, activation=activation, residual=added).half()
+
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return PLAIN.layer_norm(*wide(x), gain, bias, eps).half()
+
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+        return PLAIN.rms_norm(*wide(x), visual_gain, text_gain, split, eps).half()
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return PLAIN.swiglu(*wide(gate_up)).half()
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return PLAIN.attention(*wide(q, k, v), heads).half()
+
+    def packed_attention(
+        self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
+    ) -> Tensor:
+        return PLAIN.packed_attention(*wide(q, kv_visual, kv_text, prefix), turns, batch).half()
 
 
-def test_logits_are_not_rounded_to_16_bits(packed: Path, expected: dict[str, np.ndarray]) -> None:
-    engine = engine_of(packed, Direct(torch.device("cpu")), ops=Halves())
+class Exact(Ops):
+    """The last norm and linear, from float16 to float32."""
+
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+        return PLAIN.rms_norm(*wide(x), visual_gain, text_gain, split, eps)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_between_products_all_is_float16_and_logits_are_not(
+    precision: str, rounded: Rounded, expected: dict[str, np.ndarray]
+) -> None:
+    artifact = open_artifact(rounded("narrow-112", precision))
+    tensors, constants = read_packed(artifact)
+    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    halves = {name: (prefix.half(), suffix.half()) for name, (prefix, suffix) in constants.items()}
+    model = CudaModel(artifact.manifest.config, there, Halves(), Exact())
+    prompts = tuple(entry.prompt for entry in artifact.manifest.prompts)
+    engine = CudaEngine(model, precision, halves, prompts, "cpu", Direct(torch.device("cpu")))
     logits = engine.decode(engine.encode(expected["resized_uint8"]), QUALITY)
     assert logits.dtype == np.float32
     assert not np.array_equal(logits, logits.astype(np.float16))
-    np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=2e-2)
+    atol = 2e-2 if precision == "fp16" else 0.5
+    np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, FP8])
@@ -316,7 +361,7 @@ def test_biases_that_cublas_adds_are_of_their_weights_type() -> None:
     tensors = {f"{name}.bias": torch.ones(4) for name in names}  # before its weight and after it
     tensors |= {f"{name}.weight": torch.ones(4, 8).to(dtype) for name, dtype in names.items()}
     tensors |= {"late.bias": torch.ones(4), "half.scale": torch.ones(4)}
-    there = to_device(tensors, torch.device("cpu"))
+    there = to_device(tensors, torch.device("cpu"), torch.float16)
     found = {name: t.dtype for name, t in there.items() if not name.endswith("weight")}
     assert found.pop("half.bias") == torch.float16
     assert set(found.values()) == {torch.float32}
@@ -394,7 +439,7 @@ def on_triton(path: Path, runner: Runner) -> CudaEngine:
 def test_graphs_compute_what_their_steps_do(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
     """Again and again, of other pictures, with other graphs between: the pool is shared."""
     path = rounded("narrow-112", "int8")
-    graphs, direct = on_triton(path, Graphs(CUDA, BUCKETS[-1], 112)), on_triton(path, Direct(CUDA))
+    graphs, direct = on_triton(path, Graphs(CUDA)), on_triton(path, Direct(CUDA))
     for count in (1, 4, 64, 1, 64, 3, 4, 130):
         pixels = expected["resized_uint8"][some(expected, count, first=count)]
         for task in ("quality", "aesthetics"):
@@ -417,7 +462,7 @@ def test_uploads_arrive_in_order_and_whole() -> None:
         np.random.default_rng(i).integers(0, 256, (n, 112, 112, 3)).astype(np.uint8)
         for i, n in enumerate((64, 64, 5, 64, 1))
     ]
-    graphs = Graphs(CUDA, 64, 112)
+    graphs = Graphs(CUDA)
     for _ in range(3):
         with graphs.scope():
             arrived = [x.clone() for x in graphs.upload(batches)]

@@ -69,7 +69,7 @@ class Trace:
         self._x = self._model.vision_layer(i, self._x, len(self._pixels))
 
     def _run_features(self, _: int) -> None:
-        self._features = self._model.project_features(self._x, len(self._pixels))
+        self._features = list(self._model.project_features(self._x, len(self._pixels)))
 
     def _run_abstractor_layer(self, i: int) -> None:
         self._x = self._model.abstractor_layer(i, self._x, *self._features[i])

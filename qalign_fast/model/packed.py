@@ -10,7 +10,7 @@ Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,11 +65,10 @@ class PackedModel:
         x = self.embed_patches(pixels)
         for i in range(self.config.vision.layers):
             x = self.vision_layer(i, x, batch)
-        features = self.project_features(x, batch)
-        x = x.new_empty(0)
-        for i in range(self.config.abstractor.layers):
-            x = self.abstractor_layer(i, x, *features[i])
-        return self.visual_tokens(x)
+        queries = x.new_empty(0)
+        for i, (keys, values) in enumerate(self.project_features(x, batch)):
+            queries = self.abstractor_layer(i, queries, keys, values)
+        return self.visual_tokens(queries)
 
     def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
         """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> logits [B, 5]."""
@@ -106,13 +105,14 @@ class PackedModel:
         n = self.normed_linear(f"{name}fc1", f"{name}mlp_norm", x, vision.eps, activation="quick_gelu")
         return self.linear(f"{name}fc2", n, residual=x)
 
-    def project_features(self, x: Tensor, batch: int) -> list[tuple[Tensor, Tensor]]:
+    def project_features(self, x: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows [B*T, D] after the vision layers -> each abstractor layer's keys and values [B, T, D] of them."""
         layers = self.config.abstractor.layers
         x = self.norm("vision.post_norm", x, self.config.vision.eps)
         kv = self.normed_linear("abstractor.features.kv", "abstractor.features.norm", x, NORM_EPS)
         kv = kv.unflatten(0, (batch, -1)).chunk(2 * layers, dim=-1)
-        return [(kv[2 * i] + self.tensors[f"abstractor.layers.{i}.key_table"], kv[2 * i + 1]) for i in range(layers)]
+        for i in range(layers):  # one after another: the keys of all are as large as the vision tower's largest rows
+            yield kv[2 * i] + self.tensors[f"abstractor.layers.{i}.key_table"], kv[2 * i + 1]
 
     def abstractor_layer(self, i: int, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Queries [B, Q, D] (layer 0 brings its own), keys and values [B, T, D] of the features -> [B, Q, D]."""
