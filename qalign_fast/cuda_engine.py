@@ -46,6 +46,7 @@ class CudaModel(PackedModel):
 
 class CudaEngine:
     name = "torch"
+    in_flight = 2  # while one is awaited, the next one's pixels go up and its kernels are queued
 
     def __init__(
         self,
@@ -82,7 +83,8 @@ class CudaEngine:
                 parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
             else:  # clips are of many lengths, and their kernels are large
                 parts = [step(tokens)]
-            logits: npt.NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+            arrive = self._runner.download(torch.cat(parts))
+        logits: npt.NDArray[np.float32] = arrive().numpy()
         return logits
 
     def _run(self, name: str, step: Step, x: Tensor) -> Tensor:

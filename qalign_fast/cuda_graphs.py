@@ -32,6 +32,10 @@ class Runner(Protocol):
         """Each batch on the device, in order. It holds until the next one is asked for."""
         ...
 
+    def download(self, x: Tensor) -> Callable[[], Tensor]:
+        """Sends x to the host; what is returned waits for it, and may be called outside the scope."""
+        ...
+
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         """step(x). A key means the same step, and x of the same shape and type, every time."""
         ...
@@ -47,6 +51,9 @@ class Direct:
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
         for batch in batches:
             yield torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
+
+    def download(self, x: Tensor) -> Callable[[], Tensor]:
+        return x.cpu
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         return step(x)
@@ -74,6 +81,18 @@ class Graphs:
 
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
         return self._uploads(batches)
+
+    def download(self, x: Tensor) -> Callable[[], Tensor]:
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+        arrived = _event()
+        arrived.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> Tensor:
+            arrived.synchronize()  # for this alone, not for what another thread has queued since
+            return host
+
+        return wait
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         if key not in self._captured:

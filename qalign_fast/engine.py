@@ -19,6 +19,7 @@ class Engine(Protocol):
     device: str
     precision: str
     kernels: str  # what computes: "plain torch", "native" and an instruction set, "onnxruntime"
+    in_flight: int  # batches that several threads may have under way with profit; all engines may be called by several
     config: ModelConfig
     prompts: tuple[Prompt, ...]  # what it can answer
 

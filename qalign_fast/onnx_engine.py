@@ -17,6 +17,7 @@ _CHUNK = 16  # pictures a run of the vision graph; attention's scores are what g
 class OnnxEngine:
     device = "cpu"
     kernels = "onnxruntime"
+    in_flight = 1
 
     def __init__(self, artifact: Artifact, graphs: str = "onnx", threads: int | None = None) -> None:
         """`graphs`: whose of the manifest's engines they are. Raises what `open_sessions` raises, MissingExtraError

@@ -73,6 +73,8 @@ class DeviceTokens:
 
 
 class OnnxGpuEngine:
+    in_flight = 1  # a second batch would turn the first one's tokens out of their buffer
+
     def __init__(self, artifact: Artifact, graphs: str, provider: Provider) -> None:
         """`graphs`: whose of the manifest's engines they are. The first picture is scored here, so that what the device
         cannot do shows now.

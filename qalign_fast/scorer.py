@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,7 @@ from qalign_fast.prompt import Prompt
 from qalign_fast.video import Clip, Sampling, load_clip, spread
 
 Scores: TypeAlias = dict[str, Score]  # by task
+Batch: TypeAlias = list[Pixels | ImageError]  # or the error in a picture's place
 MAX_FRAMES = 31  # what 2048 positions hold at OneAlign's 65 tokens a frame
 _NICER = 5  # a third of the engine's share of a core that both want
 
@@ -133,12 +134,9 @@ class Scorer:
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size is {batch_size}, workers {workers}; both must be 1 or more")
         prompts = self._find(tasks, "image")
-        for batch in self._load_batches(images, batch_size, workers):
-            if errors == "raise":
-                for item in batch:
-                    if isinstance(item, ImageError):
-                        raise item
-            yield from self._score_batch(batch, prompts)
+        batches = self._load_batches(images, batch_size, workers)
+        for results in self._in_flight(lambda batch: self._score_batch(batch, prompts, errors), batches):
+            yield from results
 
     def score_video(
         self,
@@ -196,20 +194,41 @@ class Scorer:
         workers = max(1, min(len(images), 4))
         return [cast(Scores, item) for item in self.score_tasks_iter(images, tasks, workers=workers)]
 
-    def _score_batch(self, batch: list[Pixels | ImageError], prompts: list[Prompt]) -> Iterator[Scores | ImageError]:
+    def _in_flight(
+        self, score: Callable[[Batch], list[Scores | ImageError]], batches: Iterator[Batch]
+    ) -> Iterator[list[Scores | ImageError]]:
+        """Each batch's results in order, as many batches under way as the engine gains by."""
+        if self._engine.in_flight == 1:
+            yield from map(score, batches)
+            return
+        with ThreadPoolExecutor(self._engine.in_flight, "qalign-batches") as pool:
+            ahead: deque[Future[list[Scores | ImageError]]] = deque()
+            try:
+                for batch in batches:
+                    ahead.append(pool.submit(score, batch))
+                    if len(ahead) == self._engine.in_flight:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _score_batch(
+        self, batch: Batch, prompts: list[Prompt], errors: Literal["raise", "yield"]
+    ) -> list[Scores | ImageError]:
+        for item in batch if errors == "raise" else ():
+            if isinstance(item, ImageError):
+                raise item
         good = [item for item in batch if not isinstance(item, ImageError)]
         results: Iterator[Scores] = iter(())
         if good:
             tokens = self._engine.encode(np.stack(good))
             logits = [self._engine.decode(tokens, p) for p in prompts]
             results = ({p.task: score_of(l[i], p.task) for p, l in zip(prompts, logits)} for i in range(len(good)))
-        for item in batch:
-            yield item if isinstance(item, ImageError) else next(results)
+        return [item if isinstance(item, ImageError) else next(results) for item in batch]
 
-    def _load_batches(
-        self, images: Iterable[Picture], batch_size: int, workers: int
-    ) -> Iterator[list[Pixels | ImageError]]:
-        """Batches of pixels, or of the error in a picture's place, two batches read ahead."""
+    def _load_batches(self, images: Iterable[Picture], batch_size: int, workers: int) -> Iterator[Batch]:
+        """Batches of pixels, two batches read ahead."""
         source = iter(images)
         with ThreadPoolExecutor(workers, "qalign-pixels", _give_way if workers > 1 else None) as pool:
             ahead: deque[Future[Pixels | ImageError]] = deque()

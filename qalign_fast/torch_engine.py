@@ -36,6 +36,7 @@ Constants: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # a prompt's prefix [L
 
 class TorchEngine:
     name = "torch"
+    in_flight = 1
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class Slow:
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.in_flight = engine.in_flight
         self._engine = engine
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:

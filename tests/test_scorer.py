@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier, Lock
 
 import numpy as np
 import pytest
 from conftest import PICTURES, Golden
 
-from qalign_fast import DeviceError, ImageError, Scorer, TaskError, VideoError
-from qalign_fast.engine import Engine
+from qalign_fast import DeviceError, ImageError, Score, Scorer, TaskError, VideoError
+from qalign_fast.engine import Engine, Tokens
+from qalign_fast.prompt import Prompt
 
 SAME = 1e-5
 TASKS = ("quality", "aesthetics", "aesthetic", "quality-paper")
@@ -149,3 +151,58 @@ def test_what_this_machine_lacks_is_a_device_error(narrow: Golden) -> None:
         Scorer.load(narrow.artifact, precision="int8")
     with pytest.raises(DeviceError, match="available: torch; `qalign-fast export`"):
         Scorer.load(narrow.checkpoint, engine="onnx")
+
+
+class Meeting:
+    """An engine that a second batch has to enter before the first one leaves, as a GPU's may."""
+
+    in_flight = 2
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.device, self.precision = engine.name, engine.device, engine.precision
+        self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self._engine, self._meet, self._alone = engine, Barrier(2), Lock()
+
+    def encode(self, pixels: np.ndarray) -> Tokens:
+        self._meet.wait(timeout=30)  # or BrokenBarrierError
+        with self._alone:
+            return self._engine.encode(pixels)
+
+    def decode(self, tokens: Tokens, prompt: Prompt) -> np.ndarray:
+        with self._alone:
+            return self._engine.decode(tokens, prompt)
+
+
+def test_two_batches_are_under_way_where_an_engine_gains_by_it(narrow: Golden, fast: Scorer) -> None:
+    scorer = Scorer(Meeting(fast.engine))
+    pictures = [narrow.pictures[i % 6] for i in range(12)]
+    found = [score.value for score in scorer.score_iter(pictures, batch_size=3)]
+    np.testing.assert_allclose(found, [score.value for score in fast.score(pictures)], rtol=0, atol=SAME)
+
+
+def test_errors_come_in_their_place_with_batches_in_flight(narrow: Golden, fast: Scorer, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    pictures = [*narrow.pictures[:4], tmp_path / "bad.jpg", *narrow.pictures[:3]]
+    scorer = Scorer(Meeting(fast.engine))
+    kinds = [type(found) for found in scorer.score_iter(pictures, batch_size=2, errors="yield")]
+    assert kinds == [Score] * 4 + [ImageError] + [Score] * 3
+    found = []
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        for score in Scorer(Meeting(fast.engine)).score_iter(pictures[:6], batch_size=2):
+            found.append(score)
+    assert len(found) == 4  # all of the batches before it
+
+
+def test_no_more_is_read_ahead_with_batches_in_flight(narrow: Golden, fast: Scorer) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield narrow.pictures[0]
+
+    scores = Scorer(Meeting(fast.engine)).score_iter(endless(), batch_size=2)
+    next(scores)
+    assert taken <= 2 * 2 + 3 * 2  # two batches under way and three read
+    scores.close()  # type: ignore[attr-defined]

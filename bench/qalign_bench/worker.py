@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -79,17 +80,18 @@ def weights_bytes(model: Path, engine: str) -> int | None:
 
 
 class _Timed:
-    """An engine that keeps how long each of its calls took."""
+    """An engine that keeps how long each of its calls took, one at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.in_flight, self._turn = engine.in_flight, Lock()
         self.counted = engine.device if engine.name == "torch" else "cpu"  # whose memory can be asked about
         self._engine = engine
         self.seconds = {"encode": 0.0, "decode": 0.0}
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        with _Clock(self.seconds, "encode"):
+        with self._turn, _Clock(self.seconds, "encode"):
             tokens = self._engine.encode(pixels)
             if self.name == "torch" and self.device.startswith("cuda"):  # it returns before the device is done
                 import torch
@@ -98,7 +100,7 @@ class _Timed:
             return tokens
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
-        with _Clock(self.seconds, "decode"):
+        with self._turn, _Clock(self.seconds, "decode"):
             return self._engine.decode(tokens, prompt)
 
 
