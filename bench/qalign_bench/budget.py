@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -24,6 +25,7 @@ import torch
 
 from qalign_bench.datasheets import ARITHMETIC
 from qalign_bench.environment import environment
+from qalign_bench.onednn import NAMES, held_to
 from qalign_bench.report import markdown_table, number, percent
 from qalign_bench.roof import bandwidth, peak
 from qalign_bench.spread import median
@@ -63,11 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument("--instruction-set", help="of the C++ kernels; default: the best one here")
+    parser.add_argument("--instruction-set", choices=NAMES, help="of the C++ kernels and oneDNN; default: all")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", type=Path, help="a list that this is added to")
     options = parser.parse_args()
+    os.environ |= held_to(options.instruction_set)
     if options.device == "cpu":
         subject = on_cpu(options.artifact, options.instruction_set)
     else:

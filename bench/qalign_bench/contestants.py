@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qalign_bench.models import Model, upstream_bytes
+from qalign_bench.onednn import held_to
 from qalign_bench.options import Options, WrongOptionError
 from qalign_bench.rounds import Contestant
 from qalign_fast.config import ModelConfig
@@ -29,15 +30,6 @@ _KNOWN = {
     "hf-eager": _Peer("hf_eager.py", None, ours=True),
     "bnb-int8": _Peer("bnb.py", "int8"),
     "bnb-nf4": _Peer("bnb.py", "nf4"),
-}
-
-
-# what holds oneDNN, and so torch, to the instructions of our kernels of that name
-_ONEDNN = {
-    "avx2": "AVX2",
-    "avx512vnni": "AVX512_CORE_VNNI",
-    "avx512bf16": "AVX512_CORE_BF16",
-    "amx": "AVX512_CORE_AMX",
 }
 
 
@@ -84,7 +76,7 @@ def roof_contestant(device: str, options: Options) -> Contestant:
 
 
 def _settings(options: Options) -> dict[str, str]:
-    return {"ONEDNN_MAX_CPU_ISA": _ONEDNN[options.instruction_set]} if options.instruction_set else {}
+    return held_to(options.instruction_set)
 
 
 def check_peers(options: Options) -> None:

@@ -1,0 +1,15 @@
+"""An instruction set of our kernels in, the environment that holds oneDNN, and so torch, to no more than it out."""
+
+from __future__ import annotations
+
+NAMES = {
+    "avx2": "AVX2",
+    "avx512vnni": "AVX512_CORE_VNNI",
+    "avx512bf16": "AVX512_CORE_BF16",
+    "amx": "AVX512_CORE_AMX",
+}
+
+
+def held_to(instruction_set: str | None) -> dict[str, str]:
+    """None: no limit. It counts if it is there when oneDNN is first used."""
+    return {"ONEDNN_MAX_CPU_ISA": NAMES[instruction_set]} if instruction_set else {}
