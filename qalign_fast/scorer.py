@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -201,17 +202,14 @@ class Scorer:
         if self._engine.in_flight == 1:
             yield from map(score, batches)
             return
-        with ThreadPoolExecutor(self._engine.in_flight, "qalign-batches") as pool:
-            ahead: deque[Future[list[Scores | ImageError]]] = deque()
-            try:
-                for batch in batches:
-                    ahead.append(pool.submit(score, batch))
-                    if len(ahead) == self._engine.in_flight:
-                        yield ahead.popleft().result()
-                while ahead:
+        ahead: deque[Future[list[Scores | ImageError]]] = deque()
+        with _threads(self._engine.in_flight, "qalign-batches") as pool:
+            for batch in batches:
+                ahead.append(pool.submit(score, batch))
+                if len(ahead) == self._engine.in_flight:
                     yield ahead.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while ahead:
+                yield ahead.popleft().result()
 
     def _score_batch(
         self, batch: Batch, prompts: list[Prompt], errors: Literal["raise", "yield"]
@@ -230,18 +228,15 @@ class Scorer:
     def _load_batches(self, images: Iterable[Picture], batch_size: int, workers: int) -> Iterator[Batch]:
         """Batches of pixels, two batches read ahead."""
         source = iter(images)
-        with ThreadPoolExecutor(workers, "qalign-pixels", _give_way if workers > 1 else None) as pool:
-            ahead: deque[Future[Pixels | ImageError]] = deque()
-            try:
-                while True:
-                    ahead.extend(
-                        pool.submit(self._try_load, image) for image in islice(source, 3 * batch_size - len(ahead))
-                    )
-                    if not ahead:
-                        return
-                    yield [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        ahead: deque[Future[Pixels | ImageError]] = deque()
+        with _threads(workers, "qalign-pixels", _give_way if workers > 1 else None) as pool:
+            while True:
+                ahead.extend(
+                    pool.submit(self._try_load, image) for image in islice(source, 3 * batch_size - len(ahead))
+                )
+                if not ahead:
+                    return
+                yield [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
 
     def _try_load(self, image: Picture) -> Pixels | ImageError:
         try:
@@ -272,6 +267,20 @@ class Scorer:
         most = min(self.config.max_frames(len(p.prefix) + len(p.suffix)) for p in prompts)
         if not 1 <= max_frames <= most:
             raise VideoError(f"max_frames is {max_frames}; this model's positions hold 1 to {most}")
+
+
+@contextmanager
+def _threads(count: int, name: str, start: Callable[[], None] | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool that is left without waiting for it.
+
+    What is left may be an iterator that nobody finished. It ends where garbage is collected, in any thread and under
+    any lock: in a thread that is just starting, for one, whose lock every wait for a thread takes.
+    """
+    pool = ThreadPoolExecutor(count, name, start)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _give_way() -> None:

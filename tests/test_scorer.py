@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock, Thread
 
 import numpy as np
 import pytest
@@ -206,3 +206,30 @@ def test_no_more_is_read_ahead_with_batches_in_flight(narrow: Golden, fast: Scor
     next(scores)
     assert taken <= 2 * 2 + 3 * 2  # two batches under way and three read
     scores.close()  # type: ignore[attr-defined]
+
+
+class Stuck(io.BytesIO):
+    """A file that cannot be read before `free` is set."""
+
+    def __init__(self, free: Event) -> None:
+        super().__init__()
+        self._free = free
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._free.wait()
+        return super().read(size)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_iterator_nobody_finishes_waits_for_no_thread(narrow: Golden, fast: Scorer, in_flight: int) -> None:
+    """It may end where garbage is collected: in a thread that is starting, whose lock every wait for a thread takes."""
+    free = Event()
+    scorer = fast if in_flight == 1 else Scorer(Meeting(fast.engine))
+    scores = scorer.score_iter([*narrow.pictures[:4], *(Stuck(free) for _ in range(4))], batch_size=2, workers=2)
+    next(scores)
+    closing = Thread(target=scores.close, daemon=True)  # type: ignore[attr-defined]
+    closing.start()
+    closing.join(timeout=20)
+    ended = not closing.is_alive()
+    free.set()
+    assert ended
