@@ -504,9 +504,10 @@ def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() ->
     packed = pack(source, Recipe("fp16"), [quality], torch.empty(0), tensors.__setitem__)
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
     half, exact = TritonOps(FACTS, torch.float16), TritonOps(FACTS, torch.float32)
-    model = CudaModel(source.config, to_device(tensors, DEVICE), half, exact)
+    model = CudaModel(source.config, to_device(tensors, DEVICE, torch.float16), half, exact)
     tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
-    logits = model.decode(tokens, on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])).cpu()
+    prefix, suffix = packed.prefixes[quality.prefix].half(), packed.suffixes[quality.suffix].half()
+    logits = model.decode(tokens, on(prefix), on(suffix)).cpu()
     assert logits.dtype == torch.float32
     assert abs(score_of(logits.numpy()[0], "quality").value - expected["score_quality_image"][0]) < 1e-2
 
