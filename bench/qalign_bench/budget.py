@@ -89,7 +89,8 @@ def on_cpu(artifact: Path, instruction_set: str | None = None) -> Subject:
     engine = load_packed(open_artifact(artifact, remembered=True), ops=ops)
     products = ARITHMETIC[engine.precision]
     products = products if products in ("int8", "bf16") else "fp32"
-    return Subject(engine, ops, products, "fp32" if ops.inner is PLAIN else "bf16", instruction_set)
+    attention = "bf16" if ops.name == "native amx" else "fp32"  # with AMX as products of bfloat16, three for each
+    return Subject(engine, ops, products, attention, instruction_set)
 
 
 def on_cuda(artifact: Path, device: str) -> Subject:
