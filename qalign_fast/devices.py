@@ -17,12 +17,12 @@ class Needs(NamedTuple):
     capability: tuple[int, int]
     triton: bool = False
     mps: bool = False
-    instead: str = ""  # what does without it
+    instead: str = ""  # what does on a device that has it not
 
 
 # 8-bit tensor cores and copies to shared memory as the kernels use them
 KERNELS = Needs("the kernels", (8, 0), triton=True, mps=True)
-FP8_KERNELS = Needs("the fp8 kernels", (8, 9), triton=True, instead="int8 and fp16 artifacts run there")
+FP8_KERNELS = Needs("the fp8 kernels", (8, 9), triton=True, instead="; int8 and fp16 artifacts run there")
 
 
 def choose_device(asked: str, needs: Needs = KERNELS) -> str:
@@ -34,7 +34,6 @@ def choose_device(asked: str, needs: Needs = KERNELS) -> str:
         return "cpu" if cuda_problem(0, needs) else "cuda:0"
     problem = device_problem(asked, needs)
     if problem:
-        problem = "; ".join(filter(None, (problem, needs.instead)))
         raise DeviceError(f"device {asked!r}: {problem}; available: {', '.join(available(needs))}")
     return "cuda:0" if asked == "cuda" else asked
 
@@ -53,7 +52,7 @@ def available(needs: Needs = KERNELS) -> list[str]:
 def device_problem(name: str, needs: Needs = KERNELS) -> str | None:
     """Why a named device cannot be had, in one line; None where it can."""
     if name == "mps" and not needs.mps:
-        return f"{needs.who} are for CUDA devices and CPUs"
+        return f"{needs.who} are for CUDA devices and CPUs{needs.instead}"
     if name == "mps":
         return None if torch.backends.mps.is_available() else "torch sees no Apple GPU"
     return None if name == "cpu" else cuda_problem(int(name.partition(":")[2] or 0), needs)
@@ -73,7 +72,7 @@ def cuda_problem(index: int, needs: Needs = KERNELS) -> str | None:
     found = torch.cuda.get_device_capability(index)
     if found < needs.capability:
         name, least = torch.cuda.get_device_name(index), "".join(map(str, needs.capability))
-        return f"{name} is sm_{found[0]}{found[1]}; {needs.who} need sm_{least} or newer"
+        return f"{name} is sm_{found[0]}{found[1]}; {needs.who} need sm_{least} or newer{needs.instead}"
     if needs.triton and find_spec("triton") is None:
         return "Triton, which compiles the kernels, is not installed: pip install triton"
     return None
