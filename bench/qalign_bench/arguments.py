@@ -94,6 +94,14 @@ def bench(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="One contestant in memory at a time, loaded anew for every round.")
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="operations on an NVIDIA GPU: time every tile of its matrix products, two minutes long, and keep the "
+            "fastest in the installed package.",
+        ),
+    ] = False,
     work: Annotated[
         Path | None,
         typer.Option(help="Where exports are kept. Default: in the user's cache folder.", show_default=False),
@@ -133,7 +141,8 @@ def bench(
         instruction_set=instruction_set.value if instruction_set else None,
         work=work or work_folder(),
     )
+    form = "json" if json else "markdown" if markdown else "text"
     try:
-        command.bench(options, form="json" if json else "markdown" if markdown else "text", plot=plot)
+        command.tune(options, form=form) if tune else command.bench(options, form=form, plot=plot)
     except WrongOptionError as error:
         raise typer.BadParameter(error.problem, param_hint=error.option) from error

@@ -16,6 +16,7 @@ from qalign_bench.contestants import check_peers
 from qalign_bench.options import Options, WrongOptionError
 from qalign_bench.progress import Progress
 from qalign_bench.session import Session
+from qalign_fast.devices import choose_device
 from qalign_fast.errors import MissingExtraError, QAlignError
 
 SCENARIOS: Mapping[str, Callable[[Session], None]] = {
@@ -49,6 +50,26 @@ def bench(options: Options, *, form: str = "text", plot: Path | None = None) -> 
                 _show(session, form, plot, interrupted=True)
             raise
     _show(session, form, plot, interrupted=False)
+
+
+def tune(options: Options, *, form: str) -> None:
+    """`operations --tune`: sweeps the tiles of matrix products on a GPU, writes the table that products are run by.
+
+    Raises DeviceError where there is none, WrongOptionError for options that say nothing in it.
+    """
+    from qalign_bench import tune as tiles
+
+    if options.scenario != "operations":
+        raise WrongOptionError("--tune", f"has no part in {options.scenario}; it has in operations")
+    place = choose_device("cuda" if options.device == "auto" else options.device)
+    if not place.startswith("cuda"):
+        raise WrongOptionError("--tune", f"is for NVIDIA GPUs, not for {place!r}")
+    timings, found = tiles.tune(place, batches=options.batches)
+    print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
+    try:
+        tiles.write_table(found["facts"]["capability"], timings)
+    except OSError as error:
+        raise QAlignError(f"{tiles.TABLE}: {error.strerror}") from error
 
 
 def check(options: Options, plot: Path | None) -> None:

@@ -1,5 +1,6 @@
 """A GPU in, the fastest tiles found for the model's products out: what fills qalign_kernels/triton_tiles.json.
 
+    qalign-fast bench operations --tune        or, with what gpu.sh asks:
     python -m qalign_bench.tune --json OUT [--seconds 120] [--form int8] [--batch 64] [--table] [--device cuda]
 
 Every product of OneAlign's at some batches, largest share of the arithmetic first, in each tile that may suit it and by
@@ -44,6 +45,7 @@ from qalign_kernels.triton_runtime import Device, cdiv
 
 FORMS = ("int8", "int4", "float16", "float8_e4m3fn")
 BATCHES = (64, 1, 8)
+SECONDS = 120.0
 TABLE = Path(qalign_kernels.__file__).with_name("triton_tiles.json")
 Launch = Callable[[], Tensor]
 Clock = Callable[[Sequence[Launch]], float]  # launches -> the seconds that one of them takes
@@ -93,31 +95,40 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--form", action="append", choices=FORMS, help="default: all")
     parser.add_argument("--batch", action="append", type=int, help=f"default: {BATCHES}")
-    parser.add_argument("--seconds", type=float, default=120, help="after which no other shape is begun")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no other shape is begun")
     parser.add_argument("--json", type=Path, required=True, help="all timings")
     parser.add_argument("--table", action="store_true", help="put the fastest tiles into qalign_kernels")
     options = parser.parse_args()
-    device = torch.device(options.device)
+    timings, found = tune(options.device, options.seconds, options.form, options.batch)
+    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(summary(timings))
+    if options.table and options.device != "cpu":
+        write_table(found["facts"]["capability"], timings)
+    if not timings:
+        sys.exit("no time was left for a single shape")
+
+
+def tune(
+    place: str,
+    seconds: float = SECONDS,
+    forms: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+) -> tuple[list[Timing], dict[str, Any]]:
+    """What was timed, and the same as JSON with what timed it."""
+    device = torch.device(place)
     cuda = device.type == "cuda"
     facts = Device.of(device) if cuda else Device(90, 132, 227 * 1024)
-    products = model_products(ONE_ALIGN, options.batch or BATCHES)
+    products = model_products(ONE_ALIGN, batches or BATCHES)
     if not cuda:
         products = [p._replace(shape=Shape(*(max(16, size // _SHRINK) for size in p.shape))) for p in products]
-    forms = options.form or [form for form in FORMS if form != "float8_e4m3fn" or facts.capability >= _FP8_SINCE]
-    timings = sweep(facts, products, forms, device, graph_clock if cuda else plain_clock, options.seconds)
-    name = torch.cuda.get_device_name(device) if cuda else "CPU, shapes shrunk: no measurement"
-    found = {
-        "device": name,
+    forms = forms or [form for form in FORMS if form != "float8_e4m3fn" or facts.capability >= _FP8_SINCE]
+    timings = sweep(facts, products, forms, device, graph_clock if cuda else plain_clock, seconds)
+    return timings, {
+        "device": torch.cuda.get_device_name(device) if cuda else "CPU, shapes shrunk: no measurement",
         "facts": facts._asdict(),
         "environment": environment(),
         "times": [asdict(t) for t in timings],
     }
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(summary(timings))
-    if options.table and cuda:
-        TABLE.write_text(table_text(with_fastest(json.loads(TABLE.read_text()), facts.capability, timings)))
-    if not timings:
-        sys.exit("no time was left for a single shape")
 
 
 def model_products(config: ModelConfig, batches: Sequence[int]) -> list[Product]:
@@ -293,6 +304,11 @@ def with_fastest(table: dict[str, Any], capability: int, timings: Sequence[Timin
         others = [line for line in of_device.get(form, []) if line[:3] != list(shape)]
         of_device[form] = sorted([*others, [*shape, *(t.tile or [])]], key=lambda line: (line[1:3], line[0]))
     return table | {str(capability): of_device}
+
+
+def write_table(capability: int, timings: Sequence[Timing]) -> None:
+    """Puts the fastest into the table that products are run by."""
+    TABLE.write_text(table_text(with_fastest(json.loads(TABLE.read_text()), capability, timings)))
 
 
 def table_text(table: dict[str, Any]) -> str:
