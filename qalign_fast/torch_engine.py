@@ -112,7 +112,8 @@ def load_packed(
             raise DeviceError(f"device {device!r}: has no room for the weights ({one_line(error)})") from error
         constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
     manifest = artifact.manifest
-    model = PackedModel(manifest.config, tensors, ops or load_native(threads=threads) or PLAIN)
+    ops = ops or load_native(threads=threads, exact=manifest.precision == "fp32") or PLAIN
+    model = PackedModel(manifest.config, tensors, ops)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return TorchEngine(model, manifest.precision, constants, prompts, device)
 

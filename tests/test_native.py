@@ -110,7 +110,21 @@ def test_attention_is_the_contract(ops: NativeOps, batch: int, queries: int, key
     q, _, _ = (random(batch, queries, 3 * heads * width) / 3).chunk(3, dim=-1)  # a slice, as the model's are
     k, v = random(batch, keys, 2 * heads * width).chunk(2, dim=-1)
     limit = 1e-4 if ops.name == "native amx" else 1e-5
-    assert off_by(ops.attention(q, k, v, heads), PLAIN.attention(q, k, v, heads)) < limit
+    expected = PLAIN.attention(q, k, v, heads)
+    assert off_by(ops.attention(q, k, v, heads), expected) < limit
+    rough = NativeOps(ops._table, exact=False).attention(q, k, v, heads)
+    assert off_by(rough, expected) < (4e-3 if ops.name == "native amx" else 1e-5)
+
+
+def test_values_are_rounded_where_attention_need_not_be_exact(library: Path) -> None:
+    exact, rough = (load_native("amx", library_path=library, exact=exact) for exact in (True, False))
+    if exact is None or rough is None:
+        pytest.skip("this CPU has no amx")
+    q, k, v = random(1, 1025, 3 * 128).chunk(3, dim=-1)
+    found = rough.attention(q, k, v, 2)
+    assert not torch.equal(found, exact.attention(q, k, v, 2))
+    # by no more than values and their weights, half a step of 8 bits each
+    assert off_by(found, PLAIN.attention(q, k, v.bfloat16().float(), 2)) < 2e-3
 
 
 @pytest.mark.parametrize("last", [False, True])

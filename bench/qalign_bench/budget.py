@@ -83,10 +83,11 @@ def main() -> None:
 
 
 def on_cpu(artifact: Path, instruction_set: str | None = None) -> Subject:
-    ops = TimedOps(load_native(instruction_set) or PLAIN)
+    opened = open_artifact(artifact, remembered=True)
+    ops = TimedOps(load_native(instruction_set, exact=opened.manifest.precision == "fp32") or PLAIN)
     if instruction_set and ops.inner is PLAIN:
         sys.exit(f"{instruction_set}: not built (qalign-fast build), or this CPU does not have it")
-    engine = load_packed(open_artifact(artifact, remembered=True), ops=ops)
+    engine = load_packed(opened, ops=ops)
     products = ARITHMETIC[engine.precision]
     products = products if products in ("int8", "bf16") else "fp32"
     attention = "bf16" if ops.name == "native amx" else "fp32"  # with AMX as products of bfloat16, three for each

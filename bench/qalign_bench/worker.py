@@ -64,10 +64,11 @@ def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engin
     from qalign_fast.torch_engine import load_packed
     from qalign_kernels.native_ops import load_native
 
-    ops = load_native(instruction_set, threads=threads)
+    opened = open_artifact(artifact, remembered=True)
+    ops = load_native(instruction_set, threads=threads, exact=opened.manifest.precision == "fp32")
     if ops is None:
         raise DeviceError(f"this CPU does not have {instruction_set}")
-    return load_packed(open_artifact(artifact, remembered=True), threads, ops)
+    return load_packed(opened, threads, ops)
 
 
 def weights_bytes(model: Path, engine: str) -> int | None:

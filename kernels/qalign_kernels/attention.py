@@ -2,7 +2,8 @@
 
     context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
 
-A fast form agrees to 1e-5 of the values' largest magnitude; on AMX, where a number is the sum of two bfloat16, to 1e-4.
+A fast form agrees to 1e-5 of the values' largest magnitude. On AMX a number is the sum of two bfloat16, which agrees to
+1e-4; engines in 16 bits and fewer need not be exact, and weigh values there as one bfloat16: to 4e-3.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
 head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.

@@ -31,7 +31,7 @@ class _Attention(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "queries", "keys", "width")),
         *((name, c_void_p) for name in "qkv"),
-        *((name, c_int64) for name in ("q_row", "k_row", "v_row", "q_batch", "k_batch", "v_batch")),
+        *((name, c_int64) for name in ("q_row", "k_row", "v_row", "q_batch", "k_batch", "v_batch", "exact")),
         ("out", c_void_p),
     ]
 
@@ -56,11 +56,15 @@ class _Table(Structure):
 
 
 def load_native(
-    instruction_set: str | None = None, threads: int | None = None, library_path: Path | None = None
+    instruction_set: str | None = None,
+    threads: int | None = None,
+    library_path: Path | None = None,
+    *,
+    exact: bool = True,
 ) -> NativeOps | None:
     """The operations on the best instruction set here, or on a named one; None where they were not built or cannot run.
 
-    `threads` holds for the whole process; None is one a core.
+    `threads` holds for the whole process; None is one a core. `exact` is attention's, see its contract.
     """
     library = native.load(library_path)
     if library is None:
@@ -70,14 +74,14 @@ def load_native(
     table = library.qk_table(instruction_set.encode() if instruction_set else None)
     library.qk_set_threads(ctypes.c_int(threads or 0))
     library.qk_keep_memory()
-    return NativeOps(table.contents) if table else None
+    return NativeOps(table.contents, exact) if table else None
 
 
 class NativeOps(Ops):
     """Weights in fp8, which the C++ kernels do not have, multiply in plain torch."""
 
-    def __init__(self, table: _Table) -> None:
-        self._table = table
+    def __init__(self, table: _Table, exact: bool = True) -> None:
+        self._table, self._exact = table, exact
         self.name = f"native {table.name.decode()}"
 
     def linear(
@@ -121,7 +125,7 @@ class NativeOps(Ops):
         out = q.new_empty(q.shape)
         sizes = len(q), heads, q.shape[1], k.shape[1], q.shape[2] // heads
         strides = (*(x.stride(1) for x in (q, k, v)), *(x.stride(0) for x in (q, k, v)))
-        self._table.attention(byref(_Attention(*sizes, *_pointers(q, k, v), *strides, out.data_ptr())))
+        self._table.attention(byref(_Attention(*sizes, *_pointers(q, k, v), *strides, self._exact, out.data_ptr())))
         return out
 
     def packed_attention(

@@ -93,17 +93,40 @@ struct Split {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 2 * bytes + j * 2), low);
   }
 
- private:
   // The upper halves of two numbers' bits, the first one in the lower half.
   static I16 pair(I16 first, I16 second) { return (I16)(((U16)first >> 16) | ((U16)second & 0xffff0000u)); }
 
   static __m256i short_of(F16 x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16)); }
 
+ private:
   // 32 numbers in their order.
   static I16 halves(const float* x, int64_t left, bool low) {
     const F16 a = left > 0 ? part(load_part(x, left), low) : F16{};
     const F16 b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
     return (I16)_mm512_inserti64x4(_mm512_castsi256_si512(short_of(a)), short_of(b), 1);
+  }
+};
+
+// Each number as one bfloat16: enough for values and their shares, which are summed as they are.
+struct Half {
+  using Dot = BFloat16;
+
+  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
+
+  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
+    const auto number = [&](int64_t i) {
+      return i < numbers ? Split::part(load_part(rows + i * pitch, left), false) : F16{};
+    };
+    return Split::pair((I16)number(2 * unit), (I16)number(2 * unit + 1));
+  }
+
+  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
+    *stride = stride_of(units(numbers) * kUnit);
+    return static_cast<char*>(scratch(kShareSlot, Split::kQueries * *stride));
+  }
+
+  static void put(char* row, int64_t, int64_t j, F16 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + j * 2), Split::short_of(Split::part(x, false)));
   }
 };
 #endif
@@ -149,15 +172,15 @@ inline float soften(float* scores, int64_t keys, int64_t end, char* row, int64_t
   return 1 / sum(total);
 }
 
-// One head's packed keys and values [count][width].
-template <class How>
+// One head's packed keys and values [count][width]; scores are products of `How`, sums of values those of `Sums`.
+template <class How, class Sums = How>
 struct Head {
   const char *keys, *values;
   int64_t count, width;
 
   Head(const float* k, int64_t k_pitch, const float* v, int64_t v_pitch, int64_t count, int64_t width)
       : keys(pack_keys<How>(k, k_pitch, count, width)),
-        values(pack_values<How>(v, v_pitch, count, width)),
+        values(pack_values<Sums>(v, v_pitch, count, width)),
         count(count),
         width(width) {}
 
@@ -169,12 +192,12 @@ struct Head {
     auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * room * 4));
     float scale[kQueries];
     int64_t stride;
-    char* shares = How::shares(scores, room, count, &stride);
+    char* shares = Sums::shares(scores, room, count, &stride);
     for (int64_t first = 0; first < queries; first += kQueries) {
       const int64_t here = least(kQueries, queries - first), most = causal ? seen + first + here - 1 : count;
       score(q + first * q_pitch, q_pitch, here, most, scores, room);
       for (int64_t i = 0; i < here; i++)
-        scale[i] = soften<How>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
+        scale[i] = soften<Sums>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
                                shares + i * stride, count);
       blend(shares, stride, here, most, scale, out + first * out_pitch, out_pitch);
     }
@@ -192,11 +215,11 @@ struct Head {
 
   void blend(const char* shares, int64_t stride, int64_t queries, int64_t most, const float* scale, float* out,
              int64_t out_pitch) const {
-    const int64_t panel = How::units(count) * kLine, units = most == count ? How::units(count) : most;
+    const int64_t panel = Sums::units(count) * kLine, units = most == count ? Sums::units(count) : most;
     alignas(64) float result[How::kQueries * kColumns];
     Ahead nothing;
     for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename How::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns,
+      block<typename Sums::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns,
                                nothing);
       for (int64_t i = 0; i < queries; i++)
         for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
@@ -206,7 +229,7 @@ struct Head {
   }
 };
 
-template <class How>
+template <class How, class Sums = How>
 void attention_by(const Attention& a) {
   const int64_t heads = a.batch * a.heads;
   const int64_t cuts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
@@ -215,7 +238,7 @@ void attention_by(const Attention& a) {
     const Blocks scope;
     const int64_t b = task / parts / a.heads, h = task / parts % a.heads, first = task % parts * step;
     const float *k = a.k + b * a.k_batch + h * a.width, *v = a.v + b * a.v_batch + h * a.width;
-    const Head<How> head(k, a.k_row, v, a.v_row, a.keys, a.width);
+    const Head<How, Sums> head(k, a.k_row, v, a.v_row, a.keys, a.width);
     const int64_t width = a.heads * a.width;
     head.context(a.q + b * a.q_batch + first * a.q_row + h * a.width, a.q_row, least(step, a.queries - first), 0, false,
                  a.out + (b * a.queries + first) * width + h * a.width, width);
@@ -225,7 +248,8 @@ void attention_by(const Attention& a) {
 inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
   constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
-  if (a.width % 32 == 0 && a.queries >= kEnough) return attention_by<Split>(a);
+  if (a.width % 32 == 0 && a.queries >= kEnough)
+    return a.exact ? attention_by<Split>(a) : attention_by<Split, Half>(a);
 #endif
   attention_by<Plain>(a);
 }
