@@ -20,12 +20,12 @@ struct Plain {
 
   // Unit `unit` of 16 columns of the rows [..][..], `pitch` floats apart, `left` columns being there.
   static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
-    return (I16)(unit < numbers ? load_part(rows + unit * pitch, left) : F16{});
+    return as_ints(unit < numbers ? load_part(rows + unit * pitch, left) : F16{});
   }
 
   // Line `line` of a row of numbers, 16 units.
   static I16 row_line(const float* row, int64_t numbers, int64_t line) {
-    return (I16)load_part(row + line * 16, numbers - line * 16);
+    return as_ints(load_part(row + line * 16, numbers - line * 16));
   }
 
   static const char* operand(const float* x, int64_t pitch, int64_t, int64_t, int64_t* stride) {
@@ -39,7 +39,7 @@ struct Plain {
     return reinterpret_cast<char*>(scores);
   }
 
-  static void put(char* row, int64_t, int64_t j, F16 x) { store(reinterpret_cast<float*>(row) + j, x); }
+  static void put(char* row, int64_t, int64_t j, const F16& x) { store(reinterpret_cast<float*>(row) + j, x); }
 };
 
 #if defined(__AMX_INT8__)
@@ -52,16 +52,16 @@ struct Split {
   static int64_t third(int64_t numbers) { return up(numbers, 32) / 2; }  // units
   static int64_t units(int64_t numbers) { return 3 * third(numbers); }
 
-  static F16 part(F16 x, bool low) {
-    const F16 high = (F16)to_bfloat16(x);
-    return low ? (F16)to_bfloat16(x - high) : high;
+  static F16 part(const F16& x, bool low) {
+    const F16 high = as_floats(to_bfloat16(x));
+    return low ? as_floats(to_bfloat16(x - high)) : high;
   }
 
   static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
     const bool low = unit / third(numbers) == 1;
     const int64_t first = unit % third(numbers) * 2;
     const auto number = [&](int64_t i) { return i < numbers ? part(load_part(rows + i * pitch, left), low) : F16{}; };
-    return pair((I16)number(first), (I16)number(first + 1));
+    return pair(number(first), number(first + 1));
   }
 
   static I16 row_line(const float* row, int64_t numbers, int64_t line) {
@@ -84,26 +84,28 @@ struct Split {
   }
 
   // Numbers j .. j + 15 of a row: high, high, low.
-  static void put(char* row, int64_t numbers, int64_t j, F16 x) {
+  static void put(char* row, int64_t numbers, int64_t j, const F16& x) {
     const int64_t bytes = third(numbers) * kUnit;
-    const __m256i high = short_of(part(x, false)), low = short_of(part(x, true));
-    auto* at = reinterpret_cast<__m256i*>(row + j * 2);
-    _mm256_storeu_si256(at, high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + bytes + j * 2), high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 2 * bytes + j * 2), low);
+    const I16 high = as_ints(part(x, false)), low = as_ints(part(x, true));
+    store_upper(row + j * 2, high);
+    store_upper(row + bytes + j * 2, high);
+    store_upper(row + 2 * bytes + j * 2, low);
   }
 
   // The upper halves of two numbers' bits, the first one in the lower half.
-  static I16 pair(I16 first, I16 second) { return (I16)(((U16)first >> 16) | ((U16)second & 0xffff0000u)); }
-
-  static __m256i short_of(F16 x) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16)); }
+  static I16 pair(const F16& first, const F16& second) {
+    return (as_ints(first) >> 16 & 0xffff) | (as_ints(second) & (int32_t)0xffff0000);
+  }
 
  private:
   // 32 numbers in their order.
   static I16 halves(const float* x, int64_t left, bool low) {
     const F16 a = left > 0 ? part(load_part(x, left), low) : F16{};
     const F16 b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
-    return (I16)_mm512_inserti64x4(_mm512_castsi256_si512(short_of(a)), short_of(b), 1);
+    alignas(kLine) char line[kLine];
+    store_upper(line, as_ints(a));
+    store_upper(line + kLine / 2, as_ints(b));
+    return load_bytes(line);
   }
 };
 
@@ -117,7 +119,7 @@ struct Half {
     const auto number = [&](int64_t i) {
       return i < numbers ? Split::part(load_part(rows + i * pitch, left), false) : F16{};
     };
-    return Split::pair((I16)number(2 * unit), (I16)number(2 * unit + 1));
+    return Split::pair(number(2 * unit), number(2 * unit + 1));
   }
 
   static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
@@ -125,9 +127,7 @@ struct Half {
     return static_cast<char*>(scratch(kShareSlot, Split::kQueries * *stride));
   }
 
-  static void put(char* row, int64_t, int64_t j, F16 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + j * 2), Split::short_of(Split::part(x, false)));
-  }
+  static void put(char* row, int64_t, int64_t j, const F16& x) { store_upper(row + j * 2, to_bfloat16(x)); }
 };
 #endif
 
@@ -150,7 +150,7 @@ const char* pack_values(const float* v, int64_t pitch, int64_t keys, int64_t wid
   for (int64_t p = 0; p < count; p++)
     for (int64_t u = 0; u < units; u++) {
       const I16 line = p * 16 < width ? How::line(v + p * 16, pitch, keys, u, width - p * 16) : I16{};
-      std::memcpy(to + (p * units + u) * kLine, &line, kLine);
+      store_bytes(to + (p * units + u) * kLine, line);
     }
   return to;
 }
@@ -198,7 +198,7 @@ struct Head {
       score(q + first * q_pitch, q_pitch, here, most, scores, room);
       for (int64_t i = 0; i < here; i++)
         scale[i] = soften<Sums>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
-                               shares + i * stride, count);
+                                shares + i * stride, count);
       blend(shares, stride, here, most, scale, out + first * out_pitch, out_pitch);
     }
   }
@@ -210,7 +210,8 @@ struct Head {
     const char* rows = How::operand(q, pitch, queries, width, &stride);
     Ahead nothing;
     for (int64_t j = 0; j < most; j += kColumns)
-      block<typename How::Dot>(queries, rows, stride, keys + j / 16 * panel, panel, units, scores + j, room, nothing);
+      block<typename How::Dot>(queries, {rows, stride}, {keys + j / 16 * panel, panel}, units, Store{scores + j, room},
+                               nothing);
   }
 
   void blend(const char* shares, int64_t stride, int64_t queries, int64_t most, const float* scale, float* out,
@@ -219,8 +220,8 @@ struct Head {
     alignas(64) float result[How::kQueries * kColumns];
     Ahead nothing;
     for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename Sums::Dot>(queries, shares, stride, values + d / 16 * panel, panel, units, result, kColumns,
-                               nothing);
+      block<typename Sums::Dot>(queries, {shares, stride}, {values + d / 16 * panel, panel}, units,
+                                Store{result, kColumns}, nothing);
       for (int64_t i = 0; i < queries; i++)
         for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
           store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i],
@@ -248,8 +249,7 @@ void attention_by(const Attention& a) {
 inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
   constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
-  if (a.width % 32 == 0 && a.queries >= kEnough)
-    return a.exact ? attention_by<Split>(a) : attention_by<Split, Half>(a);
+  if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Split, Half>(a);
 #endif
   attention_by<Plain>(a);
 }

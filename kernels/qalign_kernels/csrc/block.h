@@ -1,20 +1,23 @@
 // The inner block of every product: a few rows of A, 32 columns of B packed in panels, 32-bit sums out.
 //
-// B lies in panels of 16 columns, [K in units][16], where a unit is 4 bytes: four 8-bit, two bfloat16 or one float32
+// B lies in panels of 16 columns, [K in units][16], where a unit is 4 bytes: four 8-bit, two 16-bit or one float32
 // weight of a column. A's rows lie as they are. One layout serves the vector and the matrix (AMX) instructions.
 #pragma once
-
-#include <type_traits>
 
 #include "vec.h"
 
 namespace qk {
 namespace QK_ISA {
 
+// Rows and panels at a time: their sums, a line of the panels and a number of A take all registers but a few.
 #if defined(__AVX512F__)
-constexpr int kRows = 12, kPanels = 2;  // 24 sums, 2 panels' vectors, of 32 registers
+constexpr int kRows = 12, kPanels = 2;  // 24 sums of 32 registers
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kPanels = 1;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kRows = 6, kPanels = 1;  // 24 of 32
 #else
-constexpr int kRows = 4, kPanels = 1;
+constexpr int kRows = 2, kPanels = 1;  // 8 of 16
 #endif
 #if defined(__AMX_INT8__)
 constexpr int kBlockRows = 32;
@@ -23,67 +26,107 @@ constexpr int kBlockRows = kRows;
 #endif
 constexpr int kColumns = 32;
 constexpr int kUnit = 4, kLine = 64;
+constexpr int kVectors = kPanels * kParts;  // registers of a line of the panels
+// How many lines ahead panels are asked for: they lie in the second cache, which AVX512 would wait for.
+constexpr int kSoon = kVector == 64 ? 32 : 0;
 
 struct Float32 {
-  using Sum = F16;
-  static Sum dot(Sum sum, const char* a, const char* b) {
+  using Sum = Floats;
+  using Number = Floats;  // a unit of a row, in every lane
+
+  static Number number(const char* a) {
     float x;
     std::memcpy(&x, a, sizeof x);
-    return fused(splat(x), load(reinterpret_cast<const float*>(b)), sum);
+    return all_of(x);
   }
+
+  static Sum dot(Sum sum, Number a, Ints b) { return fused(a, (Floats)b, sum); }
 };
 
-// Signed rows times unsigned weights: what vpdpbusd takes with the row's unit broadcast from memory.
-struct Int8 {
-  using Sum = I16;
-  static Sum dot(Sum sum, const char* a, const char* b) {
-    int32_t x;
-    std::memcpy(&x, a, sizeof x);
+inline Ints unit_of(const char* a) {
+  int32_t x;
+  std::memcpy(&x, a, sizeof x);
+  return all_of(x);
+}
+
+// Four signed bytes of a row by four of a weight.
+struct Bytes {
+  using Sum = Ints;
+  using Number = Ints;
+  using Item = int8_t;
+
+  static Number number(const char* a) { return unit_of(a); }
+
+  static Sum dot(Sum sum, Number a, Ints b) {
 #if defined(__AVX512VNNI__)
-    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)load_bytes(b), _mm512_set1_epi32(x));
-#elif defined(__AVX2__)
-    // Two halves of 16-bit pairs: vpmaddubsw alone would saturate.
-    const __m256i low = _mm256_set1_epi16(0xff), rows = _mm256_set1_epi32(x);
-    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(rows, 8), 8), odd = _mm256_srai_epi16(rows, 8);
-    __m256i sums[2];
-    std::memcpy(sums, &sum, sizeof sums);
-    for (int i = 0; i < 2; i++) {
-      const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b) + i);
-      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_and_si256(w, low), even));
-      sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(_mm256_srli_epi16(w, 8), odd));
-    }
-    std::memcpy(&sum, sums, sizeof sums);
-    return sum;
+    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a);
+#elif defined(__AVXVNNI__)
+    return (Sum)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)b, (__m256i)a);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (Sum)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
 #else
-    const I16 w = load_bytes(b);
-    sum += (w & 255) * static_cast<int8_t>(x);
-    sum += ((w >> 8) & 255) * static_cast<int8_t>(x >> 8);
-    sum += ((w >> 16) & 255) * static_cast<int8_t>(x >> 16);
-    return sum + ((w >> 24) & 255) * static_cast<int8_t>(x >> 24);
+    return sum + a + b;                // not used here
 #endif
   }
 };
+
+// Two numbers of 16 bits each: 8-bit ones, widened when packed. Pairs of bytes would saturate.
+struct Pairs {
+  using Sum = Ints;
+  using Number = Ints;
+  using Item = int16_t;
+
+  static Number number(const char* a) { return unit_of(a); }
+
+  static Sum dot(Sum sum, Number a, Ints b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__) && !defined(__AVX2__)
+    return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+};
+
+// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kBias higher, 4-bit ones less:
+// sum_k a_k w_k = sum_k a_k (w_k + bias) - bias sum_k a_k, and the sums start from what is taken off.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define QK_BYTES
+constexpr bool kUnsignedWeights = true;
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define QK_BYTES
+constexpr bool kUnsignedWeights = false;
+#else
+constexpr bool kUnsignedWeights = false;
+#endif
+#if defined(QK_BYTES)
+using Whole = Bytes;
+#else
+using Whole = Pairs;
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+constexpr bool kShortFloats = true;  // products of bfloat16 as they are
 
 struct BFloat16 {
-  using Sum = F16;
-  static Sum dot(Sum sum, const char* a, const char* b) {
+  using Sum = Floats;
+  using Number = Ints;
+
+  static Number number(const char* a) { return unit_of(a); }
+
+  static Sum dot(Sum sum, Number a, Ints b) {
 #if defined(__AVX512BF16__)
-    int32_t x;
-    std::memcpy(&x, a, sizeof x);
-    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x), (__m512bh)load_bytes(b));
+    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-    uint32_t x;
-    std::memcpy(&x, a, sizeof x);
-    const I16 w = load_bytes(b);
-    const uint32_t low = x << 16, high = x & 0xffff0000u;
-    float even, odd;
-    std::memcpy(&even, &low, sizeof even);
-    std::memcpy(&odd, &high, sizeof odd);
-    sum = fused(splat(even), (F16)(w << 16), sum);
-    return fused(splat(odd), (F16)(w & (int32_t)0xffff0000), sum);
+    return (Sum)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #endif
   }
 };
+#else
+constexpr bool kShortFloats = false;
+using BFloat16 = Float32;
+#endif
 
 // Memory that will be read next, asked for a little with every unit: a step of bytes each. Vector instructions leave
 // the ways to memory idle meanwhile; the matrix instructions need them for themselves.
@@ -94,32 +137,70 @@ struct Ahead {
   int64_t step = 0;
 };
 
-// rows of A, `stride` bytes apart, times kPanels panels `panel` bytes apart -> out [rows][..], `pitch` sums apart.
-template <class Dot, int Rows>
-inline void block_of(const char* a, int64_t stride, const char* b, int64_t panel, int64_t units, void* out,
-                     int64_t pitch, Ahead& ahead) {
-  typename Dot::Sum sums[Rows][kPanels] = {};
-  const char* next = ahead.next;
-  for (int64_t u = 0; u < units; u++) {
+// Rows of A, `stride` bytes apart, and what the sums of each one start from: null for zeros.
+struct Left {
+  const char* data;
+  int64_t stride;
+  const int32_t* start = nullptr;
+  int64_t start_stride = 0;
+};
+
+struct Right {
+  const char* data;
+  int64_t panel;  // bytes from one to the next
+};
+
+// Where sums go: rows `pitch` numbers apart.
+struct Store {
+  void* to;
+  int64_t pitch;
+
+  template <class Sum>
+  void operator()(int64_t row, int64_t column, Sum sum) const {
+    std::memcpy(static_cast<char*>(to) + (row * pitch + column) * 4, &sum, sizeof sum);
+  }
+
+  Store moved(int64_t row, int64_t column) const {
+    return {static_cast<char*>(to) + (row * pitch + column) * 4, pitch};
+  }
+};
+
+// Rows of A times kPanels panels -> out(row, column, register of sums).
+template <class Dot, int Rows, class Out>
+inline void block_of(const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
+  typename Dot::Sum sums[Rows][kVectors] = {};
+  if constexpr (std::is_same_v<typename Dot::Sum, Ints>)
+    if (kUnsignedWeights && a.start)
+      for (int i = 0; i < Rows; i++)
+        for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i * a.start_stride];
+  const char *next = ahead.next, *row = a.data, *line = b.data;
+#pragma GCC unroll 2
+  for (int64_t u = 0; u < units; u++, row += kUnit, line += kLine) {
     __builtin_prefetch(next, 0, 2);
     next += ahead.step;
+    if constexpr (kSoon > 0)
+      for (int p = 0; p < kPanels; p++) __builtin_prefetch(line + p * b.panel + kSoon * kLine, 0, 3);
+    Ints lines[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) lines[v] = load_ints(line + v / kParts * b.panel + v % kParts * kVector);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; i++)
-#pragma GCC unroll 2
-      for (int p = 0; p < kPanels; p++)
-        sums[i][p] = Dot::dot(sums[i][p], a + i * stride + u * kUnit, b + p * panel + u * kLine);
+    for (int i = 0; i < Rows; i++) {
+      const auto number = Dot::number(row + i * a.stride);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) sums[i][v] = Dot::dot(sums[i][v], number, lines[v]);
+    }
   }
   ahead.next = next;
-  char* to = static_cast<char*>(out);
+#pragma GCC unroll 16
   for (int i = 0; i < Rows; i++)
-    for (int p = 0; p < kPanels; p++) std::memcpy(to + (i * pitch + p * 16) * 4, &sums[i][p], kLine);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) out(i, v * (kVector / 4), sums[i][v]);
 }
 
-template <class Dot, int Rows>
-inline void block_up_to(int64_t rows, const char* a, int64_t stride, const char* b, int64_t panel, int64_t units,
-                        void* out, int64_t pitch, Ahead& ahead) {
-  if (rows == Rows) return block_of<Dot, Rows>(a, stride, b, panel, units, out, pitch, ahead);
-  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, stride, b, panel, units, out, pitch, ahead);
+template <class Dot, int Rows, class Out>
+inline void block_up_to(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
+  if (rows == Rows) return block_of<Dot, Rows>(a, b, units, out, ahead);
+  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, b, units, out, ahead);
 }
 
 #if defined(__AMX_INT8__)
@@ -140,13 +221,13 @@ inline void set_tiles(int64_t rows) {
   for (int i = 0; i < 8; i++) tiles.row_bytes[i] = 64, tiles.rows[i] = 16;
   tiles.rows[0] = tiles.rows[1] = tiles.rows[4] = upper;
   tiles.rows[2] = tiles.rows[3] = tiles.rows[5] = lower;
-  __asm__ volatile("ldtilecfg %0" ::"m"(tiles));
+  _tile_loadconfig(&tiles);
   tile_rows = rows;
 }
 
 template <class Dot>
 inline void tile_dot(bool lower) {
-  if constexpr (std::is_same_v<Dot, Int8>) {
+  if constexpr (std::is_same_v<Dot, Bytes>) {
     _tile_dpbsud(0, 4, 6);
     _tile_dpbsud(1, 4, 7);
     if (lower) {
@@ -164,8 +245,7 @@ inline void tile_dot(bool lower) {
 }
 
 template <class Dot>
-inline void block_tiles(int64_t rows, const char* a, int64_t stride, const char* b, int64_t panel, int64_t units,
-                        void* out, int64_t pitch) {
+inline void block_tiles(int64_t rows, const Left& a, const Right& b, int64_t units, const Store& out) {
   set_tiles(rows);
   const bool lower = rows > 16;
   _tile_zero(0);
@@ -173,18 +253,19 @@ inline void block_tiles(int64_t rows, const char* a, int64_t stride, const char*
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t u = 0; u < units; u += 16) {
-    _tile_loadd(6, b + u * kLine, kLine);
-    _tile_loadd(7, b + panel + u * kLine, kLine);
-    _tile_loadd(4, a + u * kUnit, stride);
-    if (lower) _tile_loadd(5, a + 16 * stride + u * kUnit, stride);
+    _tile_loadd(6, b.data + u * kLine, kLine);
+    _tile_loadd(7, b.data + b.panel + u * kLine, kLine);
+    _tile_loadd(4, a.data + u * kUnit, a.stride);
+    if (lower) _tile_loadd(5, a.data + 16 * a.stride + u * kUnit, a.stride);
     tile_dot<Dot>(lower);
   }
-  char* to = static_cast<char*>(out);
-  _tile_stored(0, to, pitch * 4);
-  _tile_stored(1, to + 64, pitch * 4);
+  char* to = static_cast<char*>(out.to);
+  const int64_t pitch = out.pitch * 4;
+  _tile_stored(0, to, pitch);
+  _tile_stored(1, to + 64, pitch);
   if (lower) {
-    _tile_stored(2, to + 16 * pitch * 4, pitch * 4);
-    _tile_stored(3, to + 16 * pitch * 4 + 64, pitch * 4);
+    _tile_stored(2, to + 16 * pitch, pitch);
+    _tile_stored(3, to + 16 * pitch + 64, pitch);
   }
 }
 
@@ -203,7 +284,7 @@ inline void sweep(const char* weights, int64_t stride, const char* panels, int64
 #define QK_TILE(sum, right)                                      \
   if constexpr (Tiles > sum) {                                   \
     _tile_loadd(right, panels + sum * panel + u * kLine, kLine); \
-    if constexpr (std::is_same_v<Dot, Int8>)                     \
+    if constexpr (std::is_same_v<Dot, Bytes>)                    \
       _tile_dpbssd(sum, 6, right);                               \
     else                                                         \
       _tile_dpbf16ps(sum, 6, right);                             \
@@ -236,19 +317,33 @@ struct Blocks {
 #endif
 };
 
+// Whether sums of whole numbers start from `Left::start`; else that is to be added to them.
+#if defined(__AMX_INT8__)
+constexpr bool kStarted = false;
+#else
+constexpr bool kStarted = kUnsignedWeights;
+#endif
+
 // At most kBlockRows rows by 32 columns; the matrix instructions take units by 16.
-template <class Dot>
-inline void block(int64_t rows, const char* a, int64_t stride, const char* b, int64_t panel, int64_t units, void* out,
-                  int64_t pitch, Ahead& ahead) {
+template <class Dot, class Out>
+inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__AMX_INT8__)
   if constexpr (!std::is_same_v<Dot, Float32>)
-    if (units % 16 == 0) return block_tiles<Dot>(rows, a, stride, b, panel, units, out, pitch);
+    if (units % 16 == 0) {
+      if constexpr (std::is_same_v<Out, Store>) return block_tiles<Dot>(rows, a, b, units, out);
+      alignas(64) typename Dot::Sum sums[kBlockRows][2];
+      block_tiles<Dot>(rows, a, b, units, {sums, kColumns});
+      for (int64_t i = 0; i < rows; i++)
+        for (int p = 0; p < 2; p++) out(i, p * 16, sums[i][p]);
+      return;
+    }
 #endif
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t here = rows - first < kRows ? rows - first : kRows;
+    const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first * a.start_stride : nullptr,
+                    a.start_stride};
     for (int p = 0; p < 2; p += kPanels)
-      block_up_to<Dot, kRows>(here, a + first * stride, stride, b + p * panel, panel, units,
-                              static_cast<char*>(out) + (first * pitch + p * 16) * 4, pitch, ahead);
+      block_up_to<Dot, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16), ahead);
   }
 }
 

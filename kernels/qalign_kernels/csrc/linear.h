@@ -1,8 +1,7 @@
 // Rows by a weight of any precision: rows rounded once, the weight packed a few columns at a time into the cache.
 //
 // The weight stays as the file has it: packing costs a few percent at a picture's 77 decoder rows and nothing at its
-// 1025 vision rows, and saves a second copy of every weight. 8- and 4-bit weights are taken as unsigned steps from a
-// zero point z (128 for 8 bits):  sum_k a_k (w_k - z) = sum_k a_k w_k - z sum_k a_k.
+// 1025 vision rows, and saves a second copy of every weight. 4-bit weights are packed less their zero points.
 #pragma once
 
 #include <atomic>
@@ -18,65 +17,63 @@ namespace QK_ISA {
 
 constexpr int64_t kCacheBytes = 256 << 10;   // of packed columns a task
 constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
+constexpr int kInt8Bias = kUnsignedWeights ? 128 : 0, kInt4Bias = kUnsignedWeights ? 16 : 0;
 enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot };
-
-inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The rows of A as `block` reads them.
 struct Rows {
   const char* data;
-  int64_t stride;       // bytes from one to the next
-  int64_t units;        // in a row
-  int64_t groups;       // G of int4, else 1
-  int64_t part;         // units a group
-  const float* scale;   // [M, G]
-  const int32_t* sums;  // [M, G]
+  int64_t stride;        // bytes from one to the next
+  int64_t units;         // in a row
+  int64_t groups;        // G of int4, else 1
+  int64_t part;          // units a group
+  const float* scale;    // [M, G]
+  const int32_t* start;  // [M, G] what sums of products start from, for the weights' bias
 };
 
 // Whole lines, an odd number of them: rows a power of two apart would share a few sets of the cache.
 inline int64_t stride_of(int64_t bytes) { return (up(bytes, kLine) / kLine | 1) * kLine; }
 
 inline Rows whole_rows(const Linear& a) {
+  using Item = Whole::Item;
+  constexpr int64_t kItems = kLine / sizeof(Item);
   const int64_t groups = a.kind == kInt4 ? (a.inputs + a.group - 1) / a.group : 1;
-  const int64_t part = a.kind == kInt4 ? a.group : a.inputs, padded = a.kind == kInt4 ? a.group : up(part, kLine);
-  const int64_t bytes = up(groups * padded, kLine), stride = stride_of(bytes);
-  auto* to = static_cast<int8_t*>(scratch(kRowSlot, a.rows * stride));
+  const int64_t part = a.kind == kInt4 ? a.group : a.inputs, padded = a.kind == kInt4 ? a.group : up(part, kItems);
+  const int64_t items = up(groups * padded, kItems), stride = stride_of(items * sizeof(Item));
+  const int32_t bias = a.kind == kInt4 ? kInt4Bias : kInt8Bias;
+  auto* to = static_cast<char*>(scratch(kRowSlot, a.rows * stride));
   auto* scale = static_cast<float*>(scratch(kScaleSlot, a.rows * groups * 4));
-  auto* sums = static_cast<int32_t*>(scratch(kSumSlot, a.rows * groups * 4));
+  auto* start = static_cast<int32_t*>(scratch(kSumSlot, a.rows * groups * 4));
   each_row(a.rows, [&](int64_t row) {
+    auto* item = reinterpret_cast<Item*>(to + row * stride);
     for (int64_t g = 0; g < groups; g++) {
       const int64_t at = row * groups + g;
-      quantize(a.x + row * a.inputs + g * part, least(part, a.inputs - g * part), padded,
-               to + row * stride + g * padded, scale + at, sums + at);
+      quantize(a.x + row * a.inputs + g * part, least(part, a.inputs - g * part), padded, item + g * padded, scale + at,
+               start + at);
+      start[at] *= -bias;
     }
-    std::memset(to + row * stride + groups * padded, 0, bytes - groups * padded);
+    std::memset(item + groups * padded, 0, (items - groups * padded) * sizeof(Item));
   });
-  return {reinterpret_cast<char*>(to), stride, bytes / kUnit, groups, padded / kUnit, scale, sums};
+  const int64_t unit = kUnit / sizeof(Item);  // items a unit
+  return {to, stride, items / unit, groups, padded / unit, scale, start};
 }
 
 // One row in 16- or 32-bit floats, zeros up to whole lines.
 inline void float_row(const float* x, int64_t width, int64_t bytes, Kind kind, bool short_rows, char* to) {
   for (int64_t i = 0, at = 0; at < bytes; i += 16) {
-    F16 v = i < width ? load_part(x + i, width - i) : F16{};
+    const F16 v = i < width ? load_part(x + i, width - i) : F16{};
     if (short_rows) {
-      const I16 bits = to_bfloat16(v);
-      for (int j = 0; j < 16; j++) reinterpret_cast<uint16_t*>(to + at)[j] = static_cast<uint32_t>(bits[j]) >> 16;
+      store_upper(to + at, to_bfloat16(v));
       at += 32;
       continue;
     }
-    if (kind == kBFloat16) v = (F16)to_bfloat16(v);
-    if (kind == kFloat16) v = through_float16(v);
-    store(reinterpret_cast<float*>(to + at), v);
+    F16 rounded = v;
+    if (kind == kBFloat16) rounded = as_floats(to_bfloat16(v));
+    if (kind == kFloat16) rounded = through_float16(v);
+    store(reinterpret_cast<float*>(to + at), rounded);
     at += 64;
   }
 }
-
-#if defined(__AVX512BF16__)
-constexpr bool kShortFloats = true;  // products of bfloat16 as they are
-#else
-constexpr bool kShortFloats = false;
-#endif
 
 inline Rows float_rows(const Linear& a) {
   const bool short_rows = a.kind == kBFloat16 && kShortFloats;
@@ -88,120 +85,154 @@ inline Rows float_rows(const Linear& a) {
   return {to, stride, bytes / kUnit, 1, bytes / kUnit, nullptr, nullptr};
 }
 
-// `bytes` of a row from `at` on, zeros past its end, as a line.
-inline I16 line_of(const char* row, int64_t at, int64_t bytes) {
-  if (at + kLine <= bytes) return load_bytes(row + at);
-  I16 line{};
-  if (at < bytes) std::memcpy(&line, row + at, bytes - at);
-  return line;
-}
-
-inline I16 widen_float16(const char* row, int64_t at, int64_t count) {
-  I16 line{};
-  uint16_t halves[16] = {};
-  if (at < count) std::memcpy(halves, row + at * 2, least(16, count - at) * 2);
+// 16 numbers of 16 bits -> of 32.
+inline I16 widen_shorts(const char* shorts) {
 #if defined(__AVX512F__)
-  line = (I16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+  return {{(Ints)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)shorts))}};
+#elif defined(__AVX2__)
+  return by_part<Ints>([&](int i) { return (Ints)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)shorts + i)); });
+#elif defined(__aarch64__)
+  return by_part<Ints>([&](int i) { return (Ints)vmovl_s16(vld1_s16((const int16_t*)shorts + 4 * i)); });
 #else
-  for (int i = 0; i < 16; i++) {
-    _Float16 half;
-    std::memcpy(&half, halves + i, 2);
-    const float x = static_cast<float>(half);
-    std::memcpy(reinterpret_cast<char*>(&line) + i * 4, &x, 4);
-  }
+  int16_t x[16];
+  std::memcpy(x, shorts, sizeof x);
+  I16 y;
+  for (int i = 0; i < 16; i++) y[i] = x[i];
+  return y;
 #endif
-  return line;
 }
 
-inline I16 widen_bfloat16(const char* row, int64_t at, int64_t count) {
-  uint16_t halves[16] = {};
-  if (at < count) std::memcpy(halves, row + at * 2, least(16, count - at) * 2);
-  I16 line;
-  for (int i = 0; i < 16; i++) line[i] = static_cast<int32_t>(static_cast<uint32_t>(halves[i]) << 16);
-  return line;
+constexpr int kLineItems = kLine / sizeof(Whole::Item);  // whole numbers a line
+constexpr int kZeros = kLineItems / 16;                  // zero points a line: a group has no fewer than 16 weights
+
+// A line's 8-bit weights -> its units, kInt8Bias up.
+inline I16 int8_line(const char* bytes) {
+#if defined(QK_BYTES)
+  return load_bytes(bytes) ^ static_cast<int32_t>(kInt8Bias * 0x01010101u);  // 128 up: the upper bit alone changes
+#elif defined(__AVX2__)
+  return by_part<Ints>([&](int i) { return (Ints)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)bytes + i)); });
+#elif defined(__aarch64__)
+  return by_part<Ints>([&](int i) { return (Ints)vmovl_s8(vld1_s8((const int8_t*)bytes + 8 * i)); });
+#else
+  int16_t wide[kLineItems];
+  for (int i = 0; i < kLineItems; i++) wide[i] = static_cast<int8_t>(bytes[i]);
+  return load_bytes(wide);
+#endif
 }
 
-// 32 bytes of two 4-bit weights each, the even one in the low half -> 64 bytes in order.
-inline I16 widen_nibbles(const char* row, int64_t at, int64_t bytes) {
-  char pairs[32] = {};
-  std::memcpy(pairs, row + at, least(32, bytes - at));
+// A line's 4-bit weights, two a byte, the even one in the low half -> its units, less the zero point of each 16
+// weights. Alike: those are the same throughout.
+template <bool Alike>
+inline I16 int4_line(const char* pairs, const int8_t* zeros) {
 #if defined(__AVX512BW__)
-  const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs)));
-  return (I16)_mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
+  const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)pairs));
+  const __m512i steps = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
+  int32_t points;
+  std::memcpy(&points, zeros, sizeof points);
+  const __m512i which = _mm512_set_epi64(0x0303030303030303, 0x0303030303030303, 0x0202020202020202, 0x0202020202020202,
+                                         0x0101010101010101, 0x0101010101010101, 0, 0);
+  const __m512i all = _mm512_set1_epi32(points);
+  return {{(Ints)_mm512_sub_epi8(steps, Alike ? all : _mm512_shuffle_epi8(all, which))}};
+#elif defined(__AVX2__)
+  const auto bytes = [&](int i) {  // 32 of them
+    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)pairs + i));
+    const __m256i steps = _mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi16(wide, 4)), _mm256_set1_epi8(15));
+    const __m256i zero = _mm256_setr_m128i(_mm_set1_epi8(zeros[2 * i]), _mm_set1_epi8(zeros[2 * i + 1]));
+    return _mm256_sub_epi8(steps, zero);
+  };
+#if defined(QK_BYTES)
+  return by_part<Ints>([&](int i) { return (Ints)bytes(i); });
 #else
-  uint8_t steps[64];
-  for (int i = 0; i < 32; i++) {
-    steps[2 * i] = static_cast<uint8_t>(pairs[i]) & 15;
-    steps[2 * i + 1] = static_cast<uint8_t>(pairs[i]) >> 4;
-  }
-  return load_bytes(steps);
+  const __m256i all = bytes(0);
+  return {{(Ints)_mm256_cvtepi8_epi16(_mm256_castsi256_si128(all)),
+           (Ints)_mm256_cvtepi8_epi16(_mm256_extracti128_si256(all, 1))}};
 #endif
+#else
+  alignas(kLine) int8_t steps[kLineItems];
+  for (int i = 0; i < kLineItems; i++)
+    steps[i] = static_cast<int8_t>((static_cast<uint8_t>(pairs[i / 2]) >> i % 2 * 4 & 15) - zeros[i / 16]);
+#if defined(QK_BYTES)
+  return load_bytes(steps);
+#else
+  return int8_line(reinterpret_cast<const char*>(steps));
+#endif
+#endif
+}
+
+// Columns first .. first + rows - 1 of a 4-bit weight as a panel, as many lines at a time as share their groups.
+template <bool Alike>
+inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t lines, char* to) {
+  const int64_t groups = (a.inputs + a.group - 1) / a.group, bytes = groups * a.group / 2;
+  const int64_t step = Alike ? a.group / kLineItems : 1;
+  const char* weight = static_cast<const char*>(a.weight) + first * bytes;
+  const uint8_t* points = a.zero + first * ((groups + 1) / 2);
+  for (int64_t line = 0; line < lines; line += step) {
+    int8_t zeros[16][kZeros] = {};  // less the bias
+    for (int i = 0; i < kZeros; i += Alike ? kZeros : 1) {
+      const int64_t g = least((line * kLineItems + i * 16) / a.group, groups - 1);
+      for (int64_t r = 0; r < rows; r++) {
+        const int zero = (points[r * ((groups + 1) / 2) + g / 2] >> g % 2 * 4 & 15) - kInt4Bias;
+        std::memset(zeros[r] + i, zero, Alike ? kZeros : 1);
+      }
+    }
+    constexpr int kSource = kLineItems / 2;
+    pack_rows<kSource>(
+        weight + line * kSource, bytes, rows, bytes - line * kSource, least(step, lines - line),
+        [&](const char* pairs, int64_t r) { return int4_line<Alike>(pairs, zeros[r]); }, to + line * 16 * kLine);
+  }
 }
 
 // Columns first .. first + 15 of the weight, as a panel of `lines` * 16 units.
 inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to) {
-  const char* weight = static_cast<const char*>(a.weight);
-  const int64_t rows = least(16, a.outputs - first), k = a.inputs;
-  const auto row_at = [&](int64_t row, int64_t bytes) { return weight + (first + row) * bytes; };
+  const int64_t rows = least(16, a.outputs - first);
+  const auto copy = [](const char* p, int64_t) { return load_bytes(p); };
+  const auto pack = [&](auto source, int64_t size, const auto& widen) {
+    const int64_t bytes = a.inputs * size;
+    pack_rows<source>(static_cast<const char*>(a.weight) + first * bytes, bytes, rows, bytes, lines, widen, to);
+  };
+  constexpr std::integral_constant<int, kLine> kWhole;
+  constexpr std::integral_constant<int, kLine / 2> kHalf;
+  constexpr std::integral_constant<int, kLineItems> kItems;
   switch (a.kind) {
     case kFloat32:
-      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 4), l * kLine, k * 4); }, rows, lines,
-                        to);
+      return pack(kWhole, 4, copy);
     case kFloat16:
-      return pack_panel([&](int64_t r, int64_t l) { return widen_float16(row_at(r, k * 2), l * 16, k); }, rows, lines,
-                        to);
+      return pack(kHalf, 2, [](const char* p, int64_t) { return as_ints(widen_float16((const uint16_t*)p)); });
     case kBFloat16:
-      if (kShortFloats)
-        return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k * 2), l * kLine, k * 2); }, rows,
-                          lines, to);
-      return pack_panel([&](int64_t r, int64_t l) { return widen_bfloat16(row_at(r, k * 2), l * 16, k); }, rows, lines,
-                        to);
-    case kInt8:  // two's complement, 128 up
-      return pack_panel([&](int64_t r, int64_t l) { return line_of(row_at(r, k), l * kLine, k) ^ (int32_t)0x80808080; },
-                        rows, lines, to);
-    case kInt4: {
-      const int64_t bytes = up(k, a.group) / 2;
-      return pack_panel([&](int64_t r, int64_t l) { return widen_nibbles(row_at(r, bytes), l * 32, bytes); }, rows,
-                        lines, to);
-    }
+      if (kShortFloats) return pack(kWhole, 2, copy);
+      return pack(kHalf, 2, [](const char* p, int64_t) { return widen_shorts(p) << 16; });
+    case kInt8:
+      return pack(kItems, 1, [](const char* p, int64_t) { return int8_line(p); });
+    case kInt4:
+      return a.group % kLineItems ? pack_int4<false>(a, first, rows, lines, to)
+                                  : pack_int4<true>(a, first, rows, lines, to);
   }
 }
 
-// Constants of 32 columns, of one group.
+// Constants of 32 columns.
 struct Columns {
-  F16 scale[2], bias[2];
-  I16 zero[2];
+  F16 scale[2], bias[2];  // the scale where there is one a column
   int64_t count[2];
+  const float* group_scale[2];  // [G, 16] of int4
 };
 
-inline I16 zero_points(const Linear& a, int64_t column, int64_t count, int64_t group, int64_t groups) {
-  I16 z{};
-  for (int64_t i = 0; i < count; i++) {
-    const uint8_t pair = a.zero[(column + i) * ((groups + 1) / 2) + group / 2];
-    z[i] = group % 2 ? pair >> 4 : pair & 15;
-  }
-  return z;
-}
-
-inline Columns columns_of(const Linear& a, int64_t column, int64_t group, int64_t groups) {
+inline Columns columns_of(const Linear& a, int64_t column) {
   Columns c{};
   for (int p = 0; p < 2; p++) {
     const int64_t first = column + 16 * p, count = c.count[p] = least(16, a.outputs - first);
     if (count <= 0) continue;
     if (a.bias) c.bias[p] = load_part(a.bias + first, count);
-    if (a.kind == kInt4) c.zero[p] = zero_points(a, first, count, group, groups);
-    for (int64_t i = 0; a.scale && i < count; i++) c.scale[p][i] = a.scale[(first + i) * groups + group];
+    if (a.kind == kInt8) c.scale[p] = load_part(a.scale + first, count);
   }
   return c;
 }
 
-// Sums of a group -> its part of the product: (sum - z Σa) · row scale · column scale of whole numbers.
-template <class Dot>
-inline F16 value(const Linear& a, const Rows& rows, int64_t at, const int32_t* sums, const Columns& c, int p) {
-  const I16 x = load_bytes(sums);
-  if constexpr (!std::is_same_v<Dot, Int8>) return (F16)x;
-  const I16 shift = a.kind == kInt8 ? I16{} + rows.sums[at] * 128 : c.zero[p] * rows.sums[at];
-  return to_float(x - shift) * rows.scale[at] * c.scale[p];
+// Scales [N, G] of 16 columns -> [G, 16], up to a multiple of 16 groups.
+inline void pack_scales(const Linear& a, int64_t first, int64_t groups, float* to) {
+  const int64_t bytes = groups * 4, rows = least(16, a.outputs - first);
+  const auto copy = [](const char* p, int64_t) { return load_bytes(p); };
+  pack_rows<kLine>(reinterpret_cast<const char*>(a.scale + first * groups), bytes, rows, bytes, up(groups, 16) / 16,
+                   copy, reinterpret_cast<char*>(to));
 }
 
 // What the product becomes: bias, activation, residual; 16 columns of one row, or the `count` that are there.
@@ -210,36 +241,73 @@ inline void finish(const Linear& a, int64_t row, int64_t column, F16 y, const Co
   if (a.quick_gelu) y = quick_gelu(y);
   const int64_t at = row * a.outputs + column;
   if (a.residual) y += load_part(a.residual + at, c.count[p]);
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   // what the cache would not keep anyway need not be read into it first
   const bool whole_line = c.count[p] == 16 && reinterpret_cast<uintptr_t>(a.out + at) % kLine == 0;
-  if (whole_line && a.rows * a.outputs * 4 > kStreamedBytes) return _mm512_stream_ps(a.out + at, (__m512)y);
+  if (whole_line && a.rows * a.outputs * 4 > kStreamedBytes) return store_past(a.out + at, y);
 #endif
   store_part(a.out + at, y, c.count[p]);
 }
 
+// A group's sums, times both its scales, into the totals of all groups [..][kColumns].
+struct AddGroup {
+  float* totals;
+  const float* scale;  // of the rows, `groups` apart
+  const int32_t* start;
+  int64_t groups;
+  const float* const* column_scale;  // of 16 columns each
+  int64_t group;
+
+  void operator()(int64_t row, int64_t column, Ints sum) const {
+    if (kUnsignedWeights && !kStarted) sum += start[row * groups];
+    float* to = totals + row * kColumns + column;
+    const Floats both = load_floats(column_scale[column / 16] + group * 16 + column % 16) * scale[row * groups];
+    const Floats y = fused(__builtin_convertvector(sum, Floats), both, group ? load_floats(to) : Floats{});
+    std::memcpy(to, &y, sizeof y);
+  }
+
+  AddGroup moved(int64_t row, int64_t column) const {
+    return {totals + row * kColumns + column,
+            scale + row * groups,
+            start + row * groups,
+            groups,
+            column_scale + column / 16,
+            group};
+  }
+};
+
 // Rows first .. first + count - 1 by 32 columns.
 template <class Dot>
-void tile(const Linear& a, const Rows& rows, int64_t first, int64_t count, int64_t column, const char* panels,
-          int64_t panel, const Columns* columns, Ahead& ahead) {
-  alignas(64) int32_t sums[kBlockRows * kColumns];
-  alignas(64) float totals[kBlockRows * kColumns];
+void tile(const Linear& a, const Rows& rows, int64_t first, int64_t count, int64_t column, const Right& packed,
+          const Columns& c, Ahead& ahead) {
+  alignas(64) float sums[kBlockRows * kColumns];
+  constexpr bool kWhole = std::is_same_v<typename Dot::Sum, Ints>;
+  const bool grouped = rows.groups > 1 || a.kind == kInt4;
   const char* from = rows.data + first * rows.stride;
+  const int64_t at = first * rows.groups;
   for (int64_t g = 0; g < rows.groups; g++) {
-    const Columns& c = columns[g];
     const int64_t skip = g * rows.part;
-    block<Dot>(count, from + skip * kUnit, rows.stride, panels + skip * kLine, panel, rows.part, sums, kColumns, ahead);
-    for (int64_t i = 0; i < count; i++)
-      for (int p = 0; p < 2 && c.count[p] > 0; p++) {
-        const int64_t at = i * kColumns + p * 16;
-        F16 y = value<Dot>(a, rows, (first + i) * rows.groups + g, sums + at, c, p);
-        if (g) y += load(totals + at);
-        if (g + 1 < rows.groups)
-          store(totals + at, y);
-        else
-          finish(a, first + i, column + p * 16, y, c, p);
+    const Left left{from + skip * kUnit, rows.stride, kStarted && kWhole ? rows.start + at + g : nullptr, rows.groups};
+    const Right right{packed.data + skip * kLine, packed.panel};
+    if constexpr (kWhole)
+      if (grouped) {
+        const AddGroup add{sums, rows.scale + at + g, rows.start + at + g, rows.groups, c.group_scale, g};
+        block<Dot>(count, left, right, rows.part, add, ahead);
+        continue;
       }
+    block<Dot>(count, left, right, rows.part, Store{sums, kColumns}, ahead);
   }
+  for (int64_t i = 0; i < count; i++)
+    for (int p = 0; p < 2 && c.count[p] > 0; p++) {
+      const float* sum = sums + i * kColumns + p * 16;
+      F16 y = load(sum);
+      if (kWhole && !grouped) {
+        I16 x = load_bytes(sum);
+        if (kUnsignedWeights && !kStarted) x = x + rows.start[first + i];
+        y = to_floats(x) * rows.scale[first + i] * c.scale[p];
+      }
+      finish(a, first + i, column + p * 16, y, c, p);
+    }
 }
 
 inline int64_t column_bytes(const Linear& a) {
@@ -279,12 +347,17 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
   const int64_t end = least(first + s.columns, a.outputs), pairs = (end - first + kColumns - 1) / kColumns;
   const int64_t top = task % s.down * s.height, bottom = least(top + s.height, a.rows);
   auto* packed = static_cast<char*>(scratch(kColumnSlot, pairs * 2 * panel));
-  auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * rows.groups * sizeof(Columns)));
+  const int64_t scales = a.kind == kInt4 ? up(rows.groups, 16) * 16 : 0;  // a panel
+  auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * (sizeof(Columns) + 2 * scales * 4)));
+  auto* scale = reinterpret_cast<float*>(constants + pairs);
   for (int64_t j = 0; j < pairs; j++) {
-    const int64_t column = first + j * kColumns;
-    for (int p = 0; p < 2; p++)
-      pack_columns(a, least(column + p * 16, a.outputs), rows.units / 16, packed + (2 * j + p) * panel);
-    for (int64_t g = 0; g < rows.groups; g++) constants[j * rows.groups + g] = columns_of(a, column, g, rows.groups);
+    constants[j] = columns_of(a, first + j * kColumns);
+    for (int p = 0; p < 2; p++, scale += scales) {
+      const int64_t column = least(first + j * kColumns + p * 16, a.outputs);
+      pack_columns(a, column, rows.units / 16, packed + (2 * j + p) * panel);
+      constants[j].group_scale[p] = scale;
+      if (scales) pack_scales(a, column, rows.groups, scale);
+    }
   }
   Ahead ahead;
   // where few rows are computed, there is no time to fetch in
@@ -295,8 +368,8 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
   }
   for (int64_t row = top; row < bottom; row += kBlockRows)
     for (int64_t j = 0; j < pairs; j++)
-      tile<Dot>(a, rows, row, least(kBlockRows, bottom - row), first + j * kColumns, packed + 2 * j * panel, panel,
-                constants + j * rows.groups, ahead);
+      tile<Dot>(a, rows, row, least(kBlockRows, bottom - row), first + j * kColumns, {packed + 2 * j * panel, panel},
+                constants[j], ahead);
 }
 
 template <class Dot>
@@ -329,7 +402,8 @@ void sweep_across(const Linear& a, const Rows& rows, int64_t output, int64_t fir
     const int64_t top = first + t * 16;
     for (int64_t row = top; row < least(top + 16, a.rows); row++) {
       const I16 x = load_bytes(turned + (row - top) * kLine);
-      finish(a, row, output, std::is_same_v<Dot, Int8> ? to_float(x) * rows.scale[row] * c.scale[p] : (F16)x, c, p);
+      const bool whole = std::is_same_v<Dot, Bytes>;
+      finish(a, row, output, whole ? to_floats(x) * rows.scale[row] * c.scale[p] : as_floats(x), c, p);
     }
   }
 }
@@ -354,7 +428,7 @@ void multiply_across(const Linear& a, const Rows& rows) {
   });
   parallel(a.outputs / kColumns, [&](int64_t task) {
     const Blocks scope;
-    const Columns c = columns_of(a, task * kColumns, 0, 1);
+    const Columns c = columns_of(a, task * kColumns);
     for (int p = 0; p < 2; p++)
       for (int64_t t = 0; t < count; t += tiles)
         sweep_up_to<Dot>(least(tiles, count - t), a, rows, task * kColumns + p * 16, t * 16, panels + t * panel, panel,
@@ -371,10 +445,10 @@ inline bool goes_across(const Linear& a) {
 
 inline void linear(const Linear& a) {
 #if defined(__AMX_INT8__)
-  if (a.kind == kInt8 && goes_across(a)) return multiply_across<Int8>(a, whole_rows(a));
+  if (a.kind == kInt8 && goes_across(a)) return multiply_across<Bytes>(a, whole_rows(a));
   if (a.kind == kBFloat16 && goes_across(a)) return multiply_across<BFloat16>(a, float_rows(a));
 #endif
-  if (a.kind == kInt8 || a.kind == kInt4) return multiply<Int8>(a, whole_rows(a));
+  if (a.kind == kInt8 || a.kind == kInt4) return multiply<Whole>(a, whole_rows(a));
   if (a.kind == kBFloat16 && kShortFloats) return multiply<BFloat16>(a, float_rows(a));
   multiply<Float32>(a, float_rows(a));
 }

@@ -1,14 +1,16 @@
 // Rows of 4-byte units in, panels [units][16] out: what `block` reads as B.
 #pragma once
 
-#include "vec.h"
+#include "block.h"
 
 namespace qk {
 namespace QK_ISA {
 
-// lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows.
-inline void transpose(const I16* lines, char* to) {
+inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 #if defined(__AVX512F__)
+inline void transpose(const I16* lines, char* to) {
   __m512i a[16], b[16];
   const __m512i* in = reinterpret_cast<const __m512i*>(lines);
 #pragma GCC unroll 8
@@ -38,21 +40,89 @@ inline void transpose(const I16* lines, char* to) {
     _mm512_storeu_si512(out + i + 4, _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88));
     _mm512_storeu_si512(out + i + 12, _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd));
   }
-#else
-  for (int u = 0; u < 16; u++)
-    for (int r = 0; r < 16; r++)
-      std::memcpy(to + (u * 16 + r) * 4, reinterpret_cast<const char*>(lines + r) + u * 4, 4);
-#endif
 }
+#else
+
+// A register of units from each of as many rows -> a register of rows for each unit, kLine apart.
+#if defined(__AVX2__)
+inline void transpose_square(const Ints* in, int64_t step, char* to) {
+  __m256i a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const auto even = (__m256i)in[2 * i * step], odd = (__m256i)in[(2 * i + 1) * step];
+    a[2 * i] = _mm256_unpacklo_epi32(even, odd);
+    a[2 * i + 1] = _mm256_unpackhi_epi32(even, odd);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    _mm256_storeu_si256((__m256i*)(to + i * kLine), _mm256_permute2x128_si256(b[i], b[i + 4], 0x20));
+    _mm256_storeu_si256((__m256i*)(to + (i + 4) * kLine), _mm256_permute2x128_si256(b[i], b[i + 4], 0x31));
+  }
+}
+#elif defined(__aarch64__)
+inline void transpose_square(const Ints* in, int64_t step, char* to) {
+  const auto row = [&](int i) { return (int32x4_t)in[i * step]; };
+  const int64x2_t a = (int64x2_t)vzip1q_s32(row(0), row(1)), b = (int64x2_t)vzip2q_s32(row(0), row(1));
+  const int64x2_t c = (int64x2_t)vzip1q_s32(row(2), row(3)), d = (int64x2_t)vzip2q_s32(row(2), row(3));
+  vst1q_s64((int64_t*)to, vzip1q_s64(a, c));
+  vst1q_s64((int64_t*)(to + kLine), vzip2q_s64(a, c));
+  vst1q_s64((int64_t*)(to + 2 * kLine), vzip1q_s64(b, d));
+  vst1q_s64((int64_t*)(to + 3 * kLine), vzip2q_s64(b, d));
+}
+#else
+inline void transpose_square(const Ints* in, int64_t step, char* to) {
+  for (int u = 0; u < 4; u++)
+    for (int r = 0; r < 4; r++) std::memcpy(to + u * kLine + r * kUnit, &in[r * step][u], kUnit);
+}
+#endif
+
+inline void transpose(const I16* lines, char* to) {
+  constexpr int kSide = kVector / kUnit;
+#pragma GCC unroll 4
+  for (int units = 0; units < kParts; units++)
+#pragma GCC unroll 4
+    for (int rows = 0; rows < kParts; rows++)
+      transpose_square(&lines[rows * kSide].part[units], kParts, to + units * kSide * kLine + rows * kVector);
+}
+#endif
 
 // read(row, line) gives 16 units of a row; rows past `rows` are zeros. Writes lines * 16 units of 16 rows.
+// transpose(lines, to): lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows.
 template <class Read>
 inline void pack_panel(const Read& read, int64_t rows, int64_t lines, char* to) {
   I16 buffer[16];
   for (int64_t line = 0; line < lines; line++) {
     for (int64_t row = 0; row < 16; row++) buffer[row] = row < rows ? read(row, line) : I16{};
-    transpose(buffer, to + line * 16 * 64);
+    transpose(buffer, to + line * 16 * kLine);
   }
+}
+
+// The same for rows of `bytes`, `stride` apart: widen(p, row) makes 16 units of `Source` bytes; past a row's end they
+// are zeros.
+template <int Source, class Widen>
+inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t bytes, int64_t lines, const Widen& widen,
+                      char* to) {
+  const int64_t whole = rows == 16 ? least(bytes / Source, lines) : 0;
+  for (int64_t line = 0; line < whole; line++) {
+    I16 buffer[16];
+#pragma GCC unroll 16
+    for (int64_t row = 0; row < 16; row++) buffer[row] = widen(from + row * stride + line * Source, row);
+    transpose(buffer, to + line * 16 * kLine);
+  }
+  const auto read = [&](int64_t row, int64_t line) {
+    alignas(kLine) char piece[Source] = {};
+    const int64_t at = (whole + line) * Source;
+    if (at < bytes) std::memcpy(piece, from + row * stride + at, least(Source, bytes - at));
+    return widen(piece, row);
+  };
+  pack_panel(read, rows, lines - whole, to + whole * 16 * kLine);
 }
 
 }  // namespace QK_ISA

@@ -35,8 +35,8 @@ inline void layer_norm(const float* x, const float* gain, const float* bias, flo
                        float* out) {
   each_row(rows, [=](int64_t row) {
     const float* in = x + row * width;
-    const float mean = sum_row(in, width, [](F16 v) { return v; }) / width;
-    const float variance = sum_row(in, width, [=](F16 v) { return (v - mean) * (v - mean); }) / width;
+    const float mean = sum_row(in, width, [](const F16& v) { return v; }) / width;
+    const float variance = sum_row(in, width, [=](const F16& v) { return (v - mean) * (v - mean); }) / width;
     const float scale = 1 / std::sqrt(variance + eps);
     for (int64_t i = 0; i < width; i += 16) {
       const int64_t left = width - i;
@@ -49,7 +49,7 @@ inline void layer_norm(const float* x, const float* gain, const float* bias, flo
 inline void rms_norm(const float* x, const float* gain, float eps, int64_t rows, int64_t width, float* out) {
   each_row(rows, [=](int64_t row) {
     const float* in = x + row * width;
-    const float scale = 1 / std::sqrt(sum_row(in, width, [](F16 v) { return v * v; }) / width + eps);
+    const float scale = 1 / std::sqrt(sum_row(in, width, [](const F16& v) { return v * v; }) / width + eps);
     for (int64_t i = 0; i < width; i += 16) {
       const int64_t left = width - i;
       store_part(out + row * width + i, load_part(in + i, left) * scale * load_part(gain + i, left), left);
@@ -57,7 +57,7 @@ inline void rms_norm(const float* x, const float* gain, float eps, int64_t rows,
   });
 }
 
-inline F16 quick_gelu(F16 x) { return x * reciprocal(1.f + exp(x * -1.702f)); }
+inline F16 quick_gelu(const F16& x) { return x * reciprocal(1.f + exp(x * -1.702f)); }
 
 inline void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out) {
   each_row(rows, [=](int64_t row) {
@@ -70,39 +70,92 @@ inline void swiglu(const float* gate_up, int64_t rows, int64_t width, float* out
   });
 }
 
-// 16 floats -> 16 whole numbers in -127..127, and their sum's lanes.
-inline I16 store_int8(int8_t* to, F16 x) {
-  const I16 whole = __builtin_convertvector(round_even(x), I16);
+// 16 whole numbers -> 16 of 16 bits.
+inline void store_items(int16_t* to, const I16& x) {
 #if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)whole));
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtepi32_epi16((__m512i)x.part[0]));
+#elif defined(__AVX2__)
+  const __m256i both = _mm256_packs_epi32((__m256i)x.part[0], (__m256i)x.part[1]);  // by halves of the registers
+  _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(both, 0xd8));
+#elif defined(__aarch64__)
+  for (int i = 0; i < 4; i++) vst1_s16(to + 4 * i, vmovn_s32((int32x4_t)x.part[i]));
 #else
-  for (int i = 0; i < 16; i++) to[i] = static_cast<int8_t>(whole[i]);
+  for (int i = 0; i < 16; i++) to[i] = static_cast<int16_t>(x[i]);
 #endif
-  return whole;
 }
 
-// A row, or a group of a row, of `width` floats -> 8 bits, zeros up to `padded`; its scale and the sum of its numbers.
-inline void quantize(const float* x, int64_t width, int64_t padded, int8_t* to, float* scale, int32_t* total) {
+// 16 whole numbers -> 16 of 8 bits.
+inline void store_items(int8_t* to, const I16& x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x.part[0]));
+#else
+  int16_t wide[16];
+  store_items(wide, x);
+#if defined(__SSE2__)
+  const auto* halves = (const __m128i*)wide;
+  _mm_storeu_si128((__m128i*)to, _mm_packs_epi16(_mm_loadu_si128(halves), _mm_loadu_si128(halves + 1)));
+#elif defined(__aarch64__)
+  vst1q_s8(to, vcombine_s8(vmovn_s16(vld1q_s16(wide)), vmovn_s16(vld1q_s16(wide + 8))));
+#else
+  for (int i = 0; i < 16; i++) to[i] = static_cast<int8_t>(wide[i]);
+#endif
+#endif
+}
+
+// A row, or a group of a row, of `width` floats -> whole numbers in -127..127, zeros up to `padded`; its scale and the
+// sum of its numbers.
+template <class Item>
+inline void quantize(const float* x, int64_t width, int64_t padded, Item* to, float* scale, int32_t* total) {
   F16 most{};
   for (int64_t i = 0; i < width; i += 16) most = max(most, magnitude(load_part(x + i, width - i)));
   const float reach = largest(most);
   *scale = (reach > 1e-30f ? reach : 1e-30f) / 127;
   I16 sums{};
-  for (int64_t i = 0; i < padded; i += 16)
-    sums += store_int8(to + i, i < width ? load_part(x + i, width - i) / *scale : F16{});
+  for (int64_t i = 0; i < padded; i += 16) {
+    const I16 whole = i < width ? to_ints(round_even(load_part(x + i, width - i) / *scale)) : I16{};
+    store_items(to + i, whole);
+    sums += whole;
+  }
   *total = 0;
   for (int i = 0; i < 16; i++) *total += sums[i];
 }
 
 // To the nearest bfloat16, ties to even, as its 16 bits in the upper half.
-inline I16 to_bfloat16(F16 x) {
-  const I16 bits = (I16)x;
+inline I16 to_bfloat16(const F16& x) {
+  const I16 bits = as_ints(x);
   return (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
 }
 
-inline F16 through_float16(F16 x) {
+// The upper halves of 16 words, 32 bytes.
+inline void store_upper(void* to, const I16& x) { store_items(static_cast<int16_t*>(to), x >> 16); }
+
+inline F16 widen_float16(const uint16_t* halves) {
 #if defined(__AVX512F__)
-  return (F16)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return {{(Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)halves))}};
+#elif defined(__F16C__)
+  return by_part<Floats>([&](int i) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)halves + i)); });
+#elif defined(__aarch64__)
+  return by_part<Floats>([&](int i) { return (Floats)vcvt_f32_f16((float16x4_t)vld1_u16(halves + 4 * i)); });
+#else
+  F16 y;
+  for (int i = 0; i < 16; i++) {
+    _Float16 half;
+    std::memcpy(&half, halves + i, 2);
+    y[i] = static_cast<float>(half);
+  }
+  return y;
+#endif
+}
+
+inline F16 through_float16(const F16& x) {
+#if defined(__AVX512F__)
+  return {{(Floats)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x.part[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))}};
+#elif defined(__F16C__)
+  return by_part<Floats>([&](int i) {
+    return (Floats)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x.part[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  });
+#elif defined(__aarch64__)
+  return by_part<Floats>([&](int i) { return (Floats)vcvt_f32_f16(vcvt_f16_f32((float32x4_t)x.part[i])); });
 #else
   F16 y;
   for (int i = 0; i < 16; i++) y[i] = static_cast<float>(static_cast<_Float16>(x[i]));

@@ -1,12 +1,15 @@
-// Sixteen lanes at a time, in the compiler's own vector types: one zmm, two ymm or four plain registers.
+// Sixteen lanes at a time, in the compiler's own vector types: one zmm, two ymm or four registers of 16 bytes.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // Everything below has a copy for each instruction set, told apart by this name.
@@ -16,36 +19,160 @@
 namespace qk {
 namespace QK_ISA {
 
-typedef float F16 __attribute__((vector_size(64), may_alias));
-typedef int32_t I16 __attribute__((vector_size(64), may_alias));
-typedef uint32_t U16 __attribute__((vector_size(64), may_alias));
-typedef float F16u __attribute__((vector_size(64), aligned(1), may_alias));
-typedef int32_t I16u __attribute__((vector_size(64), aligned(1), may_alias));
+#if defined(__AVX512F__)
+constexpr int kVector = 64;  // bytes of a register
+#elif defined(__AVX2__)
+constexpr int kVector = 32;
+#else
+constexpr int kVector = 16;
+#endif
+constexpr int kParts = 64 / kVector;
 
-inline F16 load(const float* p) { return *reinterpret_cast<const F16u*>(p); }
-inline void store(float* p, F16 x) { *reinterpret_cast<F16u*>(p) = x; }
-inline I16 load_bytes(const void* p) { return *static_cast<const I16u*>(p); }
-inline F16 splat(float x) { return F16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-inline F16 to_float(I16 x) { return __builtin_convertvector(x, F16); }
-inline F16 max(F16 a, F16 b) { return a > b ? a : b; }
-inline F16 magnitude(F16 x) { return (F16)((I16)x & 0x7fffffff); }
+typedef float Floats __attribute__((vector_size(kVector), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kVector), may_alias));
+typedef float FloatsThere __attribute__((vector_size(kVector), aligned(1), may_alias));  // at any address
+typedef int32_t IntsThere __attribute__((vector_size(kVector), aligned(1), may_alias));
+
+template <class Part>
+using LaneOf = std::conditional_t<std::is_same_v<Part, Floats>, float, int32_t>;
+
+// Registers, not one long vector: what GCC would split it into goes through memory.
+template <class Part>
+struct Wide {
+  using Lane = LaneOf<Part>;
+  typedef Lane Lanes __attribute__((may_alias));
+
+  Part part[kParts];
+
+  Lanes& operator[](int i) { return reinterpret_cast<Lanes*>(part)[i]; }
+  Lane operator[](int i) const { return reinterpret_cast<const Lanes*>(part)[i]; }
+};
+
+using F16 = Wide<Floats>;
+using I16 = Wide<Ints>;
+
+// f(i) for every part.
+template <class Part, class F>
+inline Wide<Part> by_part(const F& f) {
+  Wide<Part> out;
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; i++) out.part[i] = f(i);
+  return out;
+}
+
+#define QK_OPERATOR(op)                                               \
+  template <class P>                                                  \
+  inline Wide<P> operator op(const Wide<P>& a, const Wide<P>& b) {    \
+    return by_part<P>([&](int i) { return a.part[i] op b.part[i]; }); \
+  }                                                                   \
+  template <class P>                                                  \
+  inline Wide<P> operator op(const Wide<P>& a, LaneOf<P> b) {         \
+    return by_part<P>([&](int i) { return a.part[i] op b; });         \
+  }                                                                   \
+  template <class P>                                                  \
+  inline Wide<P> operator op(LaneOf<P> a, const Wide<P>& b) {         \
+    return by_part<P>([&](int i) { return a op b.part[i]; });         \
+  }
+QK_OPERATOR(+)
+QK_OPERATOR(-)
+QK_OPERATOR(*)
+QK_OPERATOR(/)
+QK_OPERATOR(&)
+QK_OPERATOR(|)
+QK_OPERATOR(^)
+QK_OPERATOR(<<)
+QK_OPERATOR(>>)
+#undef QK_OPERATOR
+
+template <class P>
+inline Wide<P>& operator+=(Wide<P>& a, const Wide<P>& b) {
+  return a = a + b;
+}
+
+inline F16 operator-(const F16& x) {
+  return by_part<Floats>([&](int i) { return -x.part[i]; });
+}
+
+inline F16 as_floats(const I16& x) {  // the bits
+  return by_part<Floats>([&](int i) { return (Floats)x.part[i]; });
+}
+
+inline I16 as_ints(const F16& x) {  // the bits
+  return by_part<Ints>([&](int i) { return (Ints)x.part[i]; });
+}
+
+inline F16 to_floats(const I16& x) {  // the numbers
+  return by_part<Floats>([&](int i) { return __builtin_convertvector(x.part[i], Floats); });
+}
+
+inline I16 to_ints(const F16& x) {  // the numbers
+  return by_part<Ints>([&](int i) { return __builtin_convertvector(x.part[i], Ints); });
+}
+
+inline Floats load_floats(const void* p) { return *static_cast<const FloatsThere*>(p); }
+inline Ints load_ints(const void* p) { return *static_cast<const IntsThere*>(p); }
+
+inline F16 load(const float* p) {
+  return by_part<Floats>([&](int i) { return load_floats(p + i * (kVector / 4)); });
+}
+
+inline I16 load_bytes(const void* p) {
+  return by_part<Ints>([&](int i) { return load_ints(static_cast<const char*>(p) + i * kVector); });
+}
+
+inline void store(float* p, const F16& x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; i++) *reinterpret_cast<FloatsThere*>(p + i * (kVector / 4)) = x.part[i];
+}
+
+#if defined(__AVX2__)
+// Past the cache; p at a multiple of 64 bytes.
+inline void store_past(float* p, const F16& x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; i++)
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p + i * 16, (__m512)x.part[i]);
+#else
+    _mm256_stream_ps(p + i * 8, (__m256)x.part[i]);
+#endif
+}
+#endif
+
+inline void store_bytes(void* p, const I16& x) { store(static_cast<float*>(p), as_floats(x)); }
+
+inline Floats all_of(float x) { return x - Floats{}; }  // 0 + x is no mere copy of x: of -0, it is 0
+inline Ints all_of(int32_t x) { return x - Ints{}; }
+
+inline F16 splat(float x) {
+  return by_part<Floats>([&](int) { return all_of(x); });
+}
+
+inline F16 max(const F16& a, const F16& b) {
+  return by_part<Floats>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+}
+
+inline F16 min(const F16& a, const F16& b) {
+  return by_part<Floats>([&](int i) { return a.part[i] < b.part[i] ? a.part[i] : b.part[i]; });
+}
+
+inline F16 magnitude(const F16& x) { return as_floats(as_ints(x) & 0x7fffffff); }
 
 // a b + c, rounded once where the instruction set can. Nothing else is contracted (-ffp-contract=off): whichever way a
 // product goes, the same numbers give the same bits.
-inline F16 fused(F16 a, F16 b, F16 c) {
+inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
-  return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-  __m256 x[2], y[2], z[2];
-  std::memcpy(x, &a, sizeof x);
-  std::memcpy(y, &b, sizeof y);
-  std::memcpy(z, &c, sizeof z);
-  for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
-  std::memcpy(&c, z, sizeof z);
-  return c;
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
+}
+
+inline F16 fused(const F16& a, const F16& b, const F16& c) {
+  return by_part<Floats>([&](int i) { return fused(a.part[i], b.part[i], c.part[i]); });
 }
 
 // A row's last lanes: `count` of them are there, the rest read as 0.
@@ -56,31 +183,33 @@ inline F16 load_part(const float* p, int64_t count) {
   return x;
 }
 
-inline void store_part(float* p, F16 x, int64_t count) {
+inline void store_part(float* p, const F16& x, int64_t count) {
   if (count >= 16) return store(p, x);
   std::memcpy(p, &x, count * sizeof(float));
 }
 
-inline float sum(F16 x) {
+// One number of all 16 lanes, taken pairwise, the upper half with the lower one.
+template <class Join>
+inline float reduce(const F16& x, const Join& join) {
   float lanes[16];
-  std::memcpy(lanes, &x, sizeof lanes);
+  store(lanes, x);
   for (int step = 8; step; step /= 2)
-    for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
+    for (int i = 0; i < step; i++) lanes[i] = join(lanes[i], lanes[i + step]);
   return lanes[0];
 }
 
-inline float largest(F16 x) {
-  float lanes[16];
-  std::memcpy(lanes, &x, sizeof lanes);
-  for (int step = 8; step; step /= 2)
-    for (int i = 0; i < step; i++) lanes[i] = lanes[i] > lanes[i + step] ? lanes[i] : lanes[i + step];
-  return lanes[0];
+inline float sum(const F16& x) {
+  return reduce(x, [](float a, float b) { return a + b; });
+}
+
+inline float largest(const F16& x) {
+  return reduce(x, [](float a, float b) { return a > b ? a : b; });
 }
 
 // To the nearest whole number, ties to even, for magnitudes below 2^22.
-inline F16 round_even(F16 x) {
-  const F16 magic = splat(12582912.f);  // 1.5 * 2^23
-  return (x + magic) - magic;
+inline F16 round_even(const F16& x) {
+  constexpr float kMagic = 12582912.f;  // 1.5 * 2^23
+  return (x + kMagic) - kMagic;
 }
 
 // e^x to about an ulp for x up to 88: x = n ln 2 + r, the series of e^r, n added to the exponent. Below -87, e^-87.
@@ -88,7 +217,7 @@ inline F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
   const F16 magic = splat(12582912.f);
   const F16 shifted = fused(x, splat(1.44269504f), magic);
-  const I16 n = (I16)shifted - (I16)magic;
+  const I16 n = as_ints(shifted) - as_ints(magic);
   const F16 whole = shifted - magic;
   F16 r = fused(whole, splat(-0.693145752f), x);
   r = fused(whole, splat(-1.42860677e-6f), r);
@@ -99,15 +228,15 @@ inline F16 exp_below(F16 x) {
   p = fused(p, r, splat(0.5f));
   p = fused(p, r, splat(1.f));
   p = fused(p, r, splat(1.f));
-  return (F16)((I16)p + (n << 23));
+  return as_floats(as_ints(p) + (n << 23));
 }
 
-inline F16 exp(F16 x) { return exp_below(x < splat(88.f) ? x : splat(88.f)); }
+inline F16 exp(const F16& x) { return exp_below(min(x, splat(88.f))); }
 
 // 1 / x to about an ulp, for x that is neither tiny nor huge.
-inline F16 reciprocal(F16 x) {
+inline F16 reciprocal(const F16& x) {
 #if defined(__AVX512F__)
-  const F16 y = (F16)_mm512_rcp14_ps((__m512)x);
+  const F16 y{{(Floats)_mm512_rcp14_ps((__m512)x.part[0])}};
   return y * fused(-x, y, splat(2.f));
 #else
   return 1.f / x;
