@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("csrc")
-_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
+FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512"
 _X64 = {
@@ -127,7 +127,7 @@ def compile_objects(folder: Path, compiler: Sequence[str], sets: Mapping[str, st
         for isa, flags in sets.items()
     ]
     jobs += [(folder / f"{p.stem}.o", [str(p)]) for p in sorted(SOURCES.glob("*.cpp")) if p.stem != "kernels"]
-    command = [*compiler, *_FLAGS.split()]
+    command = [*compiler, *FLAGS.split()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: _call([*command, *job[1], "-c", "-o", str(job[0])]), jobs))
     return [output for output, _ in jobs]
@@ -152,7 +152,7 @@ def _call(command: list[str]) -> None:
 @cache
 def _fingerprint() -> str:
     """Of the sources, the flags and the machine's kind."""
-    whole = hashlib.sha256(f"{platform.machine()} {_FLAGS} {instruction_sets()}".encode())
+    whole = hashlib.sha256(f"{platform.machine()} {FLAGS} {instruction_sets()}".encode())
     for path in sorted(SOURCES.iterdir()):
         whole.update(path.name.encode() + path.read_bytes())
     return whole.hexdigest()[:16]
