@@ -246,6 +246,7 @@ def build() -> None:
     except native.BuildError as error:
         raise MissingExtraError(str(error)) from error
     _remark(f"built for: {', '.join(native.instruction_sets())}")
+    _remark(f"kernels: {native.describe(path)}")
     print(path)
 
 

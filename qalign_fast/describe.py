@@ -10,15 +10,19 @@ from qalign_fast.artifact import Manifest, is_artifact, open_artifact
 from qalign_fast.config import ModelConfig, read_config
 from qalign_fast.loading import CHECKPOINT_PRECISIONS, find_model
 from qalign_fast.prompt import TASKS
+from qalign_kernels import native
 
 
 def describe(model: str | Path | None, *, verify: bool = True) -> dict[str, Any]:
-    """What an artifact or checkpoint is, as flat facts. Raises ArtifactError or CheckpointError; loads no runtime."""
+    """What an artifact or checkpoint is, and what this machine's CPU would compute it with, as flat facts; loads no
+    runtime. Raises ArtifactError or CheckpointError.
+    """
     directory = find_model(model)
     if is_artifact(directory):
         manifest = open_artifact(directory, verify=verify, remembered=True).manifest
         facts = {"kind": "artifact", "path": str(directory)}
-        return facts | _manifest(manifest, verify=verify) | _sizes(manifest.config)
+        facts |= _manifest(manifest, verify=verify) | _sizes(manifest.config)
+        return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     config = read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
     facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(TASKS)}

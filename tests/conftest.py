@@ -21,6 +21,7 @@ from qalign_fast.engine import Engine
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS
+from qalign_kernels import native
 from qalign_kernels.ops import Ops
 
 # Kernels that this user has built are not seen: engines run in plain torch unless a test asks for others.
@@ -74,6 +75,17 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ kernels, built once a run."""
+    try:
+        return native.build(tmp_path_factory.mktemp("kernels") / "kernels.so")
+    except native.BuildError as error:
+        if "cannot be run" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=FOLDERS)

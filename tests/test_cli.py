@@ -19,6 +19,8 @@ from test_precisions import Rounded
 from test_video import constant, write_clip
 
 from qalign_fast.levels import LEVELS
+from qalign_kernels import native
+from qalign_kernels.native_ops import load_native
 
 CLI = [sys.executable, "-m", "qalign_fast.cli"]
 
@@ -225,6 +227,30 @@ def test_build_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     assert (done.returncode, done.stdout) == (1, "")
     assert "no-such-compiler cannot be run" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_build_and_info_say_what_the_cpu_computes_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounded: Rounded, library: Path
+) -> None:
+    def info() -> str:
+        return json.loads(run("info", artifact, "--json").stdout)["kernels"]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    artifact, here = rounded("narrow-112", "int8"), native.library_path()
+    assert "`qalign-fast build`" in info()
+    here.parent.mkdir()
+    here.symlink_to(library)  # built before: once is enough
+    assert (built := run("build")).stdout == f"{here}\n"
+    ops = load_native(library_path=library)
+    assert ops is not None
+    assert built.stderr.splitlines()[-1].startswith(f"kernels: {ops.name}")
+    assert info().startswith(ops.name)
+
+
+def test_a_cpu_without_vector_instructions_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (("portable", "native portable (slow"), ("avx2", "native avx2")):
+        monkeypatch.setattr(native, "chosen", lambda _, name=name: name)
+        assert native.describe().startswith(said)
 
 
 def test_rows_appear_while_scoring_goes_on(model: tuple[str, str]) -> None:

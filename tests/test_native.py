@@ -1,15 +1,21 @@
-"""The C++ kernels, every instruction set that this CPU runs: each against its contract, and the model on them."""
+"""The C++ kernels, every instruction set that this CPU runs, and ARM's under an emulator where it is installed: each
+against its contract, and the model on them.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, GOLDEN, assert_goldens
+from emulated import ARM, X64, EmulatedTable, Program, build_program, build_recoded
 from safetensors.torch import load_file
 from test_precisions import Rounded
 
@@ -32,23 +38,53 @@ LINEARS = [
     (33, 31, 5),  # less than a line, an odd number of inputs
     (40, 160, 64),  # a group that is not full
 ]
+ARM_SETS = list(native.instruction_sets(ARM))
 WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4", "int4, groups of 32"]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return native.build(tmp_path_factory.mktemp("kernels") / "kernels.so")
-    except native.BuildError as error:
-        if "cannot be run" not in str(error):
-            raise
-        pytest.skip(str(error))
+def programs(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callable[[str], Program]:
+    """A machine's kernels, for its emulator."""
+    return cache(lambda machine: build_program(tmp_path_factory.mktemp(machine), machine, library))
+
+
+@pytest.fixture(scope="module")
+def emulated(
+    tmp_path_factory: pytest.TempPathFactory, programs: Callable[[str], Program]
+) -> Iterator[Callable[[str], NativeOps]]:
+    """ARM's operations by the instruction set's name."""
+    program, folder = programs(ARM), tmp_path_factory.mktemp("shared")
+    with ExitStack() as stack:
+        yield cache(lambda name: NativeOps(stack.enter_context(EmulatedTable(program, name, folder))))
+
+
+@pytest.fixture(scope="module")
+def recoded(tmp_path_factory: pytest.TempPathFactory) -> NativeOps:
+    """AVX-VNNI's operations on a CPU that has AVX512-VNNI alone."""
+    found = load_native(library_path=build_recoded(tmp_path_factory.mktemp("recoded")))
+    assert found is not None
+    return found
+
+
+def of_this_cpu(request: pytest.FixtureRequest, library: Path) -> NativeOps:
+    if found := load_native(request.param, library_path=library):
+        return found
+    if request.param == "avxvnni" and load_native("avx512vnni", library_path=library):
+        return request.getfixturevalue("recoded")
+    pytest.skip(f"this CPU has no {request.param}")
 
 
 @pytest.fixture(params=list(native.instruction_sets()))
+def ops_here(request: pytest.FixtureRequest, library: Path) -> NativeOps:
+    """This CPU's alone, for what takes an emulator too long."""
+    return of_this_cpu(request, library)
+
+
+@pytest.fixture(params=[*native.instruction_sets(), *(f"{ARM} {name}" for name in ARM_SETS)])
 def ops(request: pytest.FixtureRequest, library: Path) -> NativeOps:
-    found = load_native(request.param, library_path=library)
-    return found or pytest.skip(f"this CPU has no {request.param}")
+    if request.param.startswith(ARM):
+        return request.getfixturevalue("emulated")(request.param.split()[1])
+    return of_this_cpu(request, library)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,6 +121,16 @@ def test_linears_are_the_contracts(ops: NativeOps, shape: tuple[int, int, int], 
     assert off_by(found, expected) < (1e-6 if kind == "int8" else 1e-5)
 
 
+@pytest.mark.parametrize("shape", LINEARS, ids=str)
+def test_int8_is_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, int]) -> None:
+    """Whole numbers' sums have no order, and what follows them is rounded alike on every instruction set."""
+    m, k, n = shape
+    x, residual, weight = random(m, k), random(m, n, seed=1), weight_of(random(n, k) / k**0.5, "int8", random(n))
+    torch.testing.assert_close(
+        ops.linear(x, weight, residual=residual), PLAIN.linear(x, weight, residual=residual), rtol=0, atol=0
+    )
+
+
 @pytest.mark.parametrize("shape", [(1, 4096), (1025, 1024), (7, 33), (2, 3, 2816)], ids=str)
 def test_norms_and_swiglu_are_the_contracts(ops: NativeOps, shape: tuple[int, ...]) -> None:
     x, gain, bias = random(*shape) * 3 + 1, random(shape[-1]), random(shape[-1], seed=1)
@@ -100,13 +146,21 @@ def test_norms_and_swiglu_are_the_contracts(ops: NativeOps, shape: tuple[int, ..
 @pytest.mark.parametrize(
     ("batch", "queries", "keys", "heads", "width"),
     [
-        (1, 1025, 1025, 2, 64),  # the vision tower
+        (1, 141, 141, 2, 64),  # the vision tower's form
         (2, 64, 1089, 3, 64),  # the abstractor: queries, then features
         (3, 5, 5, 4, 8),  # a narrow model
         (1, 1, 33, 1, 24),
     ],
 )
 def test_attention_is_the_contract(ops: NativeOps, batch: int, queries: int, keys: int, heads: int, width: int) -> None:
+    check_attention(ops, batch, queries, keys, heads, width)
+
+
+def test_attention_of_a_picture_is_the_contract(ops_here: NativeOps) -> None:
+    check_attention(ops_here, 1, 1025, 1025, 2, 64)
+
+
+def check_attention(ops: NativeOps, batch: int, queries: int, keys: int, heads: int, width: int) -> None:
     q, _, _ = (random(batch, queries, 3 * heads * width) / 3).chunk(3, dim=-1)  # a slice, as the model's are
     k, v = random(batch, keys, 2 * heads * width).chunk(2, dim=-1)
     limit = 1e-4 if ops.name == "native amx" else 1e-5
@@ -153,8 +207,36 @@ def test_packed_attention_is_the_contract(
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_model_gives_the_goldens(ops: NativeOps, folder: str) -> None:
-    assert_goldens(folder, ops)
+def test_the_model_gives_the_goldens(ops_here: NativeOps, folder: str) -> None:
+    assert_goldens(folder, ops_here)
+
+
+@pytest.mark.parametrize("folder", ["narrow-112", "outlier-112"])  # narrow-448 takes half a minute
+@pytest.mark.parametrize("name", ARM_SETS)
+def test_the_model_gives_the_goldens_on_arm(emulated: Callable[[str], NativeOps], name: str, folder: str) -> None:
+    assert_goldens(folder, emulated(name))
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu", "best"),
+    [
+        (ARM, "cortex-a72", "portable"),
+        (ARM, "cortex-a76", "neon_dotprod"),
+        (ARM, "max", "neon_bf16"),
+        (X64, "Nehalem", "portable"),
+        (X64, "Haswell", "avx2"),
+    ],
+)
+def test_the_best_copy_that_a_cpu_runs_is_chosen(
+    programs: Callable[[str], Program], machine: str, cpu: str, best: str
+) -> None:
+    assert programs(machine).best(cpu) == best
+
+
+def test_the_model_runs_on_a_cpu_without_avx(programs: Callable[[str], Program], tmp_path: Path) -> None:
+    """Nothing that the copies share was compiled for more: an emulator ends a program with an unknown instruction."""
+    with EmulatedTable(programs(X64), "portable", tmp_path, cpu="Nehalem") as table:
+        assert_goldens("narrow-112", NativeOps(table))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -19,7 +19,7 @@ app = typer.Typer(
 Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels"])
 Engine = StrEnum("Engine", [("auto", "auto"), ("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch")])
 Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
-InstructionSet = StrEnum("InstructionSet", ["avx2", "avx512vnni", "avx512bf16", "amx"])
+InstructionSet = StrEnum("InstructionSet", ["avx2", "avxvnni", "avx512vnni", "avx512bf16", "amx"])
 Task = StrEnum("Task", ["quality", "aesthetics", "both"])
 
 

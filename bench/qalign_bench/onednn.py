@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NAMES = {
     "avx2": "AVX2",
+    "avxvnni": "AVX2_VNNI",
     "avx512vnni": "AVX512_CORE_VNNI",
     "avx512bf16": "AVX512_CORE_BF16",
     "amx": "AVX512_CORE_AMX",

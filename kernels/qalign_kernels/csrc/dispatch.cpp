@@ -3,61 +3,112 @@
 
 #include "table.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace qk {
 extern const Table table_portable;
-#if defined(__x86_64__)
-extern const Table table_avx2, table_avx512vnni, table_avx512bf16, table_amx;
 
 namespace {
+
+bool anywhere() { return true; }
+
+#if defined(__x86_64__)
+struct Features {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+
+  explicit Features(unsigned part) { __get_cpuid_count(7, part, &a, &b, &c, &d); }
+};
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+// GCC 12 knows no name for it.
+bool has_avxvnni() { return has_avx2() && Features(1).a >> 4 & 1; }
+
+bool has_avx512vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx512bf16() { return has_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
 
 bool has_amx() {
 #if defined(__linux__)
   constexpr long kAskForState = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
-  unsigned a = 7, b = 0, c = 0, d = 0;
-  __asm__("cpuid" : "+a"(a), "+b"(b), "+c"(c), "+d"(d));
+  const unsigned d = Features(0).d;
   const bool bf16 = d >> 22 & 1, tile = d >> 24 & 1, int8 = d >> 25 & 1;
-  return bf16 && tile && int8 && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+  return has_avx512bf16() && bf16 && tile && int8 && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
 #else
   return false;
 #endif
 }
-
-bool runs(const Table* table) {
-  if (table == &table_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vnni");
-  if (table == &table_avx512vnni) return vnni;
-  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-  return table == &table_avx512bf16 ? bf16 : bf16 && has_amx();
+#elif defined(__aarch64__)
+#if defined(__linux__)
+// Linux's bits, which older headers do not name.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) >> 13 & 1; }
+bool has_bf16() { return has_i8mm() && getauxval(AT_HWCAP2) >> 14 & 1; }
+#elif defined(__APPLE__)
+bool has(const char* feature) {
+  int there = 0;
+  size_t size = sizeof there;
+  return sysctlbyname(feature, &there, &size, nullptr, 0) == 0 && there;
 }
 
-}  // namespace
+bool has_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_dotprod() && has("hw.optional.arm.FEAT_I8MM"); }
+bool has_bf16() { return has_i8mm() && has("hw.optional.arm.FEAT_BF16"); }
+#else
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+bool has_bf16() { return false; }
+#endif
 #endif
 
-// Best first.
-const Table* const kTables[] = {
+}  // namespace
+
 #if defined(__x86_64__)
-    &table_amx,      &table_avx512bf16, &table_avx512vnni, &table_avx2,
+extern const Table table_avx2, table_avxvnni, table_avx512vnni, table_avx512bf16, table_amx;
+#elif defined(__aarch64__)
+extern const Table table_neon_dotprod, table_neon_i8mm, table_neon_bf16;
 #endif
-    &table_portable,
+
+struct Copy {
+  const Table* table;
+  bool (*runs)();
+};
+
+// Best first.
+const Copy kCopies[] = {
+#if defined(__x86_64__)
+    {&table_amx, has_amx},
+    {&table_avx512bf16, has_avx512bf16},
+    {&table_avx512vnni, has_avx512vnni},
+    {&table_avxvnni, has_avxvnni},
+    {&table_avx2, has_avx2},
+#elif defined(__aarch64__)
+    {&table_neon_bf16, has_bf16},
+    {&table_neon_i8mm, has_i8mm},
+    {&table_neon_dotprod, has_dotprod},
+#endif
+    {&table_portable, anywhere},
 };
 
 }  // namespace qk
 
 // The table called `name`, or the best one for a null; null where this CPU does not run it.
 extern "C" __attribute__((visibility("default"))) const qk::Table* qk_table(const char* name) {
-  for (const qk::Table* table : qk::kTables) {
-    if (name && std::strcmp(name, table->name)) continue;
-#if defined(__x86_64__)
-    if (table != &qk::table_portable && !qk::runs(table)) continue;
-#endif
-    return table;
-  }
+  for (const qk::Copy& copy : qk::kCopies)
+    if ((!name || std::strcmp(name, copy.table->name) == 0) && copy.runs()) return copy.table;
   return nullptr;
 }
