@@ -14,7 +14,7 @@ enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot, kShareSlot
 // Products of float32 numbers as they are.
 struct Plain {
   using Dot = Float32;
-  static constexpr int kQueries = kRows;  // at a time
+  static constexpr int kQueries = 4 * kRows;  // at a time: a panel of keys or values is read once for all
 
   static int64_t units(int64_t numbers) { return numbers; }
 

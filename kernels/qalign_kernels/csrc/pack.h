@@ -46,24 +46,18 @@ inline void transpose(const I16* lines, char* to) {
 // A register of units from each of as many rows -> a register of rows for each unit, kLine apart.
 #if defined(__AVX2__)
 inline void transpose_square(const Ints* in, int64_t step, char* to) {
-  __m256i a[8], b[8];
+  for (int half = 0; half < 2; half++, to += 4 * kLine) {  // 4 units of all rows
+    const auto row = [&](int i) { return _mm_loadu_si128((const __m128i*)(in + i * step) + half); };
+    __m256i a[4], b[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const auto even = (__m256i)in[2 * i * step], odd = (__m256i)in[(2 * i + 1) * step];
-    a[2 * i] = _mm256_unpacklo_epi32(even, odd);
-    a[2 * i + 1] = _mm256_unpackhi_epi32(even, odd);
-  }
+    for (int i = 0; i < 4; i++) a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(row(i)), row(i + 4), 1);
+    b[0] = _mm256_unpacklo_epi32(a[0], a[1]), b[1] = _mm256_unpackhi_epi32(a[0], a[1]);
+    b[2] = _mm256_unpacklo_epi32(a[2], a[3]), b[3] = _mm256_unpackhi_epi32(a[2], a[3]);
 #pragma GCC unroll 2
-  for (int i = 0; i < 2; i++) {
-    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    _mm256_storeu_si256((__m256i*)(to + i * kLine), _mm256_permute2x128_si256(b[i], b[i + 4], 0x20));
-    _mm256_storeu_si256((__m256i*)(to + (i + 4) * kLine), _mm256_permute2x128_si256(b[i], b[i + 4], 0x31));
+    for (int i = 0; i < 2; i++) {
+      _mm256_storeu_si256((__m256i*)(to + 2 * i * kLine), _mm256_unpacklo_epi64(b[i], b[i + 2]));
+      _mm256_storeu_si256((__m256i*)(to + (2 * i + 1) * kLine), _mm256_unpackhi_epi64(b[i], b[i + 2]));
+    }
   }
 }
 #elif defined(__aarch64__)

@@ -16,6 +16,9 @@
 #define QK_JOIN2(a, b) a##_##b
 #define QK_JOIN(a, b) QK_JOIN2(a, b)
 
+// Called, these would pass their registers through memory.
+#define QK_INLINE inline __attribute__((always_inline))
+
 namespace qk {
 namespace QK_ISA {
 
@@ -53,7 +56,7 @@ using I16 = Wide<Ints>;
 
 // f(i) for every part.
 template <class Part, class F>
-inline Wide<Part> by_part(const F& f) {
+QK_INLINE Wide<Part> by_part(const F& f) {
   Wide<Part> out;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++) out.part[i] = f(i);
@@ -62,15 +65,15 @@ inline Wide<Part> by_part(const F& f) {
 
 #define QK_OPERATOR(op)                                               \
   template <class P>                                                  \
-  inline Wide<P> operator op(const Wide<P>& a, const Wide<P>& b) {    \
+  QK_INLINE Wide<P> operator op(const Wide<P>& a, const Wide<P>& b) { \
     return by_part<P>([&](int i) { return a.part[i] op b.part[i]; }); \
   }                                                                   \
   template <class P>                                                  \
-  inline Wide<P> operator op(const Wide<P>& a, LaneOf<P> b) {         \
+  QK_INLINE Wide<P> operator op(const Wide<P>& a, LaneOf<P> b) {      \
     return by_part<P>([&](int i) { return a.part[i] op b; });         \
   }                                                                   \
   template <class P>                                                  \
-  inline Wide<P> operator op(LaneOf<P> a, const Wide<P>& b) {         \
+  QK_INLINE Wide<P> operator op(LaneOf<P> a, const Wide<P>& b) {      \
     return by_part<P>([&](int i) { return a op b.part[i]; });         \
   }
 QK_OPERATOR(+)
@@ -85,49 +88,49 @@ QK_OPERATOR(>>)
 #undef QK_OPERATOR
 
 template <class P>
-inline Wide<P>& operator+=(Wide<P>& a, const Wide<P>& b) {
+QK_INLINE Wide<P>& operator+=(Wide<P>& a, const Wide<P>& b) {
   return a = a + b;
 }
 
-inline F16 operator-(const F16& x) {
+QK_INLINE F16 operator-(const F16& x) {
   return by_part<Floats>([&](int i) { return -x.part[i]; });
 }
 
-inline F16 as_floats(const I16& x) {  // the bits
+QK_INLINE F16 as_floats(const I16& x) {  // the bits
   return by_part<Floats>([&](int i) { return (Floats)x.part[i]; });
 }
 
-inline I16 as_ints(const F16& x) {  // the bits
+QK_INLINE I16 as_ints(const F16& x) {  // the bits
   return by_part<Ints>([&](int i) { return (Ints)x.part[i]; });
 }
 
-inline F16 to_floats(const I16& x) {  // the numbers
+QK_INLINE F16 to_floats(const I16& x) {  // the numbers
   return by_part<Floats>([&](int i) { return __builtin_convertvector(x.part[i], Floats); });
 }
 
-inline I16 to_ints(const F16& x) {  // the numbers
+QK_INLINE I16 to_ints(const F16& x) {  // the numbers
   return by_part<Ints>([&](int i) { return __builtin_convertvector(x.part[i], Ints); });
 }
 
-inline Floats load_floats(const void* p) { return *static_cast<const FloatsThere*>(p); }
-inline Ints load_ints(const void* p) { return *static_cast<const IntsThere*>(p); }
+QK_INLINE Floats load_floats(const void* p) { return *static_cast<const FloatsThere*>(p); }
+QK_INLINE Ints load_ints(const void* p) { return *static_cast<const IntsThere*>(p); }
 
-inline F16 load(const float* p) {
+QK_INLINE F16 load(const float* p) {
   return by_part<Floats>([&](int i) { return load_floats(p + i * (kVector / 4)); });
 }
 
-inline I16 load_bytes(const void* p) {
+QK_INLINE I16 load_bytes(const void* p) {
   return by_part<Ints>([&](int i) { return load_ints(static_cast<const char*>(p) + i * kVector); });
 }
 
-inline void store(float* p, const F16& x) {
+QK_INLINE void store(float* p, const F16& x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++) *reinterpret_cast<FloatsThere*>(p + i * (kVector / 4)) = x.part[i];
 }
 
 #if defined(__AVX2__)
 // Past the cache; p at a multiple of 64 bytes.
-inline void store_past(float* p, const F16& x) {
+QK_INLINE void store_past(float* p, const F16& x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++)
 #if defined(__AVX512F__)
@@ -138,28 +141,28 @@ inline void store_past(float* p, const F16& x) {
 }
 #endif
 
-inline void store_bytes(void* p, const I16& x) { store(static_cast<float*>(p), as_floats(x)); }
+QK_INLINE void store_bytes(void* p, const I16& x) { store(static_cast<float*>(p), as_floats(x)); }
 
-inline Floats all_of(float x) { return x - Floats{}; }  // 0 + x is no mere copy of x: of -0, it is 0
-inline Ints all_of(int32_t x) { return x - Ints{}; }
+QK_INLINE Floats all_of(float x) { return x - Floats{}; }  // 0 + x is no mere copy of x: of -0, it is 0
+QK_INLINE Ints all_of(int32_t x) { return x - Ints{}; }
 
-inline F16 splat(float x) {
+QK_INLINE F16 splat(float x) {
   return by_part<Floats>([&](int) { return all_of(x); });
 }
 
-inline F16 max(const F16& a, const F16& b) {
+QK_INLINE F16 max(const F16& a, const F16& b) {
   return by_part<Floats>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
 }
 
-inline F16 min(const F16& a, const F16& b) {
+QK_INLINE F16 min(const F16& a, const F16& b) {
   return by_part<Floats>([&](int i) { return a.part[i] < b.part[i] ? a.part[i] : b.part[i]; });
 }
 
-inline F16 magnitude(const F16& x) { return as_floats(as_ints(x) & 0x7fffffff); }
+QK_INLINE F16 magnitude(const F16& x) { return as_floats(as_ints(x) & 0x7fffffff); }
 
 // a b + c, rounded once where the instruction set can. Nothing else is contracted (-ffp-contract=off): whichever way a
 // product goes, the same numbers give the same bits.
-inline Floats fused(Floats a, Floats b, Floats c) {
+QK_INLINE Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
@@ -171,26 +174,26 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-inline F16 fused(const F16& a, const F16& b, const F16& c) {
+QK_INLINE F16 fused(const F16& a, const F16& b, const F16& c) {
   return by_part<Floats>([&](int i) { return fused(a.part[i], b.part[i], c.part[i]); });
 }
 
 // A row's last lanes: `count` of them are there, the rest read as 0.
-inline F16 load_part(const float* p, int64_t count) {
+QK_INLINE F16 load_part(const float* p, int64_t count) {
   if (count >= 16) return load(p);
   F16 x{};
   std::memcpy(&x, p, count * sizeof(float));
   return x;
 }
 
-inline void store_part(float* p, const F16& x, int64_t count) {
+QK_INLINE void store_part(float* p, const F16& x, int64_t count) {
   if (count >= 16) return store(p, x);
   std::memcpy(p, &x, count * sizeof(float));
 }
 
 // One number of all 16 lanes, taken pairwise, the upper half with the lower one.
 template <class Join>
-inline float reduce(const F16& x, const Join& join) {
+QK_INLINE float reduce(const F16& x, const Join& join) {
   float lanes[16];
   store(lanes, x);
   for (int step = 8; step; step /= 2)
@@ -198,22 +201,22 @@ inline float reduce(const F16& x, const Join& join) {
   return lanes[0];
 }
 
-inline float sum(const F16& x) {
+QK_INLINE float sum(const F16& x) {
   return reduce(x, [](float a, float b) { return a + b; });
 }
 
-inline float largest(const F16& x) {
+QK_INLINE float largest(const F16& x) {
   return reduce(x, [](float a, float b) { return a > b ? a : b; });
 }
 
 // To the nearest whole number, ties to even, for magnitudes below 2^22.
-inline F16 round_even(const F16& x) {
+QK_INLINE F16 round_even(const F16& x) {
   constexpr float kMagic = 12582912.f;  // 1.5 * 2^23
   return (x + kMagic) - kMagic;
 }
 
 // e^x to about an ulp for x up to 88: x = n ln 2 + r, the series of e^r, n added to the exponent. Below -87, e^-87.
-inline F16 exp_below(F16 x) {
+QK_INLINE F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
   const F16 magic = splat(12582912.f);
   const F16 shifted = fused(x, splat(1.44269504f), magic);
@@ -231,10 +234,10 @@ inline F16 exp_below(F16 x) {
   return as_floats(as_ints(p) + (n << 23));
 }
 
-inline F16 exp(const F16& x) { return exp_below(min(x, splat(88.f))); }
+QK_INLINE F16 exp(const F16& x) { return exp_below(min(x, splat(88.f))); }
 
 // 1 / x to about an ulp, for x that is neither tiny nor huge.
-inline F16 reciprocal(const F16& x) {
+QK_INLINE F16 reciprocal(const F16& x) {
 #if defined(__AVX512F__)
   const F16 y{{(Floats)_mm512_rcp14_ps((__m512)x.part[0])}};
   return y * fused(-x, y, splat(2.f));
