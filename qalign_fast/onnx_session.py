@@ -197,9 +197,9 @@ _PRODUCT = bytes.fromhex(
 
 @cache
 def saturates() -> bool:
-    """Whether sums of two u8 x s8 products overflow 16 bits here, as on x64 without VNNI: onnxruntime is asked for one.
+    """Whether sums of two u8 x s8 products overflow 16 bits here, as on x64 without VNNI: onnxruntime takes one.
 
-    Systems other than Linux do not tell whether a CPU has VNNI, and which form of it onnxruntime uses is its own choice.
+    Not every system tells whether a CPU has VNNI, and which form of it onnxruntime uses is its own choice.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
