@@ -27,6 +27,7 @@ from qalign_bench.datasheets import datasheet_gops
 from qalign_bench.environment import environment
 from qalign_bench.models import prepare
 from qalign_bench.options import Options, WrongOptionError
+from qalign_bench.products import products
 from qalign_bench.progress import Progress
 from qalign_bench.record import baseline, compare_runs
 from qalign_bench.rounds import Contestant, fit_together, play, play_in_turns
@@ -256,11 +257,20 @@ def test_numbers_keep_three_digits(value: float | None, shown: str) -> None:
     assert report.number(value) == shown
 
 
-def test_fp8_on_a_cpu_is_held_to_what_multiplies_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch._scaled_mm by one core at a time would take minutes, and no engine here uses it."""
-    monkeypatch.setattr(roof, "_SHAPES", {"cpu": [(32, 32, 32)]})
+def test_every_product_there_is_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roof, "_SECONDS", 0)
-    assert roof.peak("fp8", "cpu")["by"] == "torch.matmul"
+    for precision in ("int8", "fp32", "bf16", "fp16"):
+        makers = products(precision, "cpu")
+        assert any("torch" in by for by in makers)
+        assert any("onnxruntime" in by for by in makers)  # of 16-bit floats what multiplies float32
+        for make in makers.values():
+            assert roof._time(make((16, 32, 48)), cuda=False) > 0
+    assert not any("onnxruntime" in by for by in products("int8", "cpu", "avx2"))  # which cannot be held to it
+
+
+def test_fp8_on_a_cpu_is_held_to_what_multiplies_it_there() -> None:
+    """torch._scaled_mm by one core at a time would take minutes, and no engine here uses it."""
+    assert products("fp8", "cpu").keys() == products("fp32", "cpu").keys()
 
 
 def test_datasheets_are_of_the_device_named() -> None:
@@ -341,13 +351,37 @@ def test_joules_are_summed_over_packages_and_wrap(tmp_path: Path) -> None:
     assert energy._rapl(tmp_path / "nothing") is None
 
 
-def test_the_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "_SHAPES", {"cpu": ((10, 10, 10), (10, 10, 20))})
-    slow, fast = (lambda *_: lambda: "slow"), (lambda *_: lambda: "fast")
-    monkeypatch.setattr(roof, "PRODUCTS", {"int8": {"a": slow}})
-    monkeypatch.setattr(roof, "_native", lambda *_: {"b": fast})
-    monkeypatch.setattr(roof, "_time", lambda product, _: {"slow": 2e-6, "fast": 1e-6}[product()])
-    assert roof.peak("int8", "cpu") == {"gops": pytest.approx(4.0), "by": "b", "shape": (10, 10, 20)}
+class Clocked:
+    """Products of known speeds in GOP/s, and a clock that says so; what was timed is written down."""
+
+    def __init__(self, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timed: list[tuple[str, Any]] = []
+        makers = {by: lambda shape, by=by: lambda: (by, shape) for by in speeds}
+        monkeypatch.setattr(roof, "products", lambda *_: makers)
+        monkeypatch.setattr(roof, "_time", lambda run, _: self.time(*run(), speeds))
+
+    def time(self, by: str, shape: tuple[int, int, int], speeds: dict[str, float]) -> float:
+        self.timed.append((by, shape))
+        return roof._gop(shape) / speeds[by]
+
+
+def test_the_peak_is_the_fastest_product_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = roof._SHAPES["cpu"][0], roof._SHAPES["cpu"][1:]
+    speeds = {"scalar": 4.0, "slow": 300.0, "fast": 500.0}
+    clocked, limit = Clocked(speeds, monkeypatch), roof.Roof("cpu")
+    assert limit.peak("int8") == {"gops": pytest.approx(500), "by": "fast", "shape": max(large)}
+    assert clocked.timed == [(by, small) for by in speeds] + [(by, s) for s in large for by in ("slow", "fast")]
+    clocked.timed.clear()
+    speeds["fast"] = 450.0  # the machine is slower now
+    assert limit.peak("int8")["gops"] == pytest.approx(450)
+    assert clocked.timed == [("fast", max(large))]
+
+
+def test_no_run_for_a_peak_is_known_to_take_longer_than_half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked = Clocked({"scalar": 1.0, "float": 40.0}, monkeypatch)
+    small, *large = roof._SHAPES["cpu"]
+    assert roof.Roof("cpu").peak("fp32")["shape"] == small
+    assert not [shape for _, shape in clocked.timed if shape in large]  # 34 GOP and more
 
 
 # --- models and options

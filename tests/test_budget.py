@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from qalign_bench import budget
+from qalign_bench import budget, roof
 from qalign_bench.count import our_work
 from qalign_bench.timed_ops import Call
 from qalign_fast.artifact import open_artifact
 from qalign_kernels.ops import Ops
 
 Rounded = Callable[[str, str], Path]
+LIMITS = budget.Limits({"gops": 1000.0}, {"gops": 100.0}, gbs=10.0)  # what a machine has is not asked here
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
 def test_every_operation_is_counted(precision: str, rounded: Rounded) -> None:
     artifact = rounded("narrow-112", precision)
     subject = budget.on_cpu(artifact)
-    found = budget.measure(subject, batch=2, repeat=1)
+    found = budget.measure(subject, LIMITS, batch=2, repeat=1)
     manifest = open_artifact(artifact).manifest
     work = our_work(manifest.config, [manifest.prompts[0].prompt])
     gflop = {row["station"]: 0.0 for row in found["operations"]}
@@ -36,16 +37,15 @@ def test_every_operation_is_counted(precision: str, rounded: Rounded) -> None:
 
 
 def test_least_times_are_of_what_bounds_them() -> None:
-    limits = budget.Limits({"gops": 1000.0}, {"gops": 100.0}, gbs=10.0)
     product = Call("vision", "fc1", flop=10**12, bytes=10**9, start=0, end=0)
-    assert limits.seconds(product) == (pytest.approx(1), "arithmetic")
-    assert limits.seconds(product._replace(bytes=10**11)) == (pytest.approx(10), "memory")
-    assert limits.seconds(product._replace(operation="attention")) == (pytest.approx(10), "arithmetic")
+    assert LIMITS.seconds(product) == (pytest.approx(1), "arithmetic")
+    assert LIMITS.seconds(product._replace(bytes=10**11)) == (pytest.approx(10), "memory")
+    assert LIMITS.seconds(product._replace(operation="attention")) == (pytest.approx(10), "arithmetic")
 
 
 def test_bytes_are_of_what_is_read_and_written(rounded: Rounded) -> None:
     subject = budget.on_cpu(rounded("narrow-112", "int8"))
-    budget.measure(subject, batch=1, repeat=1)
+    budget.measure(subject, LIMITS, batch=1, repeat=1)
     calls = {(call.station, call.operation): call for call in subject.ops.calls}
     config = subject.engine.config.vision
     fc1 = calls["vision", "fc1"]
@@ -56,6 +56,8 @@ def test_bytes_are_of_what_is_read_and_written(rounded: Rounded) -> None:
 def test_the_table_and_the_file_say_the_same(
     rounded: Rounded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(roof, "_SHAPES", {"cpu": ((32, 32, 32),)})
+    monkeypatch.setattr(roof, "_SECONDS", 0)
     artifact, out = rounded("narrow-112", "int8"), tmp_path / "budget.json"
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["budget", str(artifact), "--repeat", "1", "--json", str(out)])
@@ -79,6 +81,6 @@ def test_what_hands_rows_on_in_8_bits_may_do_so(rounded: Rounded) -> None:
     handed: list[object] = []
     subject = budget.on_cpu(rounded("narrow-112", "int8"))
     subject.ops.inner = Handing()
-    budget.measure(subject, batch=1, repeat=1)
+    budget.measure(subject, LIMITS, batch=1, repeat=1)
     config = subject.engine.config
     assert len(handed) >= 2 * (2 * config.vision.layers)

@@ -27,7 +27,7 @@ from qalign_bench.datasheets import ARITHMETIC
 from qalign_bench.environment import environment
 from qalign_bench.onednn import NAMES, held_to
 from qalign_bench.report import markdown_table, number, percent
-from qalign_bench.roof import bandwidth, peak
+from qalign_bench.roof import Roof, bandwidth
 from qalign_bench.spread import median
 from qalign_bench.timed_ops import Call, CudaClock, TimedOps
 from qalign_fast.artifact import open_artifact
@@ -75,7 +75,8 @@ def main() -> None:
         subject = on_cpu(options.artifact, options.instruction_set)
     else:
         subject = on_cuda(options.artifact, "cuda:0" if options.device == "cuda" else options.device)
-    found = measure(subject, options.batch, options.repeat) | {"model": options.artifact.name}
+    found = measure(subject, measured_limits(subject), options.batch, options.repeat)
+    found["model"] = options.artifact.name
     print(table(found))
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.exists() else []
@@ -109,7 +110,13 @@ def on_cuda(artifact: Path, device: str) -> Subject:
     return Subject(engine, watched[0], ARITHMETIC[engine.precision], _FLOAT.get(engine.precision, "fp16"))
 
 
-def measure(subject: Subject, batch: int, repeat: int) -> dict[str, Any]:
+def measured_limits(subject: Subject) -> Limits:
+    kind = subject.engine.device.partition(":")[0]
+    roof = Roof(kind, subject.instruction_set)
+    return Limits(roof.peak(subject.products), roof.peak(subject.attention), bandwidth(kind))
+
+
+def measure(subject: Subject, limits: Limits, batch: int, repeat: int) -> dict[str, Any]:
     engine, ops = subject.engine, subject.ops
     side = engine.config.pixels.side
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
@@ -121,9 +128,6 @@ def measure(subject: Subject, batch: int, repeat: int) -> dict[str, Any]:
         if i:  # the first one reads the weights from the disk, or compiles
             whole.append(time.perf_counter() - started)
             forwards.append(by_operation(ops, lambda call: ops.clock.seconds(call.start, call.end)))
-    kind = engine.device.partition(":")[0]
-    products, attention = (peak(x, kind, subject.instruction_set) for x in (subject.products, subject.attention))
-    limits = Limits(products, attention, bandwidth(kind))
     least = by_operation(ops, lambda call: limits.seconds(call)[0])
     flop = by_operation(ops, lambda call: call.flop)
     bounds = {(call.station, call.operation): limits.seconds(call)[1] for call in reversed(ops.calls)}
