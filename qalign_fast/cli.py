@@ -160,13 +160,14 @@ def score(
 @app.command()
 def info(
     model: Annotated[str | None, typer.Argument(help="As score's --model.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="As score's: which engine would run there is said.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
     no_verify: NoVerify = False,
 ) -> None:
-    """Say what a model is: sizes, tasks, precision, files, licence."""
+    """Say what a model is: sizes, tasks, precision, files, licence, and which engine would run it here."""
     from qalign_fast.describe import describe
 
-    _print_facts(describe(model, verify=not no_verify), as_json=json)
+    _print_facts(describe(model, device=device, verify=not no_verify), as_json=json)
 
 
 @app.command()

@@ -6,27 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.artifact import Manifest, is_artifact, open_artifact
+from qalign_fast.artifact import Artifact, Manifest, is_artifact, open_artifact
+from qalign_fast.choice import check_device, choose
 from qalign_fast.config import ModelConfig, read_config
+from qalign_fast.errors import QAlignError
 from qalign_fast.loading import CHECKPOINT_PRECISIONS, find_model
 from qalign_fast.prompt import TASKS
 from qalign_kernels import native
 
 
-def describe(model: str | Path | None, *, verify: bool = True) -> dict[str, Any]:
-    """What an artifact or checkpoint is, and what this machine's CPU would compute it with, as flat facts; loads no
-    runtime. Raises ArtifactError or CheckpointError.
+def describe(model: str | Path | None, *, device: str = "auto", verify: bool = True) -> dict[str, Any]:
+    """What an artifact or checkpoint is, as flat facts, and which of an artifact's engines would run on a device here.
+
+    Raises ArtifactError or CheckpointError, DeviceError for what is no device's name. No weights are read.
     """
+    check_device(device)
     directory = find_model(model)
     if is_artifact(directory):
-        manifest = open_artifact(directory, verify=verify, remembered=True).manifest
-        facts = {"kind": "artifact", "path": str(directory)}
+        artifact = open_artifact(directory, verify=verify, remembered=True)
+        manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
+        if manifest.engines:
+            facts["engine"] = _engine(artifact, device)
         facts |= _manifest(manifest, verify=verify) | _sizes(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     config = read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
     facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(TASKS)}
     return facts | _sizes(config)
+
+
+def _engine(artifact: Artifact, device: str) -> str:
+    try:
+        return str(choose(artifact, device, "auto"))
+    except QAlignError as error:
+        return f"none here: {error}"
 
 
 def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:

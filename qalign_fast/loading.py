@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
-from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, Manifest, is_artifact, open_artifact
+from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, is_artifact, open_artifact
+from qalign_fast.choice import check_device, choose, import_torch_engine
 from qalign_fast.engine import Engine
-from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError
+from qalign_fast.errors import ArtifactError, DeviceError
 from qalign_fast.hub import fetch
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # what a checkpoint is loaded in; artifacts have their own
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -30,9 +28,10 @@ def load_engine(
 
     `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto": the first CUDA device for an artifact with torch
     weights, or with graphs for CUDA, where something is installed that runs them there, else the CPU. There, an
-    artifact that has both engines' weights runs on torch where the C++ kernels were built, which is faster, else on
-    onnxruntime. A checkpoint runs on torch, in float32 where "auto" is the CPU, or with `precision` "bnb-int8"
-    or "bnb-nf4" on bitsandbytes' linears, where "auto" is the first CUDA device that they run on.
+    artifact that has several engines' weights runs on the one that was measured to be the fastest on such a CPU
+    (`engine_times.rank` is the rule, and `qalign-fast info` says which one it is). A checkpoint runs on torch, in
+    float32 where "auto" is the CPU, or with `precision` "bnb-int8" or "bnb-nf4" on bitsandbytes' linears, where "auto"
+    is the first CUDA device that they run on.
 
     `engine` is "auto", one that the artifact has ("onnx", "onnx-cuda" for graphs made for a GPU, "torch"), or
     "tensorrt", which runs "onnx" graphs in float32 or float16.
@@ -43,8 +42,7 @@ def load_engine(
     directory = find_model(model)
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads}; expected 1 or more")
-    if not _DEVICE.fullmatch(device):
-        raise DeviceError(f"device {device!r} is not one; there are: auto, cpu, cuda, cuda:1 and so on, mps")
+    check_device(device)
     if is_artifact(directory):
         artifact = open_artifact(directory, verify=verify, remembered=True)
         return _load_artifact(artifact, device, precision, engine, threads)
@@ -53,7 +51,7 @@ def load_engine(
     hint = "; `qalign-fast export` makes an artifact for onnx"
     _check_choice("weights for engine", engine, ("torch",), directory, hint)
     _check_choice("precision", precision, CHECKPOINT_PRECISIONS, directory, "; `qalign-fast export` makes others")
-    torch_engine = _torch_engine("a checkpoint")
+    torch_engine = import_torch_engine("a checkpoint")
     chosen = "fp32" if precision in (None, "auto") else precision
     loaded: Engine = torch_engine.load_checkpoint(directory, threads, _place_checkpoint(device, chosen), chosen)
     return loaded
@@ -77,53 +75,15 @@ def _load_artifact(artifact: Artifact, device: str, precision: str | None, engin
     _check_choice("precision", precision, (manifest.precision,), directory)
     runnable = (*manifest.engines, *(["tensorrt"] if "onnx" in manifest.engines else []))
     _check_choice("weights for engine", engine, runnable, directory)
-    engine, place = _choose(artifact, device, engine)
-    if engine != "torch":
-        return _load_onnx(artifact, engine, place, threads)
-    if place.startswith("cuda"):
+    chosen = choose(artifact, device, engine)
+    if chosen.engine != "torch":
+        return _load_onnx(artifact, chosen.engine, chosen.place, threads)
+    if chosen.place.startswith("cuda"):
         from qalign_fast.cuda_engine import load_cuda
 
-        return load_cuda(artifact, place, threads)
-    loaded: Engine = _torch_engine("this artifact").load_packed(artifact, threads, device=place)
+        return load_cuda(artifact, chosen.place, threads)
+    loaded: Engine = import_torch_engine("this artifact").load_packed(artifact, threads, device=chosen.place)
     return loaded
-
-
-def _choose(artifact: Artifact, device: str, engine: str) -> tuple[str, str]:
-    """Which of the artifact's engines is to run, or "tensorrt", and where: "cpu", "mps" or "cuda:N"."""
-    manifest = artifact.manifest
-    has = tuple(manifest.engines) if engine == "auto" else (engine,)
-    if device == "auto" and has != ("tensorrt",):
-        if chosen := _choose_gpu(manifest, has):
-            return chosen
-        device = "cpu"
-    if device == "cpu" and "tensorrt" not in has:
-        order = ("torch", "onnx", "onnx-cuda") if _prefers_torch(manifest) else ("onnx", "torch", "onnx-cuda")
-        return next((name for name in order if name in has), has[0]), "cpu"
-    if "torch" in has:
-        _torch_engine("this artifact")
-        return "torch", _choose_device(device, manifest)
-    in_floats = manifest.precision in ("fp32", "fp16")  # a GPU has no kernels for our graphs of 8 and 4 bits
-    if device.startswith(("cuda", "auto")) and ("onnx-cuda" in has or in_floats):
-        place = device if ":" in device else "cuda:0"
-        return next(name for name in ("onnx-cuda", "onnx", "tensorrt") if name in has), place
-    places = ("an NVIDIA GPU" if "tensorrt" in has else "a CPU or an NVIDIA GPU") if in_floats else "a CPU"
-    raise DeviceError(
-        f"device {device!r}: {artifact.directory}'s {manifest.precision} graphs run on {places}; "
-        "`qalign-fast export --engine torch` makes weights for any device"
-    )
-
-
-def _choose_gpu(manifest: Manifest, engines: tuple[str, ...]) -> tuple[str, str] | None:
-    """The engine that is made for a GPU and has one here, as far as is known before anything is loaded."""
-    if "torch" in engines and find_spec("torch"):
-        place = _choose_device("auto", manifest)
-        if place != "cpu":
-            return "torch", place
-    if "onnx-cuda" not in engines:
-        return None
-    from qalign_fast.onnx_session import has_cuda
-
-    return ("onnx-cuda", "cuda:0") if has_cuda() else None
 
 
 def _load_onnx(artifact: Artifact, engine: str, place: str, threads: int | None) -> Engine:
@@ -137,30 +97,6 @@ def _load_onnx(artifact: Artifact, engine: str, place: str, threads: int | None)
     if engine != "tensorrt":
         return OnnxGpuEngine(artifact, engine, cuda(place))
     return OnnxGpuEngine(artifact, "onnx", tensorrt(place, artifact.manifest.precision))
-
-
-def _choose_device(device: str, manifest: Manifest) -> str:
-    from qalign_fast.devices import choose_device, needs_of
-
-    return choose_device(device, needs_of(manifest.precision))
-
-
-def _prefers_torch(manifest: Manifest) -> bool:
-    if "torch" not in manifest.engines or find_spec("torch") is None:
-        return False
-    from qalign_kernels import native
-
-    return native.is_built()
-
-
-def _torch_engine(what: str) -> ModuleType:
-    try:
-        from qalign_fast import torch_engine
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{what} runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
-        ) from error
-    return torch_engine
 
 
 def find_model(model: str | Path | None) -> Path:

@@ -27,19 +27,21 @@ NO_TORCH = (
     "levels",
     "artifact",
     "checked",
+    "choice",
     "constants",
     "fields",
     "sealed",
     "errors",
     "config",
     "engine",
+    "engine_times",
     "scorer",
     "rows",
     "inputs",
     "cli",
     "hub",
 )
-MAY_USE_KERNELS = ("torch_engine.py", "cuda_engine.py", "model", "loading.py", "cli.py", "image.py")
+MAY_USE_KERNELS = ("torch_engine.py", "cuda_engine.py", "model", "choice.py", "cli.py", "image.py")
 STRACE = shutil.which("strace")
 
 

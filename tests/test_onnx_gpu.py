@@ -14,8 +14,9 @@ from conftest import FOLDERS, GOLDEN, PICTURES, Golden
 from qalign_export.fidelity import generate_pictures
 from qalign_export.pack import Recipe
 from qalign_export.writer import export_artifact
-from qalign_fast import Scorer, devices, loading, onnx_session
+from qalign_fast import Scorer, devices, onnx_session
 from qalign_fast.artifact import open_artifact
+from qalign_fast.choice import choose
 from qalign_fast.errors import ArtifactError, DeviceError
 from qalign_fast.levels import score_of
 from qalign_fast.loading import load_engine
@@ -228,7 +229,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
         GOLDEN / "narrow-112", tmp_path / "a", recipe=Recipe("fp16"), engines=("onnx", "onnx-cuda", "torch")
     )
     chosen = [
-        loading._choose(open_artifact(artifact), device, engine)
+        choose(open_artifact(artifact), device, engine)
         for artifact, device, engine in (
             (fused["narrow-112"], "auto", "auto"),
             (fused["narrow-112"], "cuda", "auto"),
@@ -239,7 +240,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
             (all_of_them, "auto", "auto"),
         )
     ]
-    assert chosen == [
+    assert [(c.engine, c.place) for c in chosen] == [
         ("onnx-cuda", "cuda:0"),
         ("onnx-cuda", "cuda:0"),
         ("onnx-cuda", "cpu"),

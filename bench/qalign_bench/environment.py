@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qalign_kernels import native
+
 _FLAGS = tuple("avx2 avx512f avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_bf16 asimddp i8mm".split())
 _PACKAGES = ("qalign-fast", "numpy", "Pillow", "torch", "onnxruntime", "onnxruntime-gpu")
 
@@ -20,6 +22,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": cores(),
         "cpu_flags": _cpu_flags(),
+        "instruction_set": native.chosen(),  # the best of our kernels here; None where they are not built
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpus(),
         "system": platform.platform(),

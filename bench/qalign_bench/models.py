@@ -15,8 +15,10 @@ from typing import Any
 
 from qalign_bench.worker import weights_bytes
 from qalign_fast import __version__
-from qalign_fast.artifact import MANIFEST, Manifest, is_artifact, read_manifest
+from qalign_fast.artifact import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
+from qalign_fast.choice import choose
 from qalign_fast.config import ModelConfig
+from qalign_fast.engine_times import rank
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
 from qalign_fast.loading import find_model
 from qalign_kernels import native
@@ -36,6 +38,7 @@ class Model:
     manifest: Manifest
     checkpoint: str | None  # what it was exported from here: a directory, or `random:` and a geometry
     engine: str  # or "auto": what `load_engine` picks
+    choice: str | None = None  # which one that is and why, where "auto" was asked for
 
     @property
     def config(self) -> ModelConfig:
@@ -68,24 +71,28 @@ def prepare(
     work: Path,
     remark: Callable[[str], None],
     done: Callable[[int, int], None],
+    device: str = "auto",
 ) -> Model:
     """Finds or makes the artifact. Raises what `export_artifact` and `find_model` raise, DeviceError for a precision
     or engine that a given artifact does not have.
     """
     directory = None if reference and reference.startswith(RANDOM) else find_model(reference)
-    checkpoint = None
+    checkpoint = choice = None
     if directory is None or not is_artifact(directory):
         assert reference is not None  # the embedded model is an artifact
         checkpoint = reference if directory is None else str(directory)
         chosen = precision or DEFAULT_PRECISION
-        engine = _default_engine(chosen) if engine == "auto" else engine
+        if engine == "auto":
+            engine, choice = _default_engine(chosen)
         out = work / f"{_name(reference, checkpoint)}-{chosen}-{engine}-{__version__}"
         directory = _export(checkpoint, out, chosen, engine, remark, done)
     manifest = read_manifest(directory / MANIFEST)
     _check("precision", precision, (manifest.precision,), directory)
     _check("weights for engine", None if engine == "auto" else engine, tuple(manifest.engines), directory)
+    if engine == "auto":
+        choice = str(choose(Artifact(directory, manifest), device, engine))
     shown = reference or f"the embedded {manifest.name} model"
-    return Model(shown, directory, manifest, checkpoint, engine)
+    return Model(shown, directory, manifest, checkpoint, engine, choice)
 
 
 def require_tasks(model: Model, tasks: tuple[str, ...]) -> None:
@@ -111,9 +118,12 @@ def is_one_align(config: ModelConfig) -> bool:
     return (config.vision, config.abstractor, config.decoder) == (known.vision, known.abstractor, known.decoder)
 
 
-def _default_engine(precision: str) -> str:
-    """The one that `load_engine` would pick of an artifact with both engines' weights."""
-    return "torch" if precision in ("bf16", "fp8") or native.is_built() else "onnx"
+def _default_engine(precision: str) -> tuple[str, str]:
+    """The one that `load_engine` would pick on the CPU of an artifact with both engines' weights, and why."""
+    if precision in ("bf16", "fp8"):
+        return "torch", f"torch: no other engine has {precision}"
+    ranking = rank(precision, native.chosen())
+    return ranking.engines[0], f"{ranking.engines[0]}: {ranking.why}"
 
 
 def _check(what: str, asked: str | None, has: tuple[str, ...], directory: Path) -> None:

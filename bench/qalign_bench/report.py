@@ -158,7 +158,15 @@ def headline(found: Results) -> str:
 def notes(found: Results) -> list[str]:
     """Lines below the tables: who the contestants are, peaks, fidelity, the baseline, and what is wrong."""
     runs = found["runs"]
-    lines = [*names(runs), *_peaks(runs), *_fidelities(runs), *_differences(runs), *_bits(runs), *_baseline(runs)]
+    lines = [
+        *names(runs),
+        *_chosen(found),
+        *_peaks(runs),
+        *_fidelities(runs),
+        *_differences(runs),
+        *_bits(runs),
+        *_baseline(runs),
+    ]
     if found["interrupted"]:
         lines.append("interrupted: these are the rounds that were done")
     if found["noise"]["warning"]:
@@ -175,6 +183,11 @@ def names(runs: Sequence[Run]) -> list[str]:
     ]
     ours = [run for run in runs if run["engine"] and run["kernels"]]
     return [f"{run['contestant']} computes with {run['kernels']}" for run in ours] + theirs
+
+
+def _chosen(found: Results) -> list[str]:
+    """Which engine was taken where none was asked for."""
+    return [f"engine of {precision}, chosen: {choice}" for precision, choice in found.get("chosen", {}).items()]
 
 
 def _peaks(runs: Sequence[Run]) -> list[str]:

@@ -36,12 +36,13 @@ class Session:
         options = self.options
         pairs = dict.fromkeys(product(options.precisions, options.engines))
         models = [
-            prepare(options.model, precision, engine, options.work, self.remark, self._exporting)
+            prepare(options.model, precision, engine, options.work, self.remark, self._exporting, options.device)
             for precision, engine in pairs
         ]
         for model in models:
             require_tasks(model, options.tasks)
         self.facts["model"] = models[0].reference
+        self.facts["chosen"] = {m.manifest.precision: m.choice for m in models if m.choice}
         self._config = models[0].config
         return models
 
