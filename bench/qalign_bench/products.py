@@ -38,7 +38,7 @@ def products(precision: str, device: str, instruction_set: str | None = None) ->
         found[f"qalign_kernels, {precision} weights"] = lambda shape: _native(ops, precision, shape)
     if instruction_set is None and precision in ("int8", "fp32") and find_spec("onnxruntime"):
         name = {"int8": "onnxruntime, u8 x s8", "fp32": "onnxruntime, fp32"}[precision]
-        found[name] = lambda shape: _onnxruntime(precision, shape)
+        found[name] = lambda shape: onnxruntime_product(precision, shape)
     return found
 
 
@@ -92,7 +92,7 @@ def _native(ops: Any, precision: str, shape: Shape) -> Product:
     return lambda: ops.linear(x, weight)
 
 
-def _onnxruntime(precision: str, shape: Shape) -> Product:
+def onnxruntime_product(precision: str, shape: Shape) -> Product:
     """Its product with a constant, as an artifact's linears are. Without VNNI that of bytes saturates: the fastest."""
     from onnx import TensorProto, helper, numpy_helper
 

@@ -158,15 +158,5 @@ def _fingerprint() -> str:
     return whole.hexdigest()[:16]
 
 
-def chosen(path: Path | None = None) -> str | None:
-    """The instruction set that this CPU computes with, or None where no library was built."""
-    library = load(path)
-    if library is None:
-        return None
-    # a table begins with its name
-    table = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_char_p), ctypes.c_char_p)(("qk_table", library))
-    return (table(None)[0] or b"").decode()
-
-
 if __name__ == "__main__":
     print(build())
