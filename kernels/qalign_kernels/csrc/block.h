@@ -128,8 +128,10 @@ constexpr bool kShortFloats = false;
 using BFloat16 = Float32;
 #endif
 
-// Memory that will be read next, asked for a little with every unit: a step of bytes each. Vector instructions leave
-// the ways to memory idle meanwhile; the matrix instructions need them for themselves.
+constexpr int kStride = kVector == 64 ? 2 : 16;  // units
+
+// Memory that will be read next, asked for a little at a time: `step` bytes on with every kStride units. Vector
+// instructions leave the ways to memory idle meanwhile; the matrix instructions need them for themselves.
 inline const char kNowhere[kLine] = {};  // a place that is there: looking for one that is not takes long
 
 struct Ahead {
@@ -174,20 +176,23 @@ inline void block_of(const Left& a, const Right& b, int64_t units, const Out& ou
       for (int i = 0; i < Rows; i++)
         for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i * a.start_stride];
   const char *next = ahead.next, *row = a.data, *line = b.data;
-#pragma GCC unroll 2
-  for (int64_t u = 0; u < units; u++, row += kUnit, line += kLine) {
+  for (int64_t left = units; left > 0; left -= kStride) {
     __builtin_prefetch(next, 0, 2);
     next += ahead.step;
-    if constexpr (kSoon > 0)
-      for (int p = 0; p < kPanels; p++) __builtin_prefetch(line + p * b.panel + kSoon * kLine, 0, 3);
-    Ints lines[kVectors];
+    const int64_t some = left < kStride ? left : kStride;
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; v++) lines[v] = load_ints(line + v / kParts * b.panel + v % kParts * kVector);
+    for (int64_t u = 0; u < some; u++, row += kUnit, line += kLine) {
+      if constexpr (kSoon > 0)
+        for (int p = 0; p < kPanels; p++) __builtin_prefetch(line + p * b.panel + kSoon * kLine, 0, 3);
+      Ints lines[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) lines[v] = load_ints(line + v / kParts * b.panel + v % kParts * kVector);
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; i++) {
-      const auto number = Dot::number(row + i * a.stride);
+      for (int i = 0; i < Rows; i++) {
+        const auto number = Dot::number(row + i * a.stride);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; v++) sums[i][v] = Dot::dot(sums[i][v], number, lines[v]);
+        for (int v = 0; v < kVectors; v++) sums[i][v] = Dot::dot(sums[i][v], number, lines[v]);
+      }
     }
   }
   ahead.next = next;

@@ -362,7 +362,7 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
   Ahead ahead;
   // where few rows are computed, there is no time to fetch in
   if (const int64_t after = next / s.down * s.columns; after != first && after < a.outputs && a.rows > 2 * kRows) {
-    const int64_t passes = (bottom - top + kRows - 1) / kRows * pairs * 2 / kPanels * rows.units;
+    const int64_t passes = (bottom - top + kRows - 1) / kRows * pairs * 2 / kPanels * rows.units / kStride;
     ahead.next = static_cast<const char*>(a.weight) + after * column_bytes(a);
     ahead.step = least(s.columns, a.outputs - after) * column_bytes(a) / passes + 1;
   }
