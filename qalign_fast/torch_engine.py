@@ -27,7 +27,7 @@ from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
 from qalign_kernels.linear import Weight, expand_int8, fake_rows
-from qalign_kernels.native_ops import load_native
+from qalign_kernels.native_ops import exact_for, load_native
 from qalign_kernels.ops import PLAIN, Ops
 
 _ROWS = 2048  # of the vision tower at a time: more gain nothing, and their activations leave the cache
@@ -112,7 +112,7 @@ def load_packed(
             raise DeviceError(f"device {device!r}: has no room for the weights ({one_line(error)})") from error
         constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
     manifest = artifact.manifest
-    ops = ops or load_native(threads=threads, exact=manifest.precision == "fp32") or PLAIN
+    ops = ops or load_native(threads=threads, exact=exact_for(manifest.precision)) or PLAIN
     model = PackedModel(manifest.config, tensors, ops)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return TorchEngine(model, manifest.precision, constants, prompts, device)

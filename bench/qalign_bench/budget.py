@@ -33,7 +33,7 @@ from qalign_bench.timed_ops import Call, CudaClock, TimedOps
 from qalign_fast.artifact import open_artifact
 from qalign_fast.engine import Engine
 from qalign_fast.torch_engine import load_packed, read_packed
-from qalign_kernels.native_ops import load_native
+from qalign_kernels.native_ops import exact_for, load_native
 from qalign_kernels.ops import PLAIN, Ops
 
 _FLOAT = {"fp32": "fp32", "bf16": "bf16"}  # what attention computes in on a GPU; in other precisions float16
@@ -85,7 +85,7 @@ def main() -> None:
 
 def on_cpu(artifact: Path, instruction_set: str | None = None) -> Subject:
     opened = open_artifact(artifact, remembered=True)
-    ops = TimedOps(load_native(instruction_set, exact=opened.manifest.precision == "fp32") or PLAIN)
+    ops = TimedOps(load_native(instruction_set, exact=exact_for(opened.manifest.precision)) or PLAIN)
     if instruction_set and ops.inner is PLAIN:
         sys.exit(f"{instruction_set}: not built (qalign-fast build), or this CPU does not have it")
     engine = load_packed(opened, ops=ops)

@@ -62,10 +62,10 @@ def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine
 def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engine:
     """The engine on kernels that are not the best of this CPU."""
     from qalign_fast.torch_engine import load_packed
-    from qalign_kernels.native_ops import load_native
+    from qalign_kernels.native_ops import exact_for, load_native
 
     opened = open_artifact(artifact, remembered=True)
-    ops = load_native(instruction_set, threads=threads, exact=opened.manifest.precision == "fp32")
+    ops = load_native(instruction_set, threads=threads, exact=exact_for(opened.manifest.precision))
     if ops is None:
         raise DeviceError(f"this CPU does not have {instruction_set}")
     return load_packed(opened, threads, ops)

@@ -77,6 +77,11 @@ def load_native(
     return NativeOps(table.contents, exact) if table else None
 
 
+def exact_for(precision: str) -> bool:
+    """Whether attention is to be exact in an engine of this precision; other ones round what comes before it more."""
+    return precision in ("fp32", "fp16")
+
+
 class NativeOps(Ops):
     """Weights in fp8, which the C++ kernels do not have, multiply in plain torch."""
 

@@ -42,6 +42,54 @@ struct Plain {
   static void put(char* row, int64_t, int64_t j, const F16& x) { store(reinterpret_cast<float*>(row) + j, x); }
 };
 
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+// Each number as one bfloat16: enough for engines of 16 bits and fewer.
+struct Half {
+  using Dot = BFloat16;
+  static constexpr int kQueries = kBlockRows > kRows ? kBlockRows : 4 * kRows;
+
+  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
+
+  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
+    const auto number = [&](int64_t i) { return i < numbers ? to_bfloat16(load_part(rows + i * pitch, left)) : I16{}; };
+    return pair(number(2 * unit), number(2 * unit + 1));
+  }
+
+  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
+    alignas(kLine) char two[kLine];
+    for (int64_t i = 0; i < 2; i++) put(two, numbers, i * 16, there(row, numbers, line * 32 + i * 16));
+    return load_bytes(two);
+  }
+
+  static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
+    *stride = stride_of(units(numbers) * kUnit);
+    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = 0; i < up(numbers, 32); i += 16)
+        put(to + r * *stride, numbers, i, there(x + r * pitch, numbers, i));
+    return to;
+  }
+
+  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
+    *stride = stride_of(units(numbers) * kUnit);
+    return static_cast<char*>(scratch(kShareSlot, kQueries * *stride));
+  }
+
+  // Numbers j .. j + 15 of a row.
+  static void put(char* row, int64_t, int64_t j, const F16& x) { store_upper(row + j * 2, to_bfloat16(x)); }
+
+  // Numbers i .. i + 15 of a row, zeros past its end.
+  static F16 there(const float* row, int64_t numbers, int64_t i) {
+    return i < numbers ? load_part(row + i, numbers - i) : F16{};
+  }
+
+  // The upper halves of two numbers' bits, the first one in the lower half.
+  static I16 pair(const I16& first, const I16& second) {
+    return (first >> 16 & 0xffff) | (second & static_cast<int32_t>(0xffff0000));
+  }
+};
+#endif
+
 #if defined(__AMX_INT8__)
 // Each number as the sum of two bfloat16, high and low: a b = ah bh + ah bl + al bh, to about 2^-16, as one product
 // three times as long: [ah ah al] by [bh bl bh]. The matrix instructions take it faster than float32 all the same.
@@ -49,24 +97,29 @@ struct Split {
   using Dot = BFloat16;
   static constexpr int kQueries = kBlockRows;
 
-  static int64_t third(int64_t numbers) { return up(numbers, 32) / 2; }  // units
+  static int64_t third(int64_t numbers) { return Half::units(numbers); }
   static int64_t units(int64_t numbers) { return 3 * third(numbers); }
 
   static F16 part(const F16& x, bool low) {
     const F16 high = as_floats(to_bfloat16(x));
-    return low ? as_floats(to_bfloat16(x - high)) : high;
+    return low ? x - high : high;
   }
 
   static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
     const bool low = unit / third(numbers) == 1;
     const int64_t first = unit % third(numbers) * 2;
-    const auto number = [&](int64_t i) { return i < numbers ? part(load_part(rows + i * pitch, left), low) : F16{}; };
-    return pair(number(first), number(first + 1));
+    const auto number = [&](int64_t i) {
+      return i < numbers ? to_bfloat16(part(load_part(rows + i * pitch, left), low)) : I16{};
+    };
+    return Half::pair(number(first), number(first + 1));
   }
 
   static I16 row_line(const float* row, int64_t numbers, int64_t line) {
-    const int64_t lines = third(numbers) / 16;
-    return halves(row + line % lines * 32, numbers - line % lines * 32, line / lines == 1);
+    const int64_t lines = third(numbers) / 16, first = line % lines * 32;
+    alignas(kLine) char two[kLine];
+    for (int64_t i = 0; i < 2; i++)
+      Half::put(two, numbers, i * 16, part(Half::there(row, numbers, first + i * 16), line / lines == 1));
+    return load_bytes(two);
   }
 
   static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
@@ -74,7 +127,7 @@ struct Split {
     auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
     for (int64_t r = 0; r < rows; r++)
       for (int64_t i = 0; i < 2 * third(numbers); i += 16)
-        put(to + r * *stride, numbers, i, i < numbers ? load_part(x + r * pitch + i, numbers - i) : F16{});
+        put(to + r * *stride, numbers, i, Half::there(x + r * pitch, numbers, i));
     return to;
   }
 
@@ -86,48 +139,8 @@ struct Split {
   // Numbers j .. j + 15 of a row: high, high, low.
   static void put(char* row, int64_t numbers, int64_t j, const F16& x) {
     const int64_t bytes = third(numbers) * kUnit;
-    const I16 high = as_ints(part(x, false)), low = as_ints(part(x, true));
-    store_upper(row + j * 2, high);
-    store_upper(row + bytes + j * 2, high);
-    store_upper(row + 2 * bytes + j * 2, low);
+    for (int64_t i = 0; i < 3; i++) Half::put(row + i * bytes, numbers, j, part(x, i == 2));
   }
-
-  // The upper halves of two numbers' bits, the first one in the lower half.
-  static I16 pair(const F16& first, const F16& second) {
-    return (as_ints(first) >> 16 & 0xffff) | (as_ints(second) & (int32_t)0xffff0000);
-  }
-
- private:
-  // 32 numbers in their order.
-  static I16 halves(const float* x, int64_t left, bool low) {
-    const F16 a = left > 0 ? part(load_part(x, left), low) : F16{};
-    const F16 b = left > 16 ? part(load_part(x + 16, left - 16), low) : F16{};
-    alignas(kLine) char line[kLine];
-    store_upper(line, as_ints(a));
-    store_upper(line + kLine / 2, as_ints(b));
-    return load_bytes(line);
-  }
-};
-
-// Each number as one bfloat16: enough for values and their shares, which are summed as they are.
-struct Half {
-  using Dot = BFloat16;
-
-  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
-
-  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
-    const auto number = [&](int64_t i) {
-      return i < numbers ? Split::part(load_part(rows + i * pitch, left), false) : F16{};
-    };
-    return Split::pair(number(2 * unit), number(2 * unit + 1));
-  }
-
-  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
-    *stride = stride_of(units(numbers) * kUnit);
-    return static_cast<char*>(scratch(kShareSlot, Split::kQueries * *stride));
-  }
-
-  static void put(char* row, int64_t, int64_t j, const F16& x) { store_upper(row + j * 2, to_bfloat16(x)); }
 };
 #endif
 
@@ -172,15 +185,15 @@ inline float soften(float* scores, int64_t keys, int64_t end, char* row, int64_t
   return 1 / sum(total);
 }
 
-// One head's packed keys and values [count][width]; scores are products of `How`, sums of values those of `Sums`.
-template <class How, class Sums = How>
+// One head's packed keys and values [count][width], multiplied as `How` says.
+template <class How>
 struct Head {
   const char *keys, *values;
   int64_t count, width;
 
   Head(const float* k, int64_t k_pitch, const float* v, int64_t v_pitch, int64_t count, int64_t width)
       : keys(pack_keys<How>(k, k_pitch, count, width)),
-        values(pack_values<Sums>(v, v_pitch, count, width)),
+        values(pack_values<How>(v, v_pitch, count, width)),
         count(count),
         width(width) {}
 
@@ -192,13 +205,13 @@ struct Head {
     auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * room * 4));
     float scale[kQueries];
     int64_t stride;
-    char* shares = Sums::shares(scores, room, count, &stride);
+    char* shares = How::shares(scores, room, count, &stride);
     for (int64_t first = 0; first < queries; first += kQueries) {
       const int64_t here = least(kQueries, queries - first), most = causal ? seen + first + here - 1 : count;
       score(q + first * q_pitch, q_pitch, here, most, scores, room);
       for (int64_t i = 0; i < here; i++)
-        scale[i] = soften<Sums>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
-                                shares + i * stride, count);
+        scale[i] = soften<How>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
+                               shares + i * stride, count);
       blend(shares, stride, here, most, scale, out + first * out_pitch, out_pitch);
     }
   }
@@ -216,12 +229,12 @@ struct Head {
 
   void blend(const char* shares, int64_t stride, int64_t queries, int64_t most, const float* scale, float* out,
              int64_t out_pitch) const {
-    const int64_t panel = Sums::units(count) * kLine, units = most == count ? Sums::units(count) : most;
+    const int64_t panel = How::units(count) * kLine, units = most == count ? How::units(count) : most;
     alignas(64) float result[How::kQueries * kColumns];
     Ahead nothing;
     for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename Sums::Dot>(queries, {shares, stride}, {values + d / 16 * panel, panel}, units,
-                                Store{result, kColumns}, nothing);
+      block<typename How::Dot>(queries, {shares, stride}, {values + d / 16 * panel, panel}, units,
+                               Store{result, kColumns}, nothing);
       for (int64_t i = 0; i < queries; i++)
         for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
           store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i],
@@ -230,7 +243,7 @@ struct Head {
   }
 };
 
-template <class How, class Sums = How>
+template <class How>
 void attention_by(const Attention& a) {
   const int64_t heads = a.batch * a.heads;
   const int64_t cuts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
@@ -239,7 +252,7 @@ void attention_by(const Attention& a) {
     const Blocks scope;
     const int64_t b = task / parts / a.heads, h = task / parts % a.heads, first = task % parts * step;
     const float *k = a.k + b * a.k_batch + h * a.width, *v = a.v + b * a.v_batch + h * a.width;
-    const Head<How, Sums> head(k, a.k_row, v, a.v_row, a.keys, a.width);
+    const Head<How> head(k, a.k_row, v, a.v_row, a.keys, a.width);
     const int64_t width = a.heads * a.width;
     head.context(a.q + b * a.q_batch + first * a.q_row + h * a.width, a.q_row, least(step, a.queries - first), 0, false,
                  a.out + (b * a.queries + first) * width + h * a.width, width);
@@ -249,7 +262,9 @@ void attention_by(const Attention& a) {
 inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
   constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
-  if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Split, Half>(a);
+  if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Half>(a);
+#elif defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+  if (!a.exact) return attention_by<Half>(a);
 #endif
   attention_by<Plain>(a);
 }

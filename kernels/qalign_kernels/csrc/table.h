@@ -26,7 +26,7 @@ struct Attention {
   int64_t batch, heads, queries, keys, width;  // B, H, Tq, Tk, Dh
   const float *q, *k, *v;                      // [B, T, H*Dh] each, their rows and batches apart by:
   int64_t q_row, k_row, v_row, q_batch, k_batch, v_batch;
-  int64_t exact;  // 0: values and their shares may be rounded to bfloat16
+  int64_t exact;  // 0: all may be rounded to bfloat16
   float* out;     // [B, Tq, H*Dh]
 };
 
