@@ -131,6 +131,21 @@ def test_int8_is_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, 
     )
 
 
+def test_float16_is_every_number_and_rounded_as_torch_does(ops: NativeOps) -> None:
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16)
+    halves = bits.view(torch.float16)
+    found = ops.linear(torch.ones(1, 1), Weight("fp16", halves[:, None]))[0]
+    torch.testing.assert_close(found, halves.float(), rtol=0, atol=0, equal_nan=True)
+    finite = halves[halves.isfinite()].float().sort().values[::7]
+    between = (finite[1:] + finite[:-1]) / 2  # not one half: 7 apart
+    ties = finite + 2.0 ** (torch.frexp(finite).exponent.clamp(min=-13) - 12)  # half a step up
+    near = [ties.nextafter(torch.full((), to)) for to in (-torch.inf, torch.inf)]
+    wide = torch.tensor([65519.9, 65520.0, 1e9, torch.inf, 1e-9, 1e-40, torch.nan])
+    x = torch.cat((finite, between, ties, *near, wide, -wide))[:, None]
+    found = ops.linear(x, Weight("fp16", torch.ones(1, 1, dtype=torch.float16)))
+    torch.testing.assert_close(found, x.half().float(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(1, 4096), (1025, 1024), (7, 33), (2, 3, 2816)], ids=str)
 def test_norms_and_swiglu_are_the_contracts(ops: NativeOps, shape: tuple[int, ...]) -> None:
     x, gain, bias = random(*shape) * 3 + 1, random(shape[-1]), random(shape[-1], seed=1)

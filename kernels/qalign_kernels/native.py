@@ -34,11 +34,7 @@ _X64 = {
     "avx512bf16": f"{_AVX512} -mavx512bf16",
     "amx": f"{_AVX512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
 }
-
-
-# GCC has _Float16 in C++ from 13 on, and __fp16, which is the same, on every ARM
-_ARM = "-D_Float16=__fp16"
-_DOTPROD = f"{_ARM} -march=armv8.2-a+dotprod"
+_DOTPROD = "-march=armv8.2-a+dotprod"
 _ARM64 = {
     "neon_dotprod": _DOTPROD,
     "neon_i8mm": f"{_DOTPROD}+i8mm",
@@ -56,7 +52,7 @@ def instruction_sets(machine: str | None = None) -> dict[str, str]:
     machine = (machine or platform.machine()).lower()
     if machine in ("x86_64", "amd64"):
         return {SLOW: "", **_X64}
-    return {SLOW: _ARM, **_ARM64} if machine in ("aarch64", "arm64") else {SLOW: ""}
+    return {SLOW: "", **_ARM64} if machine in ("aarch64", "arm64") else {SLOW: ""}
 
 
 def library_path() -> Path:

@@ -73,7 +73,7 @@ inline void transpose_square(const Ints* in, int64_t step, char* to) {
 #else
 inline void transpose_square(const Ints* in, int64_t step, char* to) {
   for (int u = 0; u < 4; u++)
-    for (int r = 0; r < 4; r++) std::memcpy(to + u * kLine + r * kUnit, &in[r * step][u], kUnit);
+    for (int r = 0; r < 4; r++) std::memcpy(to + u * kLine + r * kUnit, (const char*)&in[r * step] + u * kUnit, kUnit);
 }
 #endif
 

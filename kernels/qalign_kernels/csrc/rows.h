@@ -129,6 +129,35 @@ inline I16 to_bfloat16(const F16& x) {
 // The upper halves of 16 words, 32 bytes.
 inline void store_upper(void* to, const I16& x) { store_items(static_cast<int16_t*>(to), x >> 16); }
 
+// Float16 for CPUs and compilers that have none: a sign, 5 bits of exponent, 10 of fraction, as float32's bits and
+// numbers.
+inline float widen_float16(uint16_t half) {
+  constexpr uint32_t kExponents = (127 - 15) << 23;
+  const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fff;
+  float size = rest * 0x1p-24f;  // without an exponent of its own
+  if (rest >= 0x400) {
+    const uint32_t bits = (rest << 13) + (rest >= 0x7c00 ? 2 * kExponents : kExponents);  // 0x7c00: infinite, or none
+    std::memcpy(&size, &bits, sizeof bits);
+  }
+  return sign ? -size : size;
+}
+
+inline float through_float16(float x) {
+  constexpr float kLeast = 0x1p-14f, kEnd = 65520;  // the least with all 10 bits; halfway to what would follow the last
+  const float size = std::fabs(x);
+  float rounded = INFINITY;
+  if (!(size == size)) return x;
+  if (size < kLeast) {
+    rounded = (size + 0.5f) - 0.5f;  // to a multiple of 2^-24, the last bit of numbers from a half on
+  } else if (size < kEnd) {
+    uint32_t bits;
+    std::memcpy(&bits, &size, sizeof bits);
+    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;  // ties to even
+    std::memcpy(&rounded, &bits, sizeof bits);
+  }
+  return std::copysign(rounded, x);
+}
+
 inline F16 widen_float16(const uint16_t* halves) {
 #if defined(__AVX512F__)
   return {{(Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)halves))}};
@@ -138,11 +167,7 @@ inline F16 widen_float16(const uint16_t* halves) {
   return by_part<Floats>([&](int i) { return (Floats)vcvt_f32_f16((float16x4_t)vld1_u16(halves + 4 * i)); });
 #else
   F16 y;
-  for (int i = 0; i < 16; i++) {
-    _Float16 half;
-    std::memcpy(&half, halves + i, 2);
-    y[i] = static_cast<float>(half);
-  }
+  for (int i = 0; i < 16; i++) y[i] = widen_float16(halves[i]);
   return y;
 #endif
 }
@@ -158,7 +183,7 @@ inline F16 through_float16(const F16& x) {
   return by_part<Floats>([&](int i) { return (Floats)vcvt_f32_f16(vcvt_f16_f32((float32x4_t)x.part[i])); });
 #else
   F16 y;
-  for (int i = 0; i < 16; i++) y[i] = static_cast<float>(static_cast<_Float16>(x[i]));
+  for (int i = 0; i < 16; i++) y[i] = through_float16(x[i]);
   return y;
 #endif
 }
