@@ -32,7 +32,7 @@ EMBEDDED = Path(__file__).parent / "mini"
 _FAMILY = "mplug_owl2"
 _MOST_BYTES = 4 << 20  # of a manifest; OneAlign's has 8 KB
 _FILE_NAME = re.compile(r"(?!.{256})[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
-_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){1,3}")
+_VERSION = r"\d{1,6}(\.\d{1,6}){1,3}"
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _check_schema(raw: Any, where: str) -> None:
 def _newer(made_with: Any, ours: str) -> str:
     """Which version reads a newer schema: the one that wrote it, where the manifest says so."""
     made = made_with.get("qalign-fast") if isinstance(made_with, dict) else None
-    if isinstance(made, str) and _VERSION.fullmatch(made) and _release(made) > _release(ours):
+    if isinstance(made, str) and re.fullmatch(_VERSION, made) and _release(made) > _release(ours):
         return f"qalign-fast {made} or newer"
     return "a newer qalign-fast"
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 import time
 from io import BufferedReader
 from pathlib import Path
@@ -101,6 +100,8 @@ def _recall() -> dict[str, Any]:
 
 def _remember(path: str, facts: list[Any]) -> None:
     """Adds or replaces an entry, in one step; where that is not possible, nothing is remembered."""
+    import tempfile  # a process that only reads starts sooner without
+
     entries = {other: value for other, value in _recall().items() if other != path} | {path: facts}
     text = json.dumps(dict(list(entries.items())[-_ENTRIES:]), indent=0)
     with contextlib.suppress(OSError, RuntimeError):

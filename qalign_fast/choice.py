@@ -74,16 +74,20 @@ def _found_gpus(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]
 
 
 def _on_cpu(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
-    """The fastest first."""
-    from qalign_fast.engine_times import rank
-    from qalign_kernels import native
+    """The fastest first, which is a question only where torch is among them."""
+    order: tuple[str, ...] = ("onnx", "onnx-cuda")
+    why = torch_on = ""
+    if "torch" in has:
+        from qalign_fast.engine_times import rank
+        from qalign_kernels import native
 
-    kernels = native.chosen() if "torch" in has else None
-    ranking = rank(manifest.precision, kernels)
-    runs_on = {"torch": f"native {kernels}" if kernels else "plain torch"}
-    why = f" ({ranking.why})" if len(has) > 1 else ""
-    for name in sorted(has, key=lambda name: (*ranking.engines, name).index(name)):
-        yield Candidate(name, "cpu", runs_on.get(name, "onnxruntime") + why, _not_installed(name))
+        kernels = native.chosen()
+        torch_on = f"native {kernels}" if kernels else "plain torch"
+        if len(has) > 1:
+            order, reason = rank(manifest.precision, kernels)
+            why = f" ({reason})"
+    for name in sorted(has, key=lambda name: (*order, name).index(name)):
+        yield Candidate(name, "cpu", (torch_on if name == "torch" else "onnxruntime") + why, _not_installed(name))
 
 
 def _torch_on(device: str, manifest: Manifest) -> Candidate:

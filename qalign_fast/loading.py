@@ -9,10 +9,9 @@ from qalign_fast.artifact import EMBEDDED, MANIFEST, Artifact, is_artifact, open
 from qalign_fast.choice import check_device, choose, import_torch_engine
 from qalign_fast.engine import Engine
 from qalign_fast.errors import ArtifactError, DeviceError
-from qalign_fast.hub import fetch
 
 CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # what a checkpoint is loaded in; artifacts have their own
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 def load_engine(
@@ -110,7 +109,9 @@ def find_model(model: str | Path | None) -> Path:
             raise ArtifactError(f"{model}: a file; expected an artifact or checkpoint directory, or a Hub id")
     except OSError as error:
         raise ArtifactError(f"{str(model)[:256]}: {error.strerror}") from error
-    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+    if isinstance(model, str) and re.fullmatch(_HUB_ID, model):
+        from qalign_fast.hub import fetch
+
         return fetch(model)
     raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
 

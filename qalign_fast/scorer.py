@@ -1,4 +1,7 @@
-"""Pictures or a clip in, `Score`s out: the front door. Pixels on worker threads, vision once, one decode a task."""
+"""Pictures or a clip in, `Score`s out: the front door. Pixels on worker threads, vision once, one decode a task.
+
+What loads models and reads clips is imported when it is first used, so that importing the package stays quick.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast, overload
 
 import numpy as np
 
-from qalign_fast.config import ModelConfig
-from qalign_fast.engine import Engine
 from qalign_fast.errors import ImageError, TaskError, VideoError
 from qalign_fast.image import MAX_BYTES, MAX_PIXELS, Picture, Pixels, load_pixels
 from qalign_fast.levels import Score, score_of
-from qalign_fast.loading import load_engine
-from qalign_fast.prompt import Prompt
-from qalign_fast.video import Clip, Sampling, load_clip, spread
+
+if TYPE_CHECKING:
+    from qalign_fast.config import ModelConfig
+    from qalign_fast.engine import Engine
+    from qalign_fast.prompt import Prompt
+    from qalign_fast.video import Clip, Sampling
 
 Scores: TypeAlias = dict[str, Score]  # by task
 Batch: TypeAlias = list[Pixels | ImageError]  # or the error in a picture's place
@@ -65,6 +69,8 @@ class Scorer:
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError
         or MissingExtraError.
         """
+        from qalign_fast.loading import load_engine
+
         chosen = load_engine(model, device=device, precision=precision, engine=engine, threads=threads, verify=verify)
         return cls(chosen, limits)
 
@@ -165,6 +171,8 @@ class Scorer:
         sampling: Sampling = "index",
     ) -> Scores:
         """As `score_video`, in several tasks. The vision tower runs once."""
+        from qalign_fast.video import load_clip
+
         prompts = self._find(tasks, "video")
         self._check_frames(max_frames, prompts)
         if isinstance(clip, str | os.PathLike):
@@ -255,6 +263,8 @@ class Scorer:
         )
 
     def _load_frames(self, frames: Sequence[Picture], max_frames: int) -> Clip:
+        from qalign_fast.video import Clip, spread
+
         if len(frames) == 0:
             raise VideoError("a clip needs at least one frame; the list is empty")
         chosen = spread(len(frames), max_frames)

@@ -24,6 +24,7 @@ from qalign_fast.engine import Tokens
 from qalign_fast.errors import ArtifactError, DeviceError, one_line
 from qalign_fast.model import Model
 from qalign_fast.model.packed import PackedModel
+from qalign_fast.model.packed_shapes import check_tensors
 from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
 from qalign_kernels.linear import Weight, expand_int8, fake_rows
@@ -137,21 +138,11 @@ def read_packed(artifact: Artifact) -> tuple[dict[str, torch.Tensor], dict[str, 
         name: (torch.from_numpy(prefix), torch.from_numpy(suffix))
         for name, (prefix, suffix) in load_constants(artifact).items()
     }
-    _check_fit(PackedModel(manifest.config, {n: t.to("meta") for n, t in tensors.items()}), constants, path)
-    return tensors, constants
-
-
-def _check_fit(model: PackedModel, constants: dict[str, Constants], path: Path) -> None:
-    """Runs shapes and dtypes alone through the model: what is missing or does not fit shows before any arithmetic."""
-    side = model.config.pixels.side
-    prefix, suffix = (t.to("meta") for t in next(iter(constants.values())))
     try:
-        tokens = model.encode(torch.empty(1, side, side, 3, dtype=torch.uint8, device="meta"))
-        model.decode(tokens, prefix, suffix)
-    except KeyError as error:
-        raise ArtifactError(f"{path}: has no tensor {error}") from error
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ArtifactError(f"{path}: its tensors do not fit the manifest's sizes ({one_line(error)})") from error
+        check_tensors(manifest.config, tensors)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return tensors, constants
 
 
 def set_threads(threads: int | None) -> None:
