@@ -18,7 +18,7 @@ from qalign_fast.config import PixelRule
 from qalign_fast.image import PLAIN, NativeForm, load_pixels
 from qalign_kernels import native, resize
 from qalign_kernels.picture_memory import decode_whole
-from qalign_kernels.resize import best_form, resize_native, windows
+from qalign_kernels.resize import forms, resize_native, windows
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-@pytest.fixture(params=["plain", "avx2", "avx512vnni"])
+NAMES = ("plain", "avx2", "avx512vnni", "dotprod")
+
+
+@pytest.fixture(params=NAMES)
 def form(request: pytest.FixtureRequest, library: ctypes.CDLL) -> int:
-    index = ("plain", "avx2", "avx512vnni").index(request.param)
-    if index > best_form(library):
+    index = NAMES.index(request.param)
+    if index not in forms(library):
         pytest.skip(f"this CPU has no {request.param}")
     return index
 
@@ -55,7 +58,7 @@ def test_300_sizes_are_bit_identical_to_pillow(library: ctypes.CDLL, form: int) 
 @pytest.mark.parametrize("side", [1, 14, 30, 112, 225, 337, 1000])
 def test_any_side(library: ctypes.CDLL, form: int, side: int) -> None:
     rng = np.random.default_rng(1)
-    for size in ((640, 427), (427, 640), (3, 500), (side, side), (1, 1), (1201, 1203)):
+    for size in ((640, 427), (427, 640), (3, 500), (side, side), (1, 1), (1201, 1203), (3001, 5)):
         check(library, form, random_picture(rng, *size), side)
 
 
@@ -74,7 +77,7 @@ def test_a_picture_that_pillow_keeps_in_pieces(library: ctypes.CDLL, form: int) 
 
 def test_bands_of_any_height_give_the_same(library: ctypes.CDLL, form: int, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = random_picture(np.random.default_rng(4), 1501, 1103)
-    for rows in (4, 8, 12, 100, 1104):
+    for rows in (16, 32, 112, 1104):
         monkeypatch.setattr(resize, "_BAND", rows * 4 * picture.width)
         check(library, form, picture)
 
@@ -96,8 +99,9 @@ def test_limbs_are_the_weights() -> None:
     weights[0, 0] = [LARGEST, -LARGEST, 0, -1]
     high, low = np.moveaxis(resize._limbs(weights, resize.AVX2).astype(np.int64), 2, 0)
     np.testing.assert_array_equal(high * 256 + low, weights)
-    digits = resize._limbs(weights, resize.VNNI).astype(np.int64)
-    np.testing.assert_array_equal(digits[:, :, 0] + 256 * digits[:, :, 1] + 65536 * digits[:, :, 2], weights)
+    for form in (resize.VNNI, resize.DOTPROD):
+        digits = resize._limbs(weights, form).astype(np.int64)
+        np.testing.assert_array_equal(digits[:, :, 0] + 256 * digits[:, :, 1] + 65536 * digits[:, :, 2], weights)
 
 
 def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
@@ -106,6 +110,41 @@ def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
         _, weights = windows(length, 448)
         assert np.abs(weights).max() < LARGEST
         assert np.abs(weights.sum(1) - (1 << 22)).max() <= weights.shape[1]
+
+
+@pytest.fixture(scope="module")
+def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/arm/resize_main.cpp for 64-bit ARM."""
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None or shutil.which("qemu-aarch64") is None:
+        pytest.skip("aarch64-linux-gnu-g++ or qemu-aarch64 is not installed")
+    path = tmp_path_factory.mktemp("arm") / "resize"
+    source = Path(__file__).with_name("arm") / "resize_main.cpp"
+    subprocess.run([compiler, "-O3", "-std=c++17", "-static", "-o", path, source], check=True)
+    return path
+
+
+def emulated(program: Path, cpu: str, form: int, pixels: np.ndarray, side: int) -> tuple[int, np.ndarray]:
+    """The best form of an emulated CPU, and what `resize_native` would return in this one."""
+    height, width, channels = pixels.shape
+    columns, rows = (resize._axis(length, max(width, height), side, form) for length in (width, height))
+    head = resize._Resize(columns.struct, rows.struct, width, height, side, channels, RULE.pad * 16)
+    parts = [bytes([form]), bytes(head), *(each.tobytes() for each in (pixels, *columns.arrays, *rows.arrays))]
+    packed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    run = subprocess.run(["qemu-aarch64", "-cpu", cpu, program], input=packed, capture_output=True, check=True)
+    return run.stdout[0], np.frombuffer(run.stdout[1:], np.uint8).reshape(side, side, 3)
+
+
+@pytest.mark.parametrize("cpu, form", [("cortex-a72", resize.PLAIN), ("max", resize.DOTPROD)])
+def test_arm_is_bit_identical_to_pillow(arm_program: Path, cpu: str, form: int) -> None:
+    rng = np.random.default_rng(13)
+    for width, height, side in ((1, 1, 14), (7, 5, 30), (447, 300, 448), (33, 500, 112), (1201, 903, 337)):
+        pixels = rng.integers(0, 2, (height, width, 4), np.uint8) * 255
+        expected = pad_then_resize(Image.fromarray(pixels[..., :3]), side)
+        for array in (pixels, np.ascontiguousarray(pixels[..., :3])):
+            best, found = emulated(arm_program, cpu, form, array, side)
+            assert best == form
+            np.testing.assert_array_equal(found, expected)
 
 
 SMALL = [(640, 427), (33, 500), (17, 16)]

@@ -27,15 +27,21 @@ from qalign_kernels.picture_memory import address
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-PLAIN, AVX2, VNNI = 0, 1, 2  # csrc/resize.cpp's forms
+PLAIN, AVX2, VNNI, DOTPROD = range(4)  # csrc/resize.cpp's forms
+_TAPS = {PLAIN: 1, AVX2: 2, VNNI: 4, DOTPROD: 4}  # that one instruction multiplies and adds
 _BITS = 22
 _BAND = 512 << 10  # bytes of a picture that are copied at a time: they stay in the cache
 
 
 def best_form(library: ctypes.CDLL) -> int:
-    """The fastest form that this CPU has; it has those below it too."""
-    form: int = library.qk_resize_form()
-    return form
+    """The fastest form that this CPU has."""
+    return forms(library)[-1]
+
+
+def forms(library: ctypes.CDLL) -> tuple[int, ...]:
+    """Those that this CPU has, the fastest last."""
+    best: int = library.qk_resize_form()
+    return (PLAIN, DOTPROD) if best == DOTPROD else tuple(range(best + 1))
 
 
 def resize_native(
@@ -54,9 +60,10 @@ def resize_native(
         (width, height), channels = picture.size, 4
     square = max(width, height)
     columns, rows = (_axis(length, square, side, form) for length in (width, height))
-    resize = _Resize(columns.struct, rows.struct, width, height, side, channels, (*pad, 0))
-    work = np.empty(64 * (columns.reach + 2 * rows.struct.groups * -(-side // 4)) + 63, np.uint8)
-    out = np.empty(3 * side * side + 16, np.uint8)  # the last row is written 16 bytes at a time, too
+    resize = _Resize(columns.struct, rows.struct, width, height, side, channels, pad * 16)
+    library.qk_resize_work.restype = ctypes.c_int64
+    work = np.empty(library.qk_resize_work(ctypes.byref(resize), form) + 63, np.uint8)
+    out = np.empty(3 * side * side + 64, np.uint8)  # rows are written some bytes beyond their end
     for pixels, begin, count in _bands(picture):
         library.qk_resize_rows(
             ctypes.byref(resize),
@@ -79,7 +86,7 @@ def _bands(picture: Image.Image | Bytes) -> Iterator[tuple[int, int, int]]:
     if isinstance(picture, np.ndarray):
         yield picture.ctypes.data, 0, len(picture)
         return
-    rows = max(_BAND // (16 * picture.width), 1) * 4
+    rows = max(_BAND // (64 * picture.width), 1) * 16
     for begin in range(0, picture.height, rows):
         band = picture.crop((0, begin, picture.width, min(begin + rows, picture.height)))
         yield address(band), begin, band.height
@@ -89,6 +96,7 @@ class _Axis(ctypes.Structure):
     _fields_ = [
         ("first", ctypes.c_void_p),
         ("limbs", ctypes.c_void_p),
+        ("base", ctypes.c_void_p),
         ("groups", ctypes.c_int32),
         ("start", ctypes.c_int32),
         ("count", ctypes.c_int32),
@@ -103,7 +111,7 @@ class _Resize(ctypes.Structure):
         ("height", ctypes.c_int32),
         ("side", ctypes.c_int32),
         ("channels", ctypes.c_int32),
-        ("pad", ctypes.c_uint8 * 4),
+        ("pad", ctypes.c_uint8 * 48),
     ]
 
 
@@ -112,24 +120,27 @@ class _Tables:
     """One direction's tables: the struct points into the arrays."""
 
     struct: _Axis
-    reach: int  # groups, up to the last that is read
-    arrays: tuple[npt.NDArray[np.int32], npt.NDArray]
+    arrays: tuple[npt.NDArray[np.int32], npt.NDArray, npt.NDArray[np.int32]]
 
 
 @lru_cache(maxsize=32)
 def _axis(length: int, square: int, side: int, form: int) -> _Tables:
     """The tables of one direction: a picture `length` long in the middle of the square."""
     begin = (square - length) // 2
-    shift = -begin % 4  # makes the picture begin a group
+    shift = -begin % 16  # makes the picture begin a group, and a strip
+    taps = _TAPS[form]
     inputs, weights = windows(square, side)
-    first, offset = np.divmod(inputs + shift, 4)
-    groups = -(-int(offset.max() + weights.shape[1]) // 4)
-    grouped = np.zeros((side, 4 * groups), np.int32)
+    first, offset = np.divmod(inputs + shift, taps)
+    groups = -(-int((offset + weights.shape[1]).max()) // taps)
+    grouped = np.zeros((side, taps * groups), np.int32)
     np.put_along_axis(grouped, offset[:, None] + np.arange(weights.shape[1]), weights, 1)
-    arrays = first.astype(np.int32), _limbs(grouped.reshape(side, groups, 4), form)
+    base = np.full(side, 1 << (_BITS - 1), np.int32)
+    if form == DOTPROD:  # it reads pixels less 128
+        base += 128 * grouped.sum(1, dtype=np.int32)
+    arrays = first.astype(np.int32), _limbs(grouped.reshape(side, groups, taps), form), base
     pointers = (array.ctypes.data for array in arrays)
-    struct = _Axis(*pointers, groups, (begin + shift) // 4, -(-length // 4))
-    return _Tables(struct, int(first[-1]) + groups, arrays)
+    struct = _Axis(*pointers, groups, (begin + shift) // taps, -(-length // taps))
+    return _Tables(struct, arrays)
 
 
 def windows(length: int, side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -152,7 +163,7 @@ def _cubic(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _limbs(weights: npt.NDArray[np.int32], form: int) -> npt.NDArray:
-    """Weights [side, groups, 4] as a form wants them: whole; in 16 bits, high and low; or in three signed digits."""
+    """Weights [side, groups, taps] as a form wants them: whole; in 16 bits, high and low; or in signed digits."""
     if form == PLAIN:
         return weights
     if form == AVX2:
@@ -160,4 +171,5 @@ def _limbs(weights: npt.NDArray[np.int32], form: int) -> npt.NDArray:
     low = (weights + 128 & 255) - 128
     rest = weights - low >> 8
     middle = (rest + 128 & 255) - 128
-    return np.stack([low, middle, rest - middle >> 8], 2).astype(np.int8)
+    fill = [np.zeros_like(low)] if form == DOTPROD else []  # its vectors are of 16 bytes
+    return np.stack([low, middle, rest - middle >> 8, *fill], 2).astype(np.int8)

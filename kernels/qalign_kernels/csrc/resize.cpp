@@ -1,9 +1,10 @@
 // Rows of pixels in, resized pixels [side, side, 3] out: both passes of an antialiased resize, in whole numbers, rows
 // as they come. kernels/qalign_kernels/resize.py has the formula and makes the tables.
 //
-// Everything lies in quads: 64 bytes are 4 x RGBX x 4 taps, the taps adjacent, so that four neighbours of one channel
-// are four bytes of a product. Columns first: a strip of 4 rows becomes quads of 4 columns, their outer 4 the rows.
-// What a strip gives is already a row of quads for the second pass, the outer 4 output columns, the taps rows.
+// A word is 32 bits: the inputs that one instruction multiplies and adds, 1, 2 or 4 "taps" by the form. Inputs are
+// counted in groups of so many. A block is a group of many sums, [3][lanes] words, 4 lanes for each tap. Columns first:
+// a strip of as many rows as lanes becomes blocks of [colour][row]. Its results are 4 rows of words, [side][colour],
+// the taps rows now; and a row of words is blocks again, whichever its words stand for.
 
 #include <algorithm>
 #include <cstdint>
@@ -16,14 +17,27 @@
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #endif
 
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define DOTPROD
+#elif defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#ifdef DOTPROD
+#include <arm_neon.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+#endif
+
 #define QK_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
-// One direction. Groups are of 4 positions, counted so that the picture begins at a group's first.
+// One direction. Groups are counted so that the picture begins at a multiple of 16 inputs.
 struct Axis {
   const int32_t* first;  // [side] the first group an output reads
-  const uint8_t* limbs;  // [side][groups][16 or 12 bytes] its weights, as the form wants them
+  const uint8_t* limbs;  // [side][groups] its weights, as the form wants them
+  const int32_t* base;   // [side] what its sum begins with
   int32_t groups;        // that an output reads
   int32_t start, count;  // the picture's groups; outside is padding
 };
@@ -31,226 +45,511 @@ struct Axis {
 struct Resize {
   Axis columns, rows;
   int32_t width, height, side, channels;  // channels: bytes a pixel, 3 or 4
-  uint8_t pad[4];
+  uint8_t pad[48];                        // of 16 pixels
 };
 
-constexpr int kBits = 22;  // of a weight's fraction
-constexpr int kQuad = 64;
+constexpr int kBits = 22;         // of a weight's fraction
+constexpr int kRows = 4;          // of words, from a strip
+constexpr int kColumn = 48;       // bytes of blocks
+constexpr int kStrip = 16 << 10;  // bytes of blocks made at a time: they stay in the first cache
 
-// A row of sums of weight x pixel, rounded and cut to 8 bits: 4 x RGBX each.
-struct Sums {
-  const uint8_t* quads;  // each sum's first quad: `first` quads on, or where that is null, as many as sums before
-  const int32_t* first;
-  int64_t stride;  // bytes from a quad to the next of the same sum
-  int groups;      // quads a sum
-  const uint8_t* limbs;
-  int64_t limbs_step;    // bytes from a sum's weights to the next sum's
-  const uint8_t* order;  // [16] which of the bytes are written where
-  uint8_t* out;          // 16 bytes a sum, out_step apart
-  int out_step;
-  int count;
-
-  const uint8_t* quads_of(int i) const { return quads + static_cast<int64_t>(first ? first[i] : i) * kQuad; }
-  const uint8_t* limbs_of(int i) const { return limbs + i * limbs_step; }
-  uint8_t* out_of(int i) const { return out + i * out_step; }
+struct Range {
+  int from, to;
 };
 
-// Up to 4 rows into a strip's quads.
-using Fill = void (*)(const Resize&, const uint8_t* pixels, int64_t stride, int rows, uint8_t* strip);
+// A strip's rows of the picture; those that it has not are the last again.
+struct Strip {
+  const uint8_t* rows[16];
+
+  Strip(const uint8_t* pixels, int64_t stride, int count) {
+    for (int i = 0; i < 16; ++i) rows[i] = pixels + std::min(i, count - 1) * stride;
+  }
+};
+
+// Outputs from..to of a strip, into 4 rows of words.
+struct Across {
+  int from, to;
+  const uint8_t* blocks;  // where group 0's would be
+  uint8_t* rows;
+  int64_t row_bytes;
+  int pad;  // of the first colour: each output writes a word of it where the next begins, or padding does
+};
 
 struct Form {
-  Fill fill;
-  void (*sum)(const Sums&);
-  int group_bytes;  // of limbs
+  int taps;
+  int flip;  // pixels are kept with these bits changed
+  void (*fill)(const Resize&, const Strip&, int from, int to, uint8_t* blocks);  // columns, a multiple of 4
+  void (*across)(const Axis&, const Across&);
+  void (*down)(const Axis&, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out);
+
+  int lanes() const { return kRows * taps; }
+  int block_bytes() const { return 3 * 4 * lanes(); }
+  int blocks(int side) const { return (side + lanes() - 1) / lanes(); }  // of a row of words
 };
 
-// weights int32 [4]
-void sum_plain(const Sums& s) {
-  for (int i = 0; i < s.count; ++i) {
-    const uint8_t* quads = s.quads_of(i);
-    const auto* weights = reinterpret_cast<const int32_t*>(s.limbs_of(i));
-    int32_t sums[16];
-    std::fill(sums, sums + 16, 1 << (kBits - 1));
-    for (int g = 0; g < s.groups; ++g, quads += s.stride, weights += 4)
-      for (int j = 0; j < 16; ++j)
-        for (int t = 0; t < 4; ++t) sums[j] += quads[4 * j + t] * weights[t];
-    for (int j = 0; j < 16; ++j) s.out_of(i)[j] = static_cast<uint8_t>(std::clamp(sums[s.order[j]] >> kBits, 0, 255));
+int32_t load_word(const uint8_t* at) {
+  int32_t word;
+  std::memcpy(&word, at, 4);
+  return word;
+}
+
+// Where a row lies among a colour's lanes: turned by the colour within each 4, so that blending makes blocks.
+constexpr int lane_of(int row, int colour) { return (row & ~3) | ((row + colour) & 3); }
+
+// Columns one by one: what the picture has, else padding.
+template <int kTaps, int kFlip>
+void fill_plain(const Resize& r, const Strip& strip, int from, int to, uint8_t* blocks) {
+  constexpr int lanes = kRows * kTaps, bytes = 4 / kTaps;
+  for (int column = from; column < to; ++column) {
+    uint8_t* block = blocks + (column - from) / kTaps * 12 * lanes + (column - from) % kTaps * bytes;
+    const bool inside = column >= 0 && column < r.width;
+    for (int row = 0; row < lanes; ++row)
+      for (int colour = 0; colour < 3; ++colour) {
+        const int at = column * r.channels + colour;
+        const uint32_t value = inside ? strip.rows[row][at] ^ kFlip : r.pad[colour];
+        std::memcpy(block + 4 * (colour * lanes + lane_of(row, colour)), &value, bytes);
+      }
   }
 }
 
-// The rest of a strip after `done` columns: what the picture has, else padding.
-void fill_from(const Resize& r, const uint8_t* pixels, int64_t stride, int rows, uint8_t* strip, int done) {
-  for (int column = done; column < 4 * r.columns.count; ++column) {
-    uint8_t* quad = strip + (r.columns.start + column / 4) * kQuad + column % 4;
-    for (int row = 0; row < 4; ++row) {
-      const bool inside = row < rows && column < r.width;
-      const uint8_t* pixel = inside ? pixels + row * stride + column * r.channels : r.pad;
-      for (int channel = 0; channel < 3; ++channel) quad[16 * row + 4 * channel] = pixel[channel];
-    }
+using Four = int32_t __attribute__((vector_size(16)));
+
+// weights int32
+inline void sum_plain(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
+                      int (&sums)[12]) {
+  Four four[3] = {Four{} + base, Four{} + base, Four{} + base};
+  for (int g = 0; g < groups; ++g, blocks += stride, limbs += 4) {
+    Four pixels[3];
+    std::memcpy(pixels, blocks, 48);
+    for (int v = 0; v < 3; ++v) four[v] += pixels[v] * load_word(limbs);
+  }
+  std::memcpy(sums, four, 48);
+  for (auto& each : sums) each = std::clamp(each >> kBits, 0, 255);
+}
+
+void across_plain(const Axis& axis, const Across& a) {
+  for (int x = a.from; x < a.to; ++x) {
+    int sums[12];
+    sum_plain(a.blocks + axis.first[x] * 48, 48, axis.groups, axis.limbs + x * axis.groups * 4, axis.base[x], sums);
+    for (int row = 0; row < 4; ++row)
+      for (int colour = 0; colour < 3; ++colour)
+        std::memcpy(a.rows + row * a.row_bytes + 12 * x + 4 * colour, &sums[4 * colour + lane_of(row, colour)], 4);
   }
 }
 
-void fill_plain(const Resize& r, const uint8_t* pixels, int64_t stride, int rows, uint8_t* strip) {
-  fill_from(r, pixels, stride, rows, strip, 0);
+void down_plain(const Axis& axis, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out) {
+  for (int i = 0; i < blocks; ++i) {
+    int sums[12];
+    sum_plain(rows + 48 * i, row_bytes, axis.groups, axis.limbs + y * axis.groups * 4, axis.base[y], sums);
+    for (int j = 0; j < 12; ++j) out[12 * i + j] = static_cast<uint8_t>(sums[j]);
+  }
 }
+
+#if defined(QK_X64) || defined(DOTPROD)
+
+// The columns among from..to of which 4 are taken at once: loads of 16 bytes stay in the row.
+Range fours(const Resize& r, int from, int to) {
+  const int begin = std::min(std::max(0, from), to);
+  const int end = std::min(to, r.width - (r.channels == 4 ? 3 : 5));
+  return {begin, begin + std::max(end - begin + 3, 0) / 4 * 4};
+}
+
+// Which bytes of a row's 4 pixels make words of each colour. Of two taps, those of two groups alternate.
+struct Orders {
+  alignas(16) int8_t bytes[4][16];
+
+  Orders(int channels, int taps) {
+    std::memset(bytes, -1, sizeof bytes);
+    for (int row = 0; row < 4; ++row)
+      for (int colour = 0; colour < 3; ++colour)
+        for (int i = 0; i < 4; ++i) {
+          const int pixel = taps == 2 ? i % 2 * 2 + i / 2 : i;
+          bytes[row][4 * lane_of(row, colour) + i] = static_cast<int8_t>(pixel * channels + colour);
+        }
+  }
+};
+
+#endif
 
 #ifdef QK_X64
 
-AVX2 void fill_avx2(const Resize& r, const uint8_t* pixels, int64_t stride, int rows, uint8_t* strip) {
-  const __m128i by_channel = r.channels == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
-                                             : _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
-  int column = 0;
-  if (rows == 4)
-    for (; column * r.channels + 16 <= r.width * r.channels; column += 4) {  // loads of 16 bytes stay in the row
-      uint8_t* quad = strip + (r.columns.start + column / 4) * kQuad;
-      for (int row = 0; row < 4; ++row) {
-        const uint8_t* pixel = pixels + row * stride + column * r.channels;
-        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel));
-        _mm_store_si128(reinterpret_cast<__m128i*>(quad + 16 * row), _mm_shuffle_epi8(four, by_channel));
-      }
-    }
-  fill_from(r, pixels, stride, rows, strip, column);
+using Eight = int32_t __attribute__((vector_size(32)));
+using Sixteen = int32_t __attribute__((vector_size(64)));
+
+// 4 columns of 8 rows: words of 4 bytes, [colour][row].
+AVX2 inline void blend_fours(const uint8_t* const* rows, int64_t at, const __m128i (&orders)[4],
+                             __m256i (&colours)[3]) {
+  __m256i turned[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m128i upper = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + at));
+    const __m128i lower = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i + 4] + at));
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(upper), lower, 1);
+    turned[i] = _mm256_shuffle_epi8(both, _mm256_broadcastsi128_si256(orders[i]));
+  }
+  const __m256i a = _mm256_blend_epi32(turned[0], turned[1], 0xaa), b = _mm256_blend_epi32(turned[1], turned[0], 0xaa);
+  const __m256i c = _mm256_blend_epi32(turned[2], turned[3], 0xaa), d = _mm256_blend_epi32(turned[3], turned[2], 0xaa);
+  colours[0] = _mm256_blend_epi32(a, c, 0xcc);
+  colours[1] = _mm256_blend_epi32(b, d, 0x99);
+  colours[2] = _mm256_blend_epi32(c, a, 0xcc);
 }
 
-// weights int16 [2][4]: w >> 8, then w & 255. A weight has 24 bits, products are of 16.
-AVX2 void sum_avx2(const Sums& s) {
-  const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(1 << (kBits - 1));
-  const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(s.order));
-  for (int i = 0; i < s.count; ++i) {
-    const uint8_t *quads = s.quads_of(i), *limbs = s.limbs_of(i);
-    __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
-    for (int g = 0; g < s.groups; ++g, quads += s.stride, limbs += 16) {
-      int64_t pair[2];
-      std::memcpy(pair, limbs, 16);
-      const __m256i w_high = _mm256_set1_epi64x(pair[0]), w_low = _mm256_set1_epi64x(pair[1]);
-      for (int h = 0; h < 2; ++h) {
-        const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(quads + 32 * h));
-        const __m256i rg = _mm256_unpacklo_epi8(bytes, zero), bx = _mm256_unpackhi_epi8(bytes, zero);
-        high[2 * h] = _mm256_add_epi32(high[2 * h], _mm256_madd_epi16(rg, w_high));
-        low[2 * h] = _mm256_add_epi32(low[2 * h], _mm256_madd_epi16(rg, w_low));
-        high[2 * h + 1] = _mm256_add_epi32(high[2 * h + 1], _mm256_madd_epi16(bx, w_high));
-        low[2 * h + 1] = _mm256_add_epi32(low[2 * h + 1], _mm256_madd_epi16(bx, w_low));
-      }
+template <int kTaps>
+AVX2 void fill_avx2(const Resize& r, const Strip& strip, int from, int to, uint8_t* blocks) {
+  const Range middle = fours(r, from, to);
+  const Orders orders(r.channels, kTaps);
+  __m128i order[4];
+  std::memcpy(order, orders.bytes, 64);
+  fill_plain<kTaps, 0>(r, strip, from, middle.from, blocks);
+  for (int column = middle.from; column < middle.to; column += 4)
+    for (int row = 0; row < kRows * kTaps; row += 8) {
+      __m256i colours[3];
+      blend_fours(strip.rows + row, column * r.channels, order, colours);
+      auto* to = reinterpret_cast<__m256i*>(blocks + (column - from) * kColumn + 4 * row);
+      for (int colour = 0; colour < 3; ++colour)
+        if constexpr (kTaps == 4) {
+          _mm256_store_si256(to + 2 * colour, colours[colour]);
+        } else {
+          _mm256_store_si256(to + colour, _mm256_and_si256(colours[colour], _mm256_set1_epi16(255)));
+          _mm256_store_si256(to + colour + 3, _mm256_srli_epi16(colours[colour], 8));
+        }
     }
-    __m256i sums[4];
-    for (int j = 0; j < 4; ++j) sums[j] = _mm256_add_epi32(_mm256_slli_epi32(high[j], 8), low[j]);
-    for (int h = 0; h < 2; ++h) {  // taps 0, 1 and 2, 3 are summed apart until here
-      const __m256i sum = _mm256_hadd_epi32(sums[2 * h], sums[2 * h + 1]);
-      sums[h] = _mm256_srai_epi32(_mm256_add_epi32(sum, half), kBits);
+  fill_plain<kTaps, 0>(r, strip, middle.to, to, blocks + (middle.to - from) * kColumn);
+}
+
+// 4 words of each colour into 4 rows.
+AVX2 inline void put_words(__m128i red, __m128i green, __m128i blue, __m128i pad, uint8_t* rows, int64_t row_bytes) {
+  const __m128i low[2] = {_mm_unpacklo_epi32(red, green), _mm_unpacklo_epi32(blue, pad)};
+  const __m128i high[2] = {_mm_unpackhi_epi32(red, green), _mm_unpackhi_epi32(blue, pad)};
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows), _mm_unpacklo_epi64(low[0], low[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + row_bytes), _mm_unpackhi_epi64(low[0], low[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + 2 * row_bytes), _mm_unpacklo_epi64(high[0], high[1]));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + 3 * row_bytes), _mm_unpackhi_epi64(high[0], high[1]));
+}
+
+// weights int16 [2][2]: w >> 8, then w & 255. A weight has 24 bits, products are of 16.
+AVX2 inline void sum_avx2(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
+                          Eight (&sums)[3]) {
+  Eight high[3] = {}, low[3] = {Eight{} + base, Eight{} + base, Eight{} + base};
+  for (int g = 0; g < groups; ++g, blocks += stride, limbs += 8) {
+    const __m256i w_high = _mm256_set1_epi32(load_word(limbs)), w_low = _mm256_set1_epi32(load_word(limbs + 4));
+    for (int v = 0; v < 3; ++v) {
+      const __m256i pixels = _mm256_load_si256(reinterpret_cast<const __m256i*>(blocks + 32 * v));
+      high[v] += (Eight)_mm256_madd_epi16(pixels, w_high);
+      low[v] += (Eight)_mm256_madd_epi16(pixels, w_low);
     }
-    const __m256i words = _mm256_packs_epi32(sums[0], sums[1]);  // 0, 2 | 1, 3 of the outer 4
-    const __m256i bytes = _mm256_packus_epi16(words, words);
-    const __m128i four = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(s.out_of(i)), _mm_shuffle_epi8(four, order));
+  }
+  for (int v = 0; v < 3; ++v) sums[v] = ((high[v] << 8) + low[v]) >> kBits;
+}
+
+// Sums of [colour][8 rows], cut to 8 bits, into 4 rows of words.
+AVX2 inline void put_sums(const Eight (&sums)[3], __m256i pad, uint8_t* rows, int64_t row_bytes) {
+  const __m256i zero = _mm256_setzero_si256(), top = _mm256_set1_epi16(255);
+  const __m256i green = _mm256_shuffle_epi32((__m256i)sums[1], 0x39);
+  __m256i red_green = _mm256_packs_epi32((__m256i)sums[0], green), blue_pad = _mm256_packs_epi32((__m256i)sums[2], pad);
+  red_green = _mm256_shuffle_epi32(_mm256_min_epi16(_mm256_max_epi16(red_green, zero), top), 0xd8);
+  blue_pad = _mm256_shuffle_epi32(_mm256_min_epi16(_mm256_max_epi16(blue_pad, zero), top), 0xc9);  // blue is turned
+  const __m256i even = _mm256_unpacklo_epi64(red_green, blue_pad), odd = _mm256_unpackhi_epi64(red_green, blue_pad);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows), _mm256_castsi256_si128(even));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + row_bytes), _mm256_castsi256_si128(odd));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + 2 * row_bytes), _mm256_extracti128_si256(even, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + 3 * row_bytes), _mm256_extracti128_si256(odd, 1));
+}
+
+AVX2 void across_avx2(const Axis& axis, const Across& a) {
+  const __m256i pad = _mm256_set1_epi32(a.pad);
+  for (int x = a.from; x < a.to; ++x) {
+    Eight sums[3];
+    sum_avx2(a.blocks + axis.first[x] * 96, 96, axis.groups, axis.limbs + x * axis.groups * 8, axis.base[x], sums);
+    put_sums(sums, pad, a.rows + 12 * x, a.row_bytes);
+  }
+}
+
+AVX2 void down_avx2(const Axis& axis, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int i = 0; i < blocks; ++i) {
+    Eight sums[3];
+    sum_avx2(rows + 96 * i, row_bytes, axis.groups, axis.limbs + y * axis.groups * 8, axis.base[y], sums);
+    const __m256i words = _mm256_packs_epi32((__m256i)sums[0], (__m256i)sums[1]);
+    const __m256i rest = _mm256_packs_epi32((__m256i)sums[2], (__m256i)sums[2]);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, rest), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 24 * i), bytes);
   }
 }
 
 // weights int8 [3][4]: the digits of base 256, each in -128..127.
-AVX512 void sum_avx512(const Sums& s) {
-  const __m512i zero = _mm512_setzero_si512(), half = _mm512_set1_epi32(1 << (kBits - 1));
-  const __m128i order = _mm_loadu_si128(reinterpret_cast<const __m128i*>(s.order));
-  for (int i = 0; i < s.count; ++i) {
-    const uint8_t *quads = s.quads_of(i), *limbs = s.limbs_of(i);
-    __m512i sums[3] = {half, zero, zero};
-    for (int g = 0; g < s.groups; ++g, quads += s.stride, limbs += 12) {
-      const __m512i pixels = _mm512_load_si512(quads);
-      int32_t digits[3];
-      std::memcpy(digits, limbs, 12);
-      for (int d = 0; d < 3; ++d) sums[d] = _mm512_dpbusd_epi32(sums[d], pixels, _mm512_set1_epi32(digits[d]));
+AVX512 inline void sum_avx512(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
+                              Sixteen (&sums)[3]) {
+  Sixteen digits[3][3] = {{Sixteen{} + base, Sixteen{} + base, Sixteen{} + base}};
+  for (int g = 0; g < groups; ++g, blocks += stride, limbs += 12)
+    for (int d = 0; d < 3; ++d) {
+      const __m512i weights = _mm512_set1_epi32(load_word(limbs + 4 * d));
+      for (int v = 0; v < 3; ++v)
+        digits[d][v] = (Sixteen)_mm512_dpbusd_epi32((__m512i)digits[d][v], _mm512_load_si512(blocks + 64 * v), weights);
     }
-    const __m512i upper = _mm512_add_epi32(_mm512_slli_epi32(sums[1], 8), _mm512_slli_epi32(sums[2], 16));
-    const __m512i sum = _mm512_srai_epi32(_mm512_add_epi32(sums[0], upper), kBits);
-    const __m128i four = _mm512_cvtusepi32_epi8(_mm512_max_epi32(sum, zero));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(s.out_of(i)), _mm_shuffle_epi8(four, order));
+  for (int v = 0; v < 3; ++v) sums[v] = (digits[0][v] + (digits[1][v] << 8) + (digits[2][v] << 16)) >> kBits;
+}
+
+// 16 sums, cut to 8 bits.
+AVX512 inline __m128i cut(__m512i sums) {
+  return _mm512_cvtusepi32_epi8(_mm512_max_epi32(sums, _mm512_setzero_si512()));
+}
+
+AVX512 void across_avx512(const Axis& axis, const Across& a) {
+  const __m128i pad = _mm_set1_epi8(static_cast<int8_t>(a.pad));
+  for (int x = a.from; x < a.to; ++x) {
+    Sixteen sums[3];
+    sum_avx512(a.blocks + axis.first[x] * 192, 192, axis.groups, axis.limbs + x * axis.groups * 12, axis.base[x], sums);
+    const __m512i green = _mm512_shuffle_epi32((__m512i)sums[1], _MM_PERM_ADCB);
+    const __m512i blue = _mm512_shuffle_epi32((__m512i)sums[2], _MM_PERM_BADC);
+    put_words(cut((__m512i)sums[0]), cut(green), cut(blue), pad, a.rows + 12 * x, a.row_bytes);
+  }
+}
+
+AVX512 void down_avx512(const Axis& axis, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out) {
+  for (int i = 0; i < blocks; ++i) {
+    Sixteen sums[3];
+    sum_avx512(rows + 192 * i, row_bytes, axis.groups, axis.limbs + y * axis.groups * 12, axis.base[y], sums);
+    for (int v = 0; v < 3; ++v)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 48 * i + 16 * v), cut((__m512i)sums[v]));
   }
 }
 
 #endif
 
+#ifdef DOTPROD
+
+DOTPROD void fill_dotprod(const Resize& r, const Strip& strip, int from, int to, uint8_t* blocks) {
+  const Range middle = fours(r, from, to);
+  const Orders orders(r.channels, 4);
+  const uint32x4_t odd = {0, ~0u, 0, ~0u}, upper = {0, 0, ~0u, ~0u}, outer = {~0u, 0, 0, ~0u};
+  fill_plain<4, 128>(r, strip, from, middle.from, blocks);
+  for (int column = middle.from; column < middle.to; column += 4)
+    for (int row = 0; row < 16; row += 4) {
+      uint32x4_t turned[4];
+      for (int i = 0; i < 4; ++i) {
+        const uint8x16_t four = vld1q_u8(strip.rows[row + i] + column * r.channels);
+        const uint8x16_t order = vreinterpretq_u8_s8(vld1q_s8(orders.bytes[i]));
+        turned[i] = vreinterpretq_u32_u8(vqtbl1q_u8(veorq_u8(four, vdupq_n_u8(128)), order));
+      }
+      const uint32x4_t a = vbslq_u32(odd, turned[1], turned[0]), b = vbslq_u32(odd, turned[0], turned[1]);
+      const uint32x4_t c = vbslq_u32(odd, turned[3], turned[2]), d = vbslq_u32(odd, turned[2], turned[3]);
+      auto* to = reinterpret_cast<uint32_t*>(blocks + (column - from) * kColumn) + row;
+      vst1q_u32(to, vbslq_u32(upper, c, a));
+      vst1q_u32(to + 16, vbslq_u32(outer, d, b));
+      vst1q_u32(to + 32, vbslq_u32(upper, a, c));
+    }
+  fill_plain<4, 128>(r, strip, middle.to, to, blocks + (middle.to - from) * kColumn);
+}
+
+// Half a block, 8 lanes. weights int8 [4][4]: the digits of base 256, each in -128..127, and none. Both sides are
+// signed, pixels less 128: `base` has what they lack.
+DOTPROD inline void sum_dotprod(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
+                                int32x4_t (&sums)[3][2]) {
+  int32x4_t digits[3][3][2] = {};
+  for (int g = 0; g < groups; ++g, blocks += stride, limbs += 16) {
+    const int8x16_t weights = vld1q_s8(reinterpret_cast<const int8_t*>(limbs));
+    for (int v = 0; v < 3; ++v)
+      for (int h = 0; h < 2; ++h) {
+        const int8x16_t pixels = vld1q_s8(reinterpret_cast<const int8_t*>(blocks + 64 * v + 16 * h));
+        digits[0][v][h] = vdotq_laneq_s32(digits[0][v][h], pixels, weights, 0);
+        digits[1][v][h] = vdotq_laneq_s32(digits[1][v][h], pixels, weights, 1);
+        digits[2][v][h] = vdotq_laneq_s32(digits[2][v][h], pixels, weights, 2);
+      }
+  }
+  for (int v = 0; v < 3; ++v)
+    for (int h = 0; h < 2; ++h)
+      sums[v][h] = (digits[0][v][h] + (digits[1][v][h] << 8) + (digits[2][v][h] << 16) + base) >> kBits;
+}
+
+// 8 sums, cut to 8 bits.
+DOTPROD inline uint8x8_t cut(int32x4_t low, int32x4_t high) {
+  return vqmovn_u16(vcombine_u16(vqmovun_s32(low), vqmovun_s32(high)));
+}
+
+// The results of 8 rows, 2 words of each colour, into 2 rows.
+DOTPROD inline void put_words(const int32x4_t (&sums)[3][2], uint32x2_t pad, uint8_t* rows, int64_t row_bytes) {
+  uint32x2_t words[3] = {
+      vreinterpret_u32_u8(cut(sums[0][0], sums[0][1])),
+      vreinterpret_u32_u8(cut(vextq_s32(sums[1][0], sums[1][0], 1), vextq_s32(sums[1][1], sums[1][1], 1))),
+      vreinterpret_u32_u8(cut(vextq_s32(sums[2][0], sums[2][0], 2), vextq_s32(sums[2][1], sums[2][1], 2)))};
+  for (auto& each : words) each ^= 0x80808080;
+  const uint32x2x2_t red_green = vzip_u32(words[0], words[1]), blue_pad = vzip_u32(words[2], pad);
+  for (int i = 0; i < 2; ++i)
+    vst1q_u8(rows + i * row_bytes, vreinterpretq_u8_u32(vcombine_u32(red_green.val[i], blue_pad.val[i])));
+}
+
+DOTPROD void across_dotprod(const Axis& axis, const Across& a) {
+  const uint32x2_t pad = vdup_n_u32(0x01010101 * a.pad);
+  for (int x = a.from; x < a.to; ++x)
+    for (int h = 0; h < 2; ++h) {
+      int32x4_t sums[3][2];
+      sum_dotprod(a.blocks + axis.first[x] * 192 + 32 * h, 192, axis.groups, axis.limbs + x * axis.groups * 16,
+                  axis.base[x], sums);
+      put_words(sums, pad, a.rows + 12 * x + 2 * h * a.row_bytes, a.row_bytes);
+    }
+}
+
+DOTPROD void down_dotprod(const Axis& axis, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out) {
+  for (int i = 0; i < blocks; ++i)
+    for (int h = 0; h < 2; ++h) {
+      int32x4_t sums[3][2];
+      sum_dotprod(rows + 192 * i + 32 * h, row_bytes, axis.groups, axis.limbs + y * axis.groups * 16, axis.base[y],
+                  sums);
+      for (int v = 0; v < 3; ++v) vst1_u8(out + 48 * i + 16 * v + 8 * h, cut(sums[v][0], sums[v][1]));
+    }
+}
+
+bool has_dotprod() {
+#ifdef __linux__
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // of Apple's all
+#endif
+}
+
+#endif
+
+constexpr Form kPlain = {1, 0, fill_plain<1, 0>, across_plain, down_plain};
 constexpr Form kForms[] = {
-    {fill_plain, sum_plain, 16},
+    kPlain,
 #ifdef QK_X64
-    {fill_avx2, sum_avx2, 16},
-    {fill_avx2, sum_avx512, 12},
+    {2, 0, fill_avx2<2>, across_avx2, down_avx2},
+    {4, 0, fill_avx2<4>, across_avx512, down_avx512},
+#endif
+#ifdef DOTPROD
+    kPlain,
+    kPlain,
+    {4, 128, fill_dotprod, across_dotprod, down_dotprod},
 #endif
 };
 
-void fill_pad(const uint8_t* pad, uint8_t* quads, int64_t count) {
-  for (int64_t i = 0; i < 16 * count; ++i) std::memset(quads + 4 * i, pad[i % 4], 4);
-}
-
-// A strip into one row of quads [side][RGBX][4 rows]; outputs that see padding alone have theirs already.
-void across(const Form& form, const Axis& axis, int side, const uint8_t* strip, uint8_t* row) {
-  static constexpr uint8_t by_channel[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  int from = 0, to = side;
-  while (from < to && axis.first[from] + axis.groups <= axis.start) ++from;
-  while (to > from && axis.first[to - 1] >= axis.start + axis.count) --to;
-  const int64_t step = static_cast<int64_t>(axis.groups) * form.group_bytes;
-  form.sum({strip, axis.first + from, kQuad, axis.groups, axis.limbs + from * step, step, by_channel, row + 16 * from,
-            16, to - from});
-}
-
-// Rows of quads into row y of the pixels, and up to 13 bytes beyond it.
-void down(const Form& form, const Axis& axis, int side, int y, const uint8_t* rows, int64_t stride, uint8_t* out) {
-  static constexpr uint8_t rgb[16] = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15};
-  const uint8_t* limbs = axis.limbs + static_cast<int64_t>(y) * axis.groups * form.group_bytes;
-  uint8_t* row = out + static_cast<int64_t>(y) * 3 * side;
-  form.sum({rows, nullptr, stride, axis.groups, limbs, 0, rgb, row, 12, (side + 3) / 4});
-}
-
-// The last rows of quads, each in two places, so that any `size` successive ones lie in a row.
+// The last rows of words, each in two places, so that any `size` successive ones lie in a row; then one of padding.
 struct Ring {
-  uint8_t* quads;
+  uint8_t* words;
   int64_t row_bytes;
-  int size;
+  int size, taps;
 
-  uint8_t* at(int group) const { return quads + group % size * row_bytes; }
-  void put_twice(int group) const { std::memcpy(at(group) + size * row_bytes, at(group), row_bytes); }
+  Ring(const Form& form, const Resize& r, uint8_t* memory) : words(memory), taps(form.taps) {
+    row_bytes = static_cast<int64_t>(form.blocks(r.side)) * form.block_bytes() + 64;  // Across::pad is beyond
+    size = (r.rows.groups + 2 * kRows - 2) / kRows * kRows;
+  }
+  int64_t bytes() const { return (2 * size + 1) * row_bytes; }
+  uint8_t* at(int group) const { return words + group % size * row_bytes; }
+  uint8_t* padding() const { return words + 2 * size * row_bytes; }
+  void put_twice(int group) const { std::memcpy(at(group) + size * row_bytes, at(group), kRows * row_bytes); }
+
+  void fill(const uint8_t* pad) const {
+    const uint32_t ones = taps == 4 ? 0x01010101 : taps == 2 ? 0x00010001 : 1;
+    auto* word = reinterpret_cast<uint32_t*>(padding());
+    for (int64_t i = 0; i < row_bytes / 4; ++i) word[i] = pad[i % 3] * ones;
+    for (int i = 0; i < 2 * size; ++i) std::memcpy(words + i * row_bytes, padding(), row_bytes);
+  }
+
+  // Padding for the strip's rows from `row` on.
+  void pad(int group, int row) const {
+    for (; row < kRows * taps; ++row) {
+      const uint32_t tap = (~0u >> (32 - 32 / taps)) << (32 / taps * (row % taps));
+      auto* word = reinterpret_cast<uint32_t*>(at(group) + row / taps * row_bytes);
+      const auto* from = reinterpret_cast<const uint32_t*>(padding());
+      for (int64_t i = 0; i < row_bytes / 4; ++i) word[i] = (word[i] & ~tap) | (from[i] & tap);
+    }
+  }
 };
+
+// The outputs that see the picture. All others are padding.
+Range seen(const Axis& axis, int side) {
+  Range outputs = {0, side};
+  while (axis.first[outputs.from] + axis.groups <= axis.start) ++outputs.from;
+  while (axis.first[outputs.to - 1] >= axis.start + axis.count) --outputs.to;
+  return outputs;
+}
+
+// The most groups that outputs read at a time. Blocks are filled by 4 columns, so some lie before and after.
+int room(const Form& form, const Axis& columns) {
+  return std::max(kStrip / form.block_bytes(), columns.groups + kRows);
+}
+
+// A strip into 4 rows of words, some outputs at a time.
+void across(const Form& form, const Resize& r, Range outputs, const Strip& strip, uint8_t* blocks, uint8_t* rows,
+            int64_t row_bytes) {
+  const Axis& axis = r.columns;
+  const int four = 4 / form.taps, most = room(form, axis);
+  for (int x = outputs.from; x < outputs.to;) {
+    const int first = axis.first[x] / four * four;
+    int next = x, last = first;
+    for (; next < outputs.to && axis.first[next] + axis.groups <= first + most; ++next)
+      last = (axis.first[next] + axis.groups + four - 1) / four * four;
+    form.fill(r, strip, (first - axis.start) * form.taps, (last - axis.start) * form.taps, blocks);
+    form.across(axis, {x, next, blocks - static_cast<int64_t>(first) * form.block_bytes(), rows, row_bytes, r.pad[0]});
+    x = next;
+  }
+}
 
 }  // namespace
 
-// The best form this CPU has: 0 plain, 1 AVX2, 2 AVX512-VNNI. Each has those below it.
+// The best form this CPU has: 0 plain, 1 AVX2, 2 AVX512-VNNI, 3 ARM's dot products. Each of x86 has those below it,
+// ARM's has 0.
 QK_EXPORT int32_t qk_resize_form() {
 #ifdef QK_X64
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     return 2;
   if (__builtin_cpu_supports("avx2")) return 1;
 #endif
+#ifdef DOTPROD
+  if (has_dotprod()) return 3;
+#endif
   return 0;
 }
 
-// The next `count` rows of the picture, from row `begin`, a multiple of 4 as all counts but the last. `work` is
-// [max(first) + groups of columns + 2 * groups of rows * ceil(side / 4)] quads, at a multiple of 64 bytes, and keeps
-// what it holds from call to call. With the picture's last row all of out [side, side, 3] is written, and bytes beyond:
-// it has 16 more.
+// Bytes of work that a resize needs.
+QK_EXPORT int64_t qk_resize_work(const Resize* resize, int32_t form_index) {
+  const Form& form = kForms[form_index];
+  const int64_t groups = room(form, resize->columns) + kRows;
+  return Ring(form, *resize, nullptr).bytes() + groups * form.block_bytes();
+}
+
+// The next `count` rows of the picture, from row `begin`, a multiple of 16 as all counts but the last. `work` is at a
+// multiple of 64 bytes, and keeps what it holds from call to call. With the picture's last row all of out
+// [side, side, 3] is written, and bytes beyond: it has 64 more.
 QK_EXPORT void qk_resize_rows(const Resize* resize, int32_t form_index, const uint8_t* pixels, int64_t stride,
                               int32_t begin, int32_t count, uint8_t* work, uint8_t* out) {
-  const Resize& r = *resize;
   const Form& form = kForms[form_index];
-  const int64_t row_quads = (r.side + 3) / 4;
-  const int strip_quads = r.columns.first[r.side - 1] + r.columns.groups;
-  const Ring ring{work + static_cast<int64_t>(strip_quads) * kQuad, row_quads * kQuad, r.rows.groups};
-  if (begin == 0) fill_pad(r.pad, work, strip_quads + 2 * ring.size * row_quads);
-
-  int group = r.rows.start + begin / 4;
-  int y = 0;
-  while (begin > 0 && y < r.side && r.rows.first[y] + r.rows.groups <= group) ++y;  // what calls before wrote
-  const auto drain = [&] {
-    for (; y < r.side && r.rows.first[y] + r.rows.groups <= group; ++y)
-      down(form, r.rows, r.side, y, ring.at(r.rows.first[y]), ring.row_bytes, out);
+  Resize r = *resize;
+  for (auto& each : r.pad) each ^= form.flip;
+  const Ring ring(form, r, work);
+  const Range columns = seen(r.columns, r.side), rows = seen(r.rows, r.side);
+  const auto pad = [&](int y, int end) {
+    const int64_t row = 3 * r.side;
+    for (; y < end; ++y)
+      for (int64_t i = 0; i < row; i += 48) std::memcpy(out + y * row + i, resize->pad, 48);
   };
-  drain();  // what ends above the picture
-  for (int row = 0; row < count; row += 4) {
-    form.fill(r, pixels + row * stride, stride, std::min(4, count - row), work);
-    across(form, r.columns, r.side, work, ring.at(group));
-    ring.put_twice(group++);
+  int group = r.rows.start + begin / form.taps, y = rows.from;
+  const auto ends = [&] { return y < rows.to && r.rows.first[y] + r.rows.groups <= group; };
+  const auto drain = [&] {
+    for (; ends(); ++y)
+      form.down(r.rows, y, ring.at(r.rows.first[y]), ring.row_bytes, form.blocks(r.side),
+                out + y * int64_t{3} * r.side);
+  };
+
+  if (begin == 0) {
+    ring.fill(r.pad);
+    pad(0, rows.from);
+  }
+  while (ends()) ++y;  // what calls before wrote
+  for (int row = 0; row < count; row += form.lanes()) {
+    const Strip strip(pixels + row * stride, stride, count - row);
+    across(form, r, columns, strip, work + ring.bytes(), ring.at(group), ring.row_bytes);
+    ring.pad(group, count - row);
+    ring.put_twice(group);
+    group += kRows;
     drain();
   }
   if (begin + count < r.height) return;
-  while (y < r.side) {  // padding below
-    fill_pad(r.pad, ring.at(group), row_quads);
-    ring.put_twice(group++);
+  while (y < rows.to) {  // padding below
+    ring.pad(group, 0);
+    ring.put_twice(group);
+    group += kRows;
     drain();
   }
+  pad(y, r.side);
 }
