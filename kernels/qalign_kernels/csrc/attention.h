@@ -137,8 +137,9 @@ const char* pack_keys(const float* k, int64_t pitch, int64_t keys, int64_t width
   const int64_t lines = (How::units(width) + 15) / 16, panel = lines * 16 * kLine, count = up(keys, kColumns) / 16;
   auto* to = static_cast<char*>(scratch(kKeySlot, count * panel));
   for (int64_t p = 0; p < count; p++)
-    pack_panel([&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
-               least(16, keys - p * 16), lines, to + p * panel);
+    pack_panel<typename How::Dot>(
+        [&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
+        least(16, keys - p * 16), lines, to + p * panel);
   return to;
 }
 
