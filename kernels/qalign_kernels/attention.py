@@ -3,8 +3,8 @@
     context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
 
 A fast form agrees to 1e-5 of the values' largest magnitude. On AMX a number is the sum of two bfloat16, which agrees to
-1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact: where there are products of bfloat16, their queries,
-keys and values are rounded to it, and so are the weights of values, which costs up to 4e-3.
+1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact: on AMX and AVX512-BF16 their queries, keys and values
+are rounded to bfloat16, and so are the weights of values, which costs up to 4e-3.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
 head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.

@@ -42,7 +42,7 @@ struct Plain {
   static void put(char* row, int64_t, int64_t j, const F16& x) { store(reinterpret_cast<float*>(row) + j, x); }
 };
 
-#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+#if defined(__AVX512BF16__)
 // Each number as one bfloat16: enough for engines of 16 bits and fewer.
 struct Half {
   using Dot = BFloat16;
@@ -150,8 +150,9 @@ const char* pack_keys(const float* k, int64_t pitch, int64_t keys, int64_t width
   const int64_t lines = (How::units(width) + 15) / 16, panel = lines * 16 * kLine, count = up(keys, kColumns) / 16;
   auto* to = static_cast<char*>(scratch(kKeySlot, count * panel));
   for (int64_t p = 0; p < count; p++)
-    pack_panel([&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
-               least(16, keys - p * 16), lines, to + p * panel);
+    pack_panel<typename How::Dot>(
+        [&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
+        least(16, keys - p * 16), lines, to + p * panel);
   return to;
 }
 
@@ -263,7 +264,7 @@ inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
   constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
   if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Half>(a);
-#elif defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+#elif defined(__AVX512BF16__)
   if (!a.exact) return attention_by<Half>(a);
 #endif
   attention_by<Plain>(a);

@@ -68,6 +68,10 @@ struct Bytes {
     return sum + a + b;                // not used here
 #endif
   }
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  static Sum square(Sum sum, Ints a, Ints b) { return (Sum)vmmlaq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b); }
+#endif
 };
 
 // Two numbers of 16 bits each: 8-bit ones, widened when packed. Pairs of bytes would saturate.
@@ -106,7 +110,7 @@ using Whole = Bytes;
 using Whole = Pairs;
 #endif
 
-#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kShortFloats = true;  // products of bfloat16 as they are
 
 struct BFloat16 {
@@ -122,10 +126,26 @@ struct BFloat16 {
     return (Sum)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #endif
   }
+
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  static Sum square(Sum sum, Ints a, Ints b) {
+    return (Sum)vbfmmlaq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+  }
+#endif
 };
 #else
 constexpr bool kShortFloats = false;
 using BFloat16 = Float32;
+#endif
+
+// Products that ARM takes two rows by two columns at a time, in half the instructions. Their panels have a column's
+// units by two, [K in two units][16][2], and an even number of them.
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+template <class Dot>
+constexpr bool kSquares = std::is_same_v<Dot, Bytes> || (kShortFloats && std::is_same_v<Dot, BFloat16>);
+#else
+template <class Dot>
+constexpr bool kSquares = false;
 #endif
 
 constexpr int kStride = kVector == 64 ? 2 : 16;  // units
@@ -167,9 +187,49 @@ struct Store {
   }
 };
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// What block_of does, in squares.
+template <class Dot, int Rows, class Out>
+inline void block_of_squares(const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
+  constexpr int kPairs = (Rows + 1) / 2, kSquare = 2 * kUnit;  // bytes of a row in a square
+  typename Dot::Sum sums[kPairs][2 * kVectors] = {};
+  const char *next = ahead.next, *row = a.data, *line = b.data;
+  const int64_t stride = a.stride;
+  for (int64_t u = 0; u < units; u += 2, row += kSquare, line += 2 * kLine) {
+    __builtin_prefetch(next, 0, 2);
+    next += 2 * ahead.step;
+    Ints pair[kPairs];
+#pragma GCC unroll 16
+    for (int i = 0; i < kPairs; i++) {
+      const char *first = row + 2 * i * stride, *second = first + (2 * i + 1 < Rows ? stride : 0);
+      pair[i] = (Ints)vld1q_lane_s64((const int64_t*)second, vld1q_dup_s64((const int64_t*)first), 1);
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * kVectors; v++) {
+      const Ints columns = load_ints(line + v * kVector);
+#pragma GCC unroll 16
+      for (int i = 0; i < kPairs; i++) sums[i][v] = Dot::square(sums[i][v], pair[i], columns);
+      asm volatile("" ::: "memory");  // else all columns are loaded first, which takes more registers than there are
+    }
+  }
+  ahead.next = next;
+#pragma GCC unroll 16
+  for (int i = 0; i < kPairs; i++)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; v++) {
+      const auto left = (int64x2_t)sums[i][2 * v], right = (int64x2_t)sums[i][2 * v + 1];
+      out(2 * i, v * (kVector / 4), (typename Dot::Sum)vzip1q_s64(left, right));
+      if (2 * i + 1 < Rows) out(2 * i + 1, v * (kVector / 4), (typename Dot::Sum)vzip2q_s64(left, right));
+    }
+}
+#endif
+
 // Rows of A times kPanels panels -> out(row, column, register of sums).
 template <class Dot, int Rows, class Out>
 inline void block_of(const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (kSquares<Dot>) return block_of_squares<Dot, Rows>(a, b, units, out, ahead);
+#endif
   typename Dot::Sum sums[Rows][kVectors] = {};
   if constexpr (std::is_same_v<typename Dot::Sum, Ints>)
     if (kUnsignedWeights && a.start)

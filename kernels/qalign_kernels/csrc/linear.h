@@ -176,7 +176,7 @@ inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t line
       }
     }
     constexpr int kSource = kLineItems / 2;
-    pack_rows<kSource>(
+    pack_rows<Whole, kSource>(
         weight + line * kSource, bytes, rows, bytes - line * kSource, least(step, lines - line),
         [&](const char* pairs, int64_t r) { return int4_line<Alike>(pairs, zeros[r]); }, to + line * 16 * kLine);
   }
@@ -186,23 +186,25 @@ inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t line
 inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to) {
   const int64_t rows = least(16, a.outputs - first);
   const auto copy = [](const char* p, int64_t) { return load_bytes(p); };
-  const auto pack = [&](auto source, int64_t size, const auto& widen) {
+  const auto pack = [&](auto dot, auto source, int64_t size, const auto& widen) {
     const int64_t bytes = a.inputs * size;
-    pack_rows<source>(static_cast<const char*>(a.weight) + first * bytes, bytes, rows, bytes, lines, widen, to);
+    pack_rows<decltype(dot), source>(static_cast<const char*>(a.weight) + first * bytes, bytes, rows, bytes, lines,
+                                     widen, to);
   };
   constexpr std::integral_constant<int, kLine> kWhole;
   constexpr std::integral_constant<int, kLine / 2> kHalf;
   constexpr std::integral_constant<int, kLineItems> kItems;
   switch (a.kind) {
     case kFloat32:
-      return pack(kWhole, 4, copy);
+      return pack(Float32{}, kWhole, 4, copy);
     case kFloat16:
-      return pack(kHalf, 2, [](const char* p, int64_t) { return as_ints(widen_float16((const uint16_t*)p)); });
+      return pack(Float32{}, kHalf, 2,
+                  [](const char* p, int64_t) { return as_ints(widen_float16((const uint16_t*)p)); });
     case kBFloat16:
-      if (kShortFloats) return pack(kWhole, 2, copy);
-      return pack(kHalf, 2, [](const char* p, int64_t) { return widen_shorts(p) << 16; });
+      if (kShortFloats) return pack(BFloat16{}, kWhole, 2, copy);
+      return pack(Float32{}, kHalf, 2, [](const char* p, int64_t) { return widen_shorts(p) << 16; });
     case kInt8:
-      return pack(kItems, 1, [](const char* p, int64_t) { return int8_line(p); });
+      return pack(Whole{}, kItems, 1, [](const char* p, int64_t) { return int8_line(p); });
     case kInt4:
       return a.group % kLineItems ? pack_int4<false>(a, first, rows, lines, to)
                                   : pack_int4<true>(a, first, rows, lines, to);
@@ -231,8 +233,8 @@ inline Columns columns_of(const Linear& a, int64_t column) {
 inline void pack_scales(const Linear& a, int64_t first, int64_t groups, float* to) {
   const int64_t bytes = groups * 4, rows = least(16, a.outputs - first);
   const auto copy = [](const char* p, int64_t) { return load_bytes(p); };
-  pack_rows<kLine>(reinterpret_cast<const char*>(a.scale + first * groups), bytes, rows, bytes, up(groups, 16) / 16,
-                   copy, reinterpret_cast<char*>(to));
+  pack_rows<Float32, kLine>(reinterpret_cast<const char*>(a.scale + first * groups), bytes, rows, bytes,
+                            up(groups, 16) / 16, copy, reinterpret_cast<char*>(to));
 }
 
 // What the product becomes: bias, activation, residual; 16 columns of one row, or the `count` that are there.
@@ -424,7 +426,7 @@ void multiply_across(const Linear& a, const Rows& rows) {
     const auto line = [&](int64_t r, int64_t l) {
       return load_bytes(rows.data + (p * 16 + r) * rows.stride + l * kLine);
     };
-    pack_panel(line, least(16, a.rows - p * 16), rows.units / 16, panels + p * panel);
+    pack_panel<Dot>(line, least(16, a.rows - p * 16), rows.units / 16, panels + p * panel);
   });
   parallel(a.outputs / kColumns, [&](int64_t task) {
     const Blocks scope;

@@ -87,20 +87,40 @@ inline void transpose(const I16* lines, char* to) {
 }
 #endif
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// The same by two units: to[u / 2] holds units u and u + 1 of row 0, of row 1 ...
+inline void transpose_twos(const I16* lines, char* to) {
+  for (int part = 0; part < kParts; part++, to += 4 * kLine)
+    for (int r = 0; r < 16; r += 2) {
+      const auto even = (int64x2_t)lines[r].part[part], odd = (int64x2_t)lines[r + 1].part[part];
+      vst1q_s64((int64_t*)(to + r * 2 * kUnit), vzip1q_s64(even, odd));
+      vst1q_s64((int64_t*)(to + r * 2 * kUnit + 2 * kLine), vzip2q_s64(even, odd));
+    }
+}
+#endif
+
+// transpose(lines, to): lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows; here as `Dot` reads them.
+template <class Dot>
+inline void transpose_for(const I16* lines, char* to) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (kSquares<Dot>) return transpose_twos(lines, to);
+#endif
+  transpose(lines, to);
+}
+
 // read(row, line) gives 16 units of a row; rows past `rows` are zeros. Writes lines * 16 units of 16 rows.
-// transpose(lines, to): lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows.
-template <class Read>
+template <class Dot, class Read>
 inline void pack_panel(const Read& read, int64_t rows, int64_t lines, char* to) {
   I16 buffer[16];
   for (int64_t line = 0; line < lines; line++) {
     for (int64_t row = 0; row < 16; row++) buffer[row] = row < rows ? read(row, line) : I16{};
-    transpose(buffer, to + line * 16 * kLine);
+    transpose_for<Dot>(buffer, to + line * 16 * kLine);
   }
 }
 
 // The same for rows of `bytes`, `stride` apart: widen(p, row) makes 16 units of `Source` bytes; past a row's end they
 // are zeros.
-template <int Source, class Widen>
+template <class Dot, int Source, class Widen>
 inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t bytes, int64_t lines, const Widen& widen,
                       char* to) {
   const int64_t whole = rows == 16 ? least(bytes / Source, lines) : 0;
@@ -108,7 +128,7 @@ inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t by
     I16 buffer[16];
 #pragma GCC unroll 16
     for (int64_t row = 0; row < 16; row++) buffer[row] = widen(from + row * stride + line * Source, row);
-    transpose(buffer, to + line * 16 * kLine);
+    transpose_for<Dot>(buffer, to + line * 16 * kLine);
   }
   const auto read = [&](int64_t row, int64_t line) {
     alignas(kLine) char piece[Source] = {};
@@ -116,7 +136,7 @@ inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t by
     if (at < bytes) std::memcpy(piece, from + row * stride + at, least(Source, bytes - at));
     return widen(piece, row);
   };
-  pack_panel(read, rows, lines - whole, to + whole * 16 * kLine);
+  pack_panel<Dot>(read, rows, lines - whole, to + whole * 16 * kLine);
 }
 
 }  // namespace QK_ISA
