@@ -97,11 +97,14 @@ class PixelForm(Protocol):
 @cache
 def pixel_form() -> PixelForm:
     """The faster form that there is here, found once a process."""
-    from qalign_kernels import native, resize
+    from qalign_kernels import native
 
     library = native.load()
-    fast = library is not None and resize.best_form(library) > resize.PLAIN  # that one is no faster than Pillow
-    return NativeForm(library) if library is not None and fast else PLAIN
+    if library is None:
+        return PLAIN
+    from qalign_kernels import resize
+
+    return NativeForm(library) if resize.best_form(library) > resize.PLAIN else PLAIN  # no faster than Pillow
 
 
 def source_name(source: object) -> str:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, cast, overload
 
 import numpy as np
+from PIL import Image
 
 from qalign_fast.errors import ImageError, TaskError, VideoError
-from qalign_fast.image import MAX_BYTES, MAX_PIXELS, Picture, Pixels, load_pixels
+from qalign_fast.image import MAX_BYTES, MAX_PIXELS, Picture, Pixels, formats, load_pixels
 from qalign_fast.levels import Score, score_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,18 @@ class Scorer:
 
         chosen = load_engine(model, device=device, precision=precision, engine=engine, threads=threads, verify=verify)
         return cls(chosen, limits)
+
+    def warm(self) -> Self:
+        """Scores a grey picture in every task, so that the next score takes no longer than those that follow it.
+
+        For a server, before it takes requests: `scorer = Scorer.load().warm()`. A first score reads the pages of mapped
+        weights, takes memory and imports what opens pictures; a full-size model's may take twice as long as a second.
+        """
+        grey = BytesIO()
+        Image.new("RGB", (64, 64), "grey").save(grey, "JPEG")
+        formats()
+        self.score_tasks(grey.getvalue(), self.tasks())
+        return self
 
     @property
     def engine(self) -> Engine:

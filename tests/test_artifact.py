@@ -17,6 +17,7 @@ from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, Scorer, TaskError, __version__
 from qalign_fast.artifact import MANIFEST, open_artifact, parse_manifest
 from qalign_fast.loading import load_engine
+from qalign_fast.onnx_session import CPU, open_sessions
 from qalign_fast.prompt import prompt
 from qalign_fast.sealed import seal
 
@@ -162,3 +163,15 @@ def test_references_that_are_no_model(tmp_path: Path) -> None:
     for reference in (tmp_path, tmp_path / "missing", "no such thing", __file__):
         with pytest.raises(ArtifactError):
             Scorer.load(reference)
+
+
+@pytest.mark.parametrize(("threads", "spins"), [(1, False), (2, False), (16, True)])
+def test_few_threads_do_not_spin_while_they_wait(narrow: Golden, threads: int, spins: bool) -> None:
+    for session in open_sessions(open_artifact(narrow.artifact), "onnx", CPU, threads):
+        options = session.get_session_options()
+        assert options.intra_op_num_threads == threads
+        if spins:
+            with pytest.raises(RuntimeError, match="does not have"):
+                options.get_session_config_entry("session.intra_op.allow_spinning")
+        else:
+            assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,27 @@ def test_import_takes_no_runtime_along() -> None:
     heavy = ("torch", "onnxruntime", "transformers", "av", "typer", "rich", "huggingface_hub", "onnx", "scipy")
     code = f"import sys, json, qalign_fast; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
     assert json.loads(python(code)) == []
+
+
+def test_import_takes_along_only_what_every_use_needs() -> None:
+    """Models' and clips' readers come with the first model and the first clip."""
+    later = (
+        "qalign_fast.loading",
+        "qalign_fast.artifact",
+        "qalign_fast.video",
+        "qalign_kernels",
+        "tempfile",
+        "decimal",
+    )
+    code = f"import sys, json, qalign_fast; print(json.dumps([m for m in {later!r} if m in sys.modules]))"
+    assert json.loads(python(code)) == []
+
+
+def test_a_torch_artifact_loads_without_torchs_compiler(rounded: Callable[[str, str], Path]) -> None:
+    """Importing it takes longer than all else that loading a small model is."""
+    load = f"Scorer.load({str(rounded('narrow-112', 'int8'))!r}, engine='torch').warm()"
+    code = f"import sys; from qalign_fast import Scorer; {load}; print('torch._dynamo' in sys.modules)"
+    assert python(code).strip() == "False"
 
 
 def test_scoring_with_the_embedded_model_needs_no_torch() -> None:

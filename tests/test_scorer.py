@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from threading import Barrier, Event, Lock, Thread
 
 import numpy as np
 import pytest
-from conftest import PICTURES, Golden
+from conftest import PICTURES, ROOT, Golden
 
 from qalign_fast import DeviceError, ImageError, Score, Scorer, TaskError, VideoError
 from qalign_fast.engine import Engine, Tokens
@@ -233,3 +234,15 @@ def test_an_iterator_nobody_finishes_waits_for_no_thread(narrow: Golden, fast: S
     ended = not closing.is_alive()
     free.set()
     assert ended
+
+
+def test_after_warming_a_first_score_imports_nothing(narrow: Golden) -> None:
+    code = (
+        "import sys; from qalign_fast import Scorer\n"
+        f"scorer = Scorer.load({str(narrow.artifact)!r}).warm()\n"
+        "before = set(sys.modules)\n"
+        f"scorer.score_tasks([{str(narrow.pictures[0])!r}, {str(ROOT / 'samples' / 'coffee.jpg')!r}])\n"
+        "print(set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

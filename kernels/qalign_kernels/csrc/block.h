@@ -196,8 +196,10 @@ inline void block_of_squares(const Left& a, const Right& b, int64_t units, const
   const char *next = ahead.next, *row = a.data, *line = b.data;
   const int64_t stride = a.stride;
   for (int64_t u = 0; u < units; u += 2, row += kSquare, line += 2 * kLine) {
-    __builtin_prefetch(next, 0, 2);
-    next += 2 * ahead.step;
+    if (u % kStride == 0) {
+      __builtin_prefetch(next, 0, 2);
+      next += ahead.step;
+    }
     Ints pair[kPairs];
 #pragma GCC unroll 16
     for (int i = 0; i < kPairs; i++) {
