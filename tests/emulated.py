@@ -26,8 +26,8 @@ _SIZE = 96 << 20  # bytes of arguments at most
 _LINE = 64
 _FLAGS = ["-std=c++17", "-O1", "-pthread", f"-I{native.SOURCES}"]
 _ONLY = """#include "table.h"
-namespace qk { extern const Table table_avxvnni; }
-extern "C" const qk::Table* qk_table(const char*) { return &qk::table_avxvnni; }
+namespace qk {{ extern const Table table_{name}; }}
+extern "C" const qk::Table* qk_table(const char*) {{ return &qk::table_{name}; }}
 """
 _WEIGHT_BITS = (32, 16, 16, 8, 4)  # by `Kind` of table.h
 _FUNCTIONS = ("linear", "layer_norm", "rms_norm", "swiglu", "attention", "packed_attention")
@@ -65,20 +65,44 @@ def build_program(folder: Path, machine: str, library: Path) -> Program:
     return Program(emulator, path)
 
 
-def build_recoded(folder: Path) -> Path:
-    """A library of AVX-VNNI's copy alone, its one new instruction coded as AVX512-VNNI has the same."""
-    compiler, flags = native.compiler(), native.instruction_sets(X64)["avxvnni"].split()
-    assembly, path = folder / "kernels.s", folder / "recoded.so"
-    kernels = native.SOURCES / "kernels.cpp"
-    subprocess.run(
-        [*compiler, *native.FLAGS.split(), *flags, "-DQK_ISA=avxvnni", "-S", "-o", assembly, kernels], check=True
-    )
-    assembly.write_text(assembly.read_text().replace("{vex}", "{evex}"))
-    only = folder / "only.cpp"
-    only.write_text(_ONLY)
-    sources = only, assembly, native.SOURCES / "pool.cpp"
-    subprocess.run([*compiler, *_FLAGS, "-fPIC", "-shared", "-o", path, *sources], check=True)
+def instructions(path: Path, machine: str) -> dict[str, set[str]]:
+    """What each copy in a program or a library is made of, by their names; skips the test without a disassembler."""
+    tool = "objdump" if machine == platform.machine().lower() else f"{machine}-linux-gnu-objdump"
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    names = native.instruction_sets(machine)
+    found: dict[str, set[str]] = {name: set() for name in names}
+    spaces = {f"2qk{len(name)}{name}": name for name in names}  # as the compiler writes qk::name
+    of: str | None = None
+    command = [tool, "-d", "--no-show-raw-insn", str(path)]
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        if line.endswith(">:"):
+            of = next((name for space, name in spaces.items() if space in line), None)
+        elif of and len(fields := line.split(None, 2)) > 1:
+            found[of].add(fields[1])
+    return found
+
+
+def build_stand_in(folder: Path, name: str) -> Path:
+    """A library of one copy alone, for a CPU with AVX512-VNNI that lacks what the copy has more."""
+    if name == "avxvnni":  # its one new instruction, as AVX512-VNNI codes the same
+        kernels = _compile(folder / "kernels.s", name, ["-S", *native.instruction_sets(X64)[name].split()])
+        kernels.write_text(kernels.read_text().replace("{vex}", "{evex}"))
+    else:  # its new instructions as plain C++
+        header = Path(__file__).parent / "stand_in_cpu" / f"{name}.h"
+        flags = ["-c", "-include", str(header), *native.instruction_sets(X64)["avx512vnni"].split()]
+        kernels = _compile(folder / "kernels.o", name, flags)
+    only, path = folder / "only.cpp", folder / "alone.so"
+    only.write_text(_ONLY.format(name=name))
+    sources = only, kernels, native.SOURCES / "pool.cpp"
+    subprocess.run([*native.compiler(), *_FLAGS, "-fPIC", "-shared", "-o", path, *sources], check=True)
     return path
+
+
+def _compile(to: Path, name: str, flags: list[str]) -> Path:
+    command = [*native.compiler(), *native.FLAGS.split(), *flags, f"-DQK_ISA={name}"]
+    subprocess.run([*command, "-o", to, native.SOURCES / "kernels.cpp"], check=True)
+    return to
 
 
 class _Row(ctypes.Structure):

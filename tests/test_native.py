@@ -4,6 +4,7 @@ against its contract, and the model on them.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, GOLDEN, assert_goldens
-from emulated import ARM, X64, EmulatedTable, Program, build_program, build_recoded
+from emulated import ARM, X64, EmulatedTable, Program, build_program, build_stand_in, instructions
 from safetensors.torch import load_file
 from test_precisions import Rounded
 
@@ -37,8 +38,30 @@ LINEARS = [
     (5, 588, 33),  # a patch: not a whole line of units
     (33, 31, 5),  # less than a line, an odd number of inputs
     (40, 160, 64),  # a group that is not full
+    (77, 192, 64),  # what AMX multiplies across: five tiles of rows,
+    (100, 128, 32),  # four and three,
+    (20, 64, 32),  # two
 ]
+# whole numbers, then floats
+MULTIPLIES = {
+    ARM: {
+        "portable": {"fmla"},
+        "neon_dotprod": {"sdot", "fmla"},
+        "neon_i8mm": {"smmla", "fmla"},
+        "neon_bf16": {"smmla", "bfmmla", "fmla"},
+    },
+    X64: {
+        "portable": {"pmaddwd", "mulps"},
+        "avx2": {"vpmaddwd", "vfmadd231ps"},
+        "avxvnni": {"{vex}", "vfmadd231ps"},  # objdump's prefix of vpdpbusd
+        "avx512vnni": {"vpdpbusd", "vfmadd231ps"},
+        "avx512bf16": {"vpdpbusd", "vdpbf16ps", "vfmadd231ps"},
+        "amx": {"tdpbsud", "tdpbssd", "tdpbf16ps", "vfmadd231ps"},
+    },
+}
 ARM_SETS = list(native.instruction_sets(ARM))
+STOOD_IN = [f"{name}, stood in for" for name in ("avxvnni", "avx512bf16", "amx")]
+HERE = [*native.instruction_sets(), *(STOOD_IN if platform.machine().lower() == X64 else [])]
 WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4", "int4, groups of 32"]
 
 
@@ -59,28 +82,26 @@ def emulated(
 
 
 @pytest.fixture(scope="module")
-def recoded(tmp_path_factory: pytest.TempPathFactory) -> NativeOps:
-    """AVX-VNNI's operations on a CPU that has AVX512-VNNI alone."""
-    found = load_native(library_path=build_recoded(tmp_path_factory.mktemp("recoded")))
-    assert found is not None
-    return found
+def stood_in(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callable[[str], Path]:
+    """Instruction sets that this CPU need not have, as libraries."""
+    if load_native("avx512vnni", library_path=library) is None:
+        pytest.skip("this CPU has no avx512vnni to stand in for them")
+    return cache(lambda name: build_stand_in(tmp_path_factory.mktemp(name), name))
 
 
 def of_this_cpu(request: pytest.FixtureRequest, library: Path) -> NativeOps:
-    if found := load_native(request.param, library_path=library):
-        return found
-    if request.param == "avxvnni" and load_native("avx512vnni", library_path=library):
-        return request.getfixturevalue("recoded")
-    pytest.skip(f"this CPU has no {request.param}")
+    name, _, how = request.param.partition(", ")
+    found = load_native(name, library_path=request.getfixturevalue("stood_in")(name) if how else library)
+    return found or pytest.skip(f"this CPU has no {name}")
 
 
-@pytest.fixture(params=list(native.instruction_sets()))
+@pytest.fixture(params=HERE)
 def ops_here(request: pytest.FixtureRequest, library: Path) -> NativeOps:
     """This CPU's alone, for what takes an emulator too long."""
     return of_this_cpu(request, library)
 
 
-@pytest.fixture(params=[*native.instruction_sets(), *(f"{ARM} {name}" for name in ARM_SETS)])
+@pytest.fixture(params=[*HERE, *(f"{ARM} {name}" for name in ARM_SETS)])
 def ops(request: pytest.FixtureRequest, library: Path) -> NativeOps:
     if request.param.startswith(ARM):
         return request.getfixturevalue("emulated")(request.param.split()[1])
@@ -129,6 +150,13 @@ def test_int8_is_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, 
     torch.testing.assert_close(
         ops.linear(x, weight, residual=residual), PLAIN.linear(x, weight, residual=residual), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8", "int4"])
+def test_a_result_larger_than_the_cache_is_the_contracts(ops_here: NativeOps, kind: str) -> None:
+    x, residual, weight = random(1025, 64), random(1025, 1040), weight_of(random(1040, 64) / 8, kind, random(1040))
+    found, expected = (o.linear(x, weight, residual=residual) for o in (ops_here, PLAIN))
+    assert off_by(found, expected) < 1e-6
 
 
 def test_float16_is_every_number_and_rounded_as_torch_does(ops: NativeOps) -> None:
@@ -254,14 +282,31 @@ def test_the_best_copy_that_a_cpu_runs_is_chosen(
     assert programs(machine).best(cpu) == best
 
 
+@pytest.mark.parametrize("machine", [ARM, X64])
+def test_a_copy_multiplies_by_the_instructions_it_is_named_for(
+    programs: Callable[[str], Program], library: Path, machine: str
+) -> None:
+    """Compilers name their features in different ways, and without them a copy is right and slow."""
+    if machine != platform.machine().lower():
+        library = programs(machine).path
+    found = instructions(library, machine)
+    for name, wanted in MULTIPLIES[machine].items():
+        assert not wanted - found[name], name
+
+
 def test_the_model_runs_on_a_cpu_without_avx(programs: Callable[[str], Program], tmp_path: Path) -> None:
     """Nothing that the copies share was compiled for more: an emulator ends a program with an unknown instruction."""
     with EmulatedTable(programs(X64), "portable", tmp_path, cpu="Nehalem") as table:
         assert_goldens("narrow-112", NativeOps(table))
 
 
+@pytest.mark.parametrize("name", ["the best", "amx, stood in for"])
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_batch_and_threads_change_no_bit(library: Path, rounded: Rounded, precision: str) -> None:
+def test_batch_and_threads_change_no_bit(
+    request: pytest.FixtureRequest, library: Path, rounded: Rounded, precision: str, name: str
+) -> None:
+    if name in STOOD_IN:
+        library = request.getfixturevalue("stood_in")("amx")
     artifact = rounded("narrow-112", precision)
     tensors = load_file(artifact / read_manifest(artifact / "qalign.json").engines["torch"]["weights"])
     pixels = torch.from_numpy(np.load(GOLDEN / "narrow-112" / "expected.npz")["resized_uint8"])
