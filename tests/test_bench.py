@@ -445,7 +445,7 @@ def test_peers_are_scripts_with_a_spec() -> None:
         (("latency", "--plot", "x.txt"), 2, "--plot"),
         (("pipeline", "/nowhere.jpg"), 1, "error: /nowhere.jpg: no such file"),
         (("latency", "--precision", "bf16"), 1, "has no precision 'bf16'; available: int8"),
-        (("latency", "--device", "tpu"), 1, "error: int8: device 'tpu'"),
+        (("latency", "--device", "tpu"), 1, "error: device 'tpu' is not one"),
     ],
 )
 def test_mistakes_are_one_line_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:
