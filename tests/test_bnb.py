@@ -289,7 +289,7 @@ def test_nf4_scores_do_not_depend_on_batch_neighbours(
 ) -> None:
     as_packed(packed, package, monkeypatch)
     engine = load_engine(wide, precision="bnb-nf4", device="cpu")
-    # Without AVX512 torch rounds its products of bfloat16 otherwise for other counts of rows: .003 was seen, else 1.4e-6.
+    # Without AVX512 torch rounds its products of bfloat16 otherwise for other counts of rows: .003 was seen
     limit = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-2
     np.testing.assert_allclose(scores(engine, pixels), alone(engine, pixels), rtol=0, atol=limit)
 
