@@ -66,7 +66,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in widths that NF4 takes on a CPU, with scores .1 and more apart."""
+    """Random weights in widths that NF4 takes on a CPU, with scores up to .1 apart."""
     folder = tmp_path_factory.mktemp("wide")
     raw = json.loads((GOLDEN / "narrow-112/config.json").read_text()) | {"hidden_size": 128, "intermediate_size": 192}
     raw["visual_config"]["visual_model"] |= {"hidden_size": 64, "intermediate_size": 128}
@@ -79,7 +79,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = open_source(f"random:{folder}")
     model = Model(source.config).requires_grad_(False)
     model.load_state_dict(source.read(model.state_dict()))
-    model.decoder.head.mul_(10)
+    model.decoder.head.mul_(2)
+    for name, weight in model.named_parameters():
+        if name.endswith((".out.weight", ".o.weight")):
+            weight.mul_(0.5)  # fewer linears behind one another: how far off NF4 was seen is of one
     write_checkpoint(model, raw, folder)
     return folder
 
@@ -277,7 +280,7 @@ def test_nf4_scores_are_near_float32s(
     as_packed(packed, package, monkeypatch)
     exact, engine = load_engine(wide), load_engine(wide, precision="bnb-nf4", device="cpu")
     off = np.abs(scores(engine, pixels, task) - scores(exact, pixels, task))
-    assert 1e-3 < off.max() < 0.15  # .036 and .080 were seen
+    assert 1e-3 < off.max() < 0.15  # .026 and .042 were seen
     wanted = logits(exact, pixels, task)
     # 16 values a block of 64 normal weights are .09 off, and so is what such linears give
     assert np.linalg.norm(logits(engine, pixels, task) - wanted) < 0.12 * np.linalg.norm(wanted)
