@@ -12,6 +12,10 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__AMXINT8__) && !defined(__AMX_INT8__)
+#define __AMX_INT8__ 1  // as clang 14 names it
+#endif
+
 // Everything below has a copy for each instruction set, told apart by this name.
 #define QK_JOIN2(a, b) a##_##b
 #define QK_JOIN(a, b) QK_JOIN2(a, b)
