@@ -100,11 +100,7 @@ def pixel_form() -> PixelForm:
     from qalign_kernels import native
 
     library = native.load()
-    if library is None:
-        return PLAIN
-    from qalign_kernels import resize
-
-    return NativeForm(library) if resize.best_form(library) > resize.PLAIN else PLAIN  # no faster than Pillow
+    return PLAIN if library is None else NativeForm(library)
 
 
 def source_name(source: object) -> str:
