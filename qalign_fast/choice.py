@@ -31,8 +31,9 @@ class Candidate:
 def choose(artifact: Artifact, device: str, engine: str) -> Candidate:
     """Which of the artifact's engines is to run, or "tensorrt", and where. `device` and `engine` as in `load_engine`.
 
-    Raises DeviceError or MissingExtraError where something speaks against every one.
+    Raises DeviceError for what is no device's name, and it or MissingExtraError where something speaks against all.
     """
+    check_device(device)
     has = tuple(artifact.manifest.engines) if engine == "auto" else (engine,)
     refused = []
     for candidate in _candidates(artifact, device, has):

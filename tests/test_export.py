@@ -14,6 +14,7 @@ from conftest import FOLDERS, GOLDEN, Golden, assert_goldens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qalign_export import random_numbers
 from qalign_export.custom_prompt import tokenize_prompt
 from qalign_export.fidelity import generate_pictures
 from qalign_export.fold import blocks
@@ -168,6 +169,32 @@ def test_random_weights_have_the_true_sizes_and_are_the_same_at_every_reading() 
     assert not torch.equal(first, source.read(["vision.layers.4.fc1.weight"])["vision.layers.4.fc1.weight"])
     with pytest.raises(CheckpointError, match="no such geometry; known: one-align, mini"):
         open_source("random:llava")
+
+
+def test_random_numbers_are_the_same_with_any_numpy() -> None:
+    """They are whole numbers before they are scaled; a version that gave others would make peers' scores others too."""
+    noise = random_numbers._noise("model.norm.weight", 70_000)
+    assert noise[[0, 1, 65_535, 65_536, -1]].tolist() == [35, 35, 336, -92, -150]
+    assert abs(noise.mean()) < 2
+    assert noise.std() == pytest.approx(random_numbers._SUM, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "mean", "deviation"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", (64, 1024), 0, 1 / 32),
+        ("model.layers.0.mlp.down_proj.weight", (64, 1024), 0, 1024**-0.5 / 32**0.5),  # adds to the residual rows
+        ("model.vision_model.embeddings.patch_embed.weight", (64, 3, 14, 14), 0, 588**-0.5),
+        ("model.embed_tokens.weight", (64, 1024), 0, 1),
+        ("model.layers.0.input_layernorm.multiway.0.weight", (4096,), 1, 0.02),
+        ("model.vision_model.post_layernorm.bias", (4096,), 0, 0.02),
+    ],
+)
+def test_random_parameters_keep_rows_near_one(name: str, shape: tuple, mean: float, deviation: float) -> None:
+    values = random_numbers.parameter(name, shape)
+    assert values.shape == shape
+    assert values.mean() == pytest.approx(mean, abs=0.05 * deviation)
+    assert values.std() == pytest.approx(deviation, rel=0.05)
 
 
 def test_a_random_model_exports_and_scores(tmp_path: Path, narrow: Golden) -> None:

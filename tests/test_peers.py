@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,19 @@ from torch import nn
 from qalign_bench.peers import bnb
 from qalign_bench.peers.hf_eager import EagerPeer, load
 from qalign_bench.peers.loop import Clock, PeerError, parse_spec, random_pictures
+from qalign_export import random_numbers
+from qalign_export.source import open_source
+from qalign_export.writer import export_artifact
 from qalign_fast.config import PixelRule
 from qalign_fast.image import load_pixels
 from qalign_fast.levels import LEVEL_IDS, score_of
 from qalign_fast.loading import load_engine
 from qalign_fast.prompt import prompt
+from qalign_fast.weights import Source, sources
 
 PEERS = ROOT / "bench/qalign_bench/peers"
 NARROW = str(GOLDEN / "narrow-112")
+RANDOM = f"random:{NARROW}"
 TASKS = ["quality", "aesthetics"]
 LATENCY = {"run": "latency", "batch": 2, "tasks": TASKS, "repeat": 2, "warmup": 0}
 UPSTREAM, UPSTREAM_PYTHON = os.environ.get("QALIGN_UPSTREAM"), os.environ.get("QALIGN_UPSTREAM_PYTHON")
@@ -51,7 +58,7 @@ def talk(
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-def our_scores(folder: str, pixels: np.ndarray) -> list[list[float]]:
+def our_scores(folder: str | Path, pixels: np.ndarray) -> list[list[float]]:
     engine = load_engine(folder)
     tokens = engine.encode(pixels)
     return [[score_of(row, task).value for row in engine.decode(tokens, prompt(task))] for task in TASKS]
@@ -229,13 +236,67 @@ def test_upstream_without_a_model_has_pixels_alone() -> None:
     assert looked["sha256"] == [sha256(file, 448)]
 
 
+# --- random numbers: by the names in a checkpoint the same for everybody, so that scores can be compared at full size
+
+
+@pytest.fixture(scope="module")
+def random_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_artifact(RANDOM, tmp_path_factory.mktemp("random") / "narrow", tasks=TASKS)
+
+
+def test_upstreams_way_scores_as_ours_does_on_random_numbers(random_artifact: Path) -> None:
+    pixels = random_pictures(3, 2, 112)
+    _, answer = talk("hf_eager.py", {"model": RANDOM, "precision": "fp32", "seed": 3}, LATENCY)
+    ours = our_scores(random_artifact, pixels)
+    np.testing.assert_allclose(answer["scores"], ours, rtol=0, atol=1e-4)
+    assert np.ptp(ours, axis=1).min() > 1e-3  # far more: they are not of the numbers alone, but of the picture
+
+
+def test_upstreams_model_gets_the_numbers_that_ours_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PEERS))  # as a script has it
+    upstream_model = importlib.import_module("upstream_model")
+    source = open_source(RANDOM)
+    places = sources(source.config)
+    spec = parse_spec(json.dumps({"precision": "fp32", "device": "cpu", "random_numbers": random_numbers.__file__}))
+    model = upstream_model.random_model(lambda _: Named(places.values()), None, spec)
+    tensors = model.state_dict()
+    assert tensors.keys() == {place.name for place in places.values()}
+    for name, tensor in source.read(places).items():
+        assert torch.equal(places[name].take(tensors[places[name].name]), tensor), name
+
+
+class Named(nn.Module):
+    """Tensors by a checkpoint's names; the abstractor's positions are buffers, as upstream has them."""
+
+    def __init__(self, places: Iterable[Source]) -> None:
+        super().__init__()
+        for place in places:
+            *path, last = place.name.split(".")
+            module: nn.Module = self
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, nn.Module())
+                module = module.get_submodule(part)
+            if last.endswith("pos_embed"):
+                module.register_buffer(last, torch.zeros(place.shape, device="cpu"))
+            else:
+                module.register_parameter(last, nn.Parameter(torch.empty(place.shape)))
+
+
+def test_random_numbers_without_what_makes_them_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PEERS))
+    upstream_model = importlib.import_module("upstream_model")
+    with pytest.raises(upstream_model.PeerError, match=r"qalign_export/random_numbers\.py"):
+        upstream_model.random_model(None, None, parse_spec(json.dumps({"device": "cpu"})))
+
+
 @needs_upstream
-def test_upstreams_random_weights_give_finite_scores_of_the_seed() -> None:
-    spec = {"checkout": UPSTREAM, "model": f"random:{NARROW}", "device": "cpu"}
-    answers = [talk("upstream.py", spec | {"seed": s}, LATENCY, python=str(UPSTREAM_PYTHON))[1] for s in (1, 1, 2)]
-    first, again, other = (answer["scores"] for answer in answers)
-    assert all(1 < score < 5 for scores in first for score in scores)
-    assert first == again != other
+def test_upstreams_own_code_scores_as_ours_does_on_random_numbers(random_artifact: Path) -> None:
+    spec = {"checkout": UPSTREAM, "model": RANDOM, "precision": "fp32", "device": "cpu", "seed": 3}
+    spec["random_numbers"] = random_numbers.__file__
+    _, answer = talk("upstream.py", spec, LATENCY, python=str(UPSTREAM_PYTHON))
+    ours = our_scores(random_artifact, random_pictures(3, 2, 112))
+    np.testing.assert_allclose(answer["scores"], ours, rtol=0, atol=1e-4)
 
 
 def sha256(file: str, side: int) -> str:

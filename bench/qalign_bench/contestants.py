@@ -11,6 +11,7 @@ from qalign_bench.models import Model, upstream_bytes
 from qalign_bench.onednn import held_to
 from qalign_bench.options import Options, WrongOptionError
 from qalign_bench.rounds import Contestant
+from qalign_export import random_numbers
 from qalign_fast.config import ModelConfig
 
 SEED = 0
@@ -60,6 +61,7 @@ def peer_contestants(options: Options, parameters: str | None, config: ModelConf
             "device": options.device,
             "threads": options.threads,
             "seed": SEED,
+            "random_numbers": random_numbers.__file__,
         }
         python = sys.executable if peer.ours else options.peer_python
         argv = (python, str(_PEERS / peer.script))  # a script, so that any interpreter can run it

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qalign_export.pack import PRECISIONS, Packed, Recipe, pack
+from qalign_export.random_numbers import deviation, is_gain
 from qalign_export.source import RandomSource
 from qalign_export.tensor_file import TensorFile
 from qalign_export.unfinished import unfinished
@@ -27,7 +28,7 @@ from qalign_fast import __version__
 from qalign_fast.artifact import MANIFEST, PROMPTS, Manifest, PromptEntry, hash_file
 from qalign_fast.levels import LEVEL_IDS, LEVELS
 from qalign_fast.prompt import MEDIA, Prompt, prompt
-from qalign_fast.weights import parameter_shapes
+from qalign_fast.weights import Source, parameter_shapes
 
 TASKS = ("quality", "aesthetics")
 
@@ -42,13 +43,9 @@ class DeviceSource(RandomSource):
     def sha256(self) -> str:
         return hashlib.sha256(f"{self.name} on {self.device.type}".encode()).hexdigest()
 
-    def _make(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith("bias"):
-            return torch.zeros(shape, device=self.device)
-        if "norm" in name:
-            return torch.ones(shape, device=self.device)
-        return torch.empty(shape, device=self.device).normal_(0, self._deviation(name, shape))
+    def _make(self, source: Source) -> Tensor:
+        noise = torch.empty(source.shape, device=self.device).normal_(0, deviation(source.name, source.shape))
+        return source.take(noise + 1 if is_gain(source.name, source.shape) else noise)
 
 
 def main() -> None:

@@ -63,6 +63,14 @@ class Model:
         name = self.manifest.source.get("name", "")
         return name if name.startswith(RANDOM) else None
 
+    @property
+    def has_these(self) -> bool:
+        """Whether this artifact's numbers are those of `parameters`: random ones may have been made in another way."""
+        from qalign_export.source import open_source
+
+        assert self.parameters
+        return bool(self.checkpoint) or self.manifest.source["sha256"] == open_source(self.parameters).sha256()
+
 
 def prepare(
     reference: str | None,
@@ -156,7 +164,8 @@ def _name(reference: str, checkpoint: str) -> str:
     if checkpoint.startswith(RANDOM):
         from qalign_export.source import open_source
 
-        identity = repr(open_source(checkpoint).config)
+        source = open_source(checkpoint)
+        identity = repr((source.config, source.sha256()))
     else:
         files = [path for path in sorted(Path(checkpoint).iterdir()) if path.is_file()]
         identity = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files])

@@ -23,9 +23,9 @@ _LEAST = 2  # runs in that
 _LONGEST = 0.5  # seconds of one run: a shape that would take a product longer is not tried on it
 _SLOWER = 3  # times as slow as the fastest one: not tried further
 _READ = 1 << 28  # bytes
-# The smallest tells which are worth trying; a vision tower gives the second for a CPU; the others libraries like best.
+# The smallest tells which are worth trying; a vision tower's rows for a CPU; the largest are what libraries like best.
 _SHAPES = {
-    "cpu": ((256, 1024, 1024), (1024, 4096, 4096), (2048, 4096, 4096)),
+    "cpu": ((256, 1024, 1024), (1024, 2048, 2048), (1024, 4096, 4096), (2048, 4096, 4096)),
     "cuda": ((2048, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
 }
 

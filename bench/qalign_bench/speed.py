@@ -38,6 +38,9 @@ def measure(session: Session) -> None:
         if parameters is None:
             raise WrongOptionError("--model", "peers need a checkpoint or random:..., whose parameters they load too")
         peers = peer_contestants(session.options, parameters, models[0].config)
+        session.facts["same_numbers"] = all(model.has_these for model in models)
+        if not session.facts["same_numbers"]:
+            session.remark("the artifact's random numbers are not the peers': their scores are not compared")
     compare(session, models, [*ours, *peers])
 
 

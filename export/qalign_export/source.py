@@ -11,11 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qalign_export import random_numbers
+from qalign_fast import weights
 from qalign_fast.artifact import EMBEDDED, MANIFEST, hash_file, read_manifest
 from qalign_fast.config import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig, read_config
 from qalign_fast.errors import CheckpointError
 from qalign_fast.loading import find_model
-from qalign_fast.weights import Checkpoint, parameter_shapes, weight_files
+from qalign_fast.weights import Checkpoint, parameter_shapes, sources, weight_files
 
 RANDOM = "random:"
 ONE_ALIGN = ModelConfig(
@@ -70,40 +72,26 @@ class CheckpointSource(Checkpoint):
 
 
 class RandomSource:
-    """Random parameters of a known geometry, each made from its own seed when it is read: true sizes, no download.
+    """Random parameters of a known geometry, each made when it is read: true sizes, no download.
 
-    Scaled so that activations neither die nor blow up; what such a model scores means nothing.
+    They are those of a checkpoint whose tensors `random_numbers` made by their names there, as a peer's are.
     """
 
     def __init__(self, reference: str) -> None:
         self.name = reference
         self.config = _geometry(reference.removeprefix(RANDOM))
-        self._shapes = parameter_shapes(self.config)
+        self._sources = sources(self.config)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        return {name: self._make(name) for name in names}
+        return {name: self._make(self._sources[name]) for name in names}
 
     def sha256(self) -> str:
-        return hashlib.sha256(self.name.encode()).hexdigest()
+        """Of the name and a sample: other numbers are another model."""
+        sample = random_numbers.parameter("model.norm.weight", (64,)).tobytes()
+        return hashlib.sha256(self.name.encode() + sample).hexdigest()
 
-    def _make(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith("bias"):
-            return torch.zeros(shape)
-        if "norm" in name:
-            return torch.ones(shape)
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
-        generator = torch.Generator().manual_seed(seed)
-        return torch.empty(shape).normal_(0, self._deviation(name, shape), generator=generator)
-
-    def _deviation(self, name: str, shape: tuple[int, ...]) -> float:
-        if not name.endswith(".weight"):  # embeddings, positions, tokens, the head
-            return 0.02 if name != "decoder.embed" else 1.0
-        layers = {"vision": self.config.vision.layers, "decoder": self.config.decoder.layers}.get(
-            name.partition(".")[0], 6
-        )
-        into_residual = name.rsplit(".", 2)[-2] in ("out", "fc2", "o", "down")
-        return 1 / math.sqrt(shape[-1] * (2 * layers if into_residual else 1))
+    def _make(self, source: weights.Source) -> Tensor:
+        return source.take(torch.from_numpy(random_numbers.parameter(source.name, source.shape)))
 
 
 def _geometry(name: str) -> ModelConfig:

@@ -1,9 +1,11 @@
 """A checkout of Q-Align in; its own model's scores, its own pixels and their times out, by `loop.py`'s commands.
 
-    PYTHON upstream.py '{"checkout": "path/to/Q-Align", "model": "random:one-align"}'
+    PYTHON upstream.py '{"checkout": "path/to/Q-Align", "model": "path/to/checkpoint"}'
+    PYTHON upstream.py '{"checkout": ..., "model": "random:one-align", "random_numbers": "path/to/random_numbers.py"}'
 
 PYTHON needs what upstream's inference needs (`_INSTALL`) and nothing of this project: of it this file imports only
-siblings. Upstream's code is as it is, but for the tokenizer and the preprocessor that it would fetch from the Hub.
+siblings, and runs `qalign_export/random_numbers.py`. Upstream's code is as it is, but for the tokenizer and the
+preprocessor that it would fetch from the Hub.
 """
 
 from __future__ import annotations

@@ -1,26 +1,28 @@
 """Upstream's model class and its config in, the model out: from a checkpoint, or filled with random numbers.
 
-Imported by upstream.py in an interpreter without this project's packages, so it imports torch and siblings alone.
+Imported by upstream.py in an interpreter without this project's packages, so it imports torch and siblings alone. What
+makes the random numbers is a file of the project's that needs numpy alone; the spec says where it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import runpy
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
-    from qalign_bench.peers.loop import Spec
+    from qalign_bench.peers.loop import PeerError, Spec
+else:  # a script's own folder is on its path
+    from loop import PeerError
 
 _BOS = 1
 _LEVELS = {"excellent": 15129, "good": 1781, "fair": 6534, "poor": 6460, "bad": 4319}
 _TASKS = {"quality": (11029,), "aesthetics": (263, 342, 9188, 1199)}
-_BLOCK = 2**26 - 5  # a prime: no two parameters of a power of two's size begin at one place in the block
 
 
 class Tokenizer:
@@ -53,14 +55,25 @@ def load_checkpoint(model_class: Any, config: Any, directory: str, spec: Spec) -
 
 
 def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
-    """True sizes, random numbers by the spec's seed: true speed, and scores that mean nothing."""
+    """True sizes, random numbers: true speed, and scores that mean nothing but are everybody's who has these numbers.
+
+    Raises PeerError where the spec does not say what makes them.
+    """
+    if "random_numbers" not in spec.own:
+        raise PeerError("random: needs the spec's 'random_numbers', the path of qalign_export/random_numbers.py")
+    make = runpy.run_path(spec.own["random_numbers"])["parameter"]
     with default_dtype(spec.dtype()):  # as transformers does while it loads
         with torch.device("meta"):
             model: nn.Module = model_class(config)
         with torch.device(spec.device):
             rebuild_rotary(model)
-    fill = Filler(spec)
-    model.load_state_dict({name: fill(name, p) for name, p in model.named_parameters()}, strict=False, assign=True)
+    model.load_state_dict(
+        {
+            name: torch.from_numpy(make(name, tuple(tensor.shape))).to(spec.device, spec.dtype())
+            for name, tensor in model.state_dict().items()  # positions that a checkpoint has are buffers
+        },
+        assign=True,
+    )
     model = model.to(spec.device).eval().requires_grad_(False)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return model
@@ -82,41 +95,3 @@ def rebuild_rotary(model: nn.Module) -> None:
         for name, child in module.named_children():
             if hasattr(child, "cos_cached"):
                 setattr(module, name, type(child)(child.dim, child.max_position_embeddings, child.base))
-
-
-class Filler:
-    """Makes parameters from one block of normal numbers, each from where the last one ended: 8 B of them in seconds.
-
-    Scaled so that rows keep a size near 1 through the layers.
-    """
-
-    def __init__(self, spec: Spec) -> None:
-        generator = torch.Generator(spec.device).manual_seed(spec.seed)
-        self._noise = torch.randn(_BLOCK, generator=generator, device=spec.device).to(spec.dtype())
-        self._start = 0
-
-    def __call__(self, name: str, like: Tensor) -> Tensor:
-        values = self._take(like.numel()).view(like.shape)
-        if like.ndim == 1 and name.endswith(".weight"):
-            return values.mul_(0.02).add_(1)  # a norm's gains
-        return values.mul_(deviation(name, tuple(like.shape)))
-
-    def _take(self, count: int) -> Tensor:
-        out = self._noise.new_empty(count)
-        done = 0
-        while done < count:
-            piece = self._noise[self._start : self._start + count - done]
-            out[done : done + len(piece)] = piece
-            done += len(piece)
-            self._start = (self._start + len(piece)) % _BLOCK
-        return out
-
-
-def deviation(name: str, shape: tuple[int, ...]) -> float:
-    """Of a parameter's random numbers: 1 / sqrt(inputs) for weights, less where they add to the residual rows."""
-    if name == "model.embed_tokens.weight":
-        return 1.0
-    if len(shape) in (1, 3) or name == "lm_head.weight":  # biases, tokens and positions
-        return 0.02
-    into_residual = name.split(".")[-2] in ("dense", "fc2", "out_proj", "w2", "o_proj", "down_proj")
-    return 1 / math.sqrt(math.prod(shape[1:]) * (64 if into_residual else 1))  # 64: two branches in each of 32 layers
