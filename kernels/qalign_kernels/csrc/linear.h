@@ -147,6 +147,12 @@ inline I16 int4_line(const char* pairs, const int8_t* zeros) {
   return {{(Ints)_mm256_cvtepi8_epi16(_mm256_castsi256_si128(all)),
            (Ints)_mm256_cvtepi8_epi16(_mm256_extracti128_si256(all, 1))}};
 #endif
+#elif defined(__aarch64__) && defined(QK_BYTES)
+  return by_part<Ints>([&](int i) {
+    const uint8x8_t bytes = vld1_u8((const uint8_t*)pairs + 8 * i);
+    const uint8x8x2_t steps = vzip_u8(vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8(bytes, 4));
+    return (Ints)vsubq_s8((int8x16_t)vcombine_u8(steps.val[0], steps.val[1]), vdupq_n_s8(zeros[i]));
+  });
 #else
   alignas(kLine) int8_t steps[kLineItems];
   for (int i = 0; i < kLineItems; i++)
