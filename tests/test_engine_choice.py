@@ -47,7 +47,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     """As on a CPU on which the kernels are these, and with these times measured."""
 
     def set_to(kernels: str | None) -> None:
-        monkeypatch.setattr(native, "chosen", lambda: kernels)
+        monkeypatch.setattr(native, "chosen", lambda _=None: kernels)
         monkeypatch.setattr(engine_times, "read_times", lambda: TIMES)
 
     return set_to
@@ -201,5 +201,5 @@ def test_receipts_that_were_cut_short_or_come_twice_are_refused(tmp_path: Path) 
 def test_an_environment_says_what_the_kernels_could_use(monkeypatch: pytest.MonkeyPatch) -> None:
     from qalign_bench.environment import environment
 
-    monkeypatch.setattr(native, "chosen", lambda: "amx")
+    monkeypatch.setattr(native, "chosen", lambda _=None: "amx")
     assert environment()["instruction_set"] == "amx"
