@@ -41,6 +41,7 @@ from qalign_kernels.linear import (
     fake_rows,
     int4_linear,
     int8_linear,
+    int8_product,
     quantize_rows,
 )
 from qalign_kernels.ops import Ops
@@ -208,6 +209,17 @@ def test_every_onnx_linear_is_the_contracts(
                 assert off.max() <= 0.01, name
             checked += 1
     assert checked == sum(t.dtype in (torch.int8, torch.uint8) and n.endswith(".weight") for n, t in tensors.items())
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_sums_of_8_bit_products_are_exact_on_any_cpu(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    torch.manual_seed(0)
+    rows, weight = (torch.randint(-127, 128, (n, 3000), dtype=torch.int8) for n in (17, 24))  # more than float32 sums
+    rows[0], weight[0], weight[1] = 127, 127, -127
+    product = int8_product(rows, weight)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), rows.long() @ weight.long().T)
 
 
 def rounded_linears(path: Path) -> list[tuple[str, str, str]]:

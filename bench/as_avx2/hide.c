@@ -24,12 +24,17 @@ static int set_action(int signal, const struct sigaction* action, struct sigacti
   return ((SetAction)dlsym(RTLD_NEXT, "sigaction"))(signal, action, old);
 }
 
-// Python's faulthandler, which pytest turns on, would take our handler's place.
+// Python's faulthandler, which pytest turns on, and GCC would take our handler's place.
 int sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
   if (signal != SIGSEGV) return set_action(signal, action, old);
   if (old) *old = before;
   if (action) before = *action;
   return 0;
+}
+
+sighandler_t signal(int signal, sighandler_t handler) {
+  struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
+  return sigaction(signal, &action, &old) ? SIG_ERR : old.sa_handler;
 }
 
 static unsigned without(unsigned word, const char* bits) {
