@@ -1,4 +1,7 @@
-// Attention of one head at a time: keys and values packed once, a few queries' scores in the cache.
+// Attention of one head at a time: keys and values packed once, some queries' scores by some keys in the first cache.
+//
+// What is kept of a query is its largest score so far, and sums over e^(score - that one); a larger score scales them
+// down (Milakov and Gimelshein's online softmax, with values as in FlashAttention).
 #pragma once
 
 #include "linear.h"
@@ -9,93 +12,259 @@
 namespace qk {
 namespace QK_ISA {
 
-enum AttentionSlot { kKeySlot = 3, kValueSlot, kScoreSlot, kHeadSlot, kShareSlot, kQuerySlot };
+enum AttentionSlot {
+  kKeySlot = 3,
+  kValueSlot,
+  kScoreSlot,
+  kHeadSlot,
+  kWeightSlot,
+  kQuerySlot,
+  kScalesSlot,
+  kGatheredSlot,
+  kContextSlot
+};
+
+constexpr int kChunk = 256;          // keys at a time
+constexpr int kPitch = kChunk + 16;  // scores of a query; a power of two would share a few sets of the cache
+constexpr int kQueries = kBlockRows > 24 ? kBlockRows : 24 / kRows* kRows;  // at a time
+
+// What ways to multiply have in common, where sums are the numbers themselves.
+struct Unscaled {
+  // Told of a head's keys and values before they are packed.
+  void meet_keys(const float*, int64_t /*keys*/, int64_t /*width*/) {}
+  void meet_values(const float*, int64_t, int64_t) {}
+
+  // Query i's sums by 16 keys from `at` on -> their scores, over query_scale(i).
+  static F16 score(const float* sums, int64_t /*at*/) { return load(sums); }
+  static float query_scale(int64_t /*i*/) { return 1; }
+
+  // Told of query i's row of a chunk's weights, with zeros up to `end`, and of their sum.
+  static void meet_weights(char*, int64_t /*end*/, int64_t /*i*/, float) {}
+
+  // Where sums of values go.
+  static Store adding(float* to, int64_t pitch) { return {to, pitch, true}; }
+
+  // What those of 16 columns are multiplied by.
+  static F16 scale(int64_t) { return splat(1.f); }
+};
+
+// Rows [count][width], `pitch` floats apart, will be read: a head's lie too far apart for a CPU to foresee the next.
+inline void fetch(const float* rows, int64_t pitch, int64_t count, int64_t width) {
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t d = 0; d < width; d += kLine / 4) __builtin_prefetch(rows + i * pitch + d, 0, 2);
+}
+
+// Such rows one after another: where they lay they would share a few sets of the caches.
+inline const float* gather(const float* rows, int64_t pitch, int64_t count, int64_t width) {
+  constexpr int64_t kAhead = 16;
+  auto* to = static_cast<float*>(scratch(kGatheredSlot, count * width * 4));
+  fetch(rows, pitch, least(kAhead, count), width);
+  for (int64_t i = 0; i < count; i++) {
+    if (i + kAhead < count) fetch(rows + (i + kAhead) * pitch, pitch, 1, width);
+    std::memcpy(to + i * width, rows + i * pitch, width * 4);
+  }
+  return to;
+}
+
+// Numbers i .. i + 15 of a row, zeros past its end.
+inline F16 there(const float* row, int64_t numbers, int64_t i) {
+  return i < numbers ? load_part(row + i, numbers - i) : F16{};
+}
+
+// 32 numbers of 16 bits as a line: a unit has two of them, 16 apart.
+inline I16 twos(const I16& first, const I16& second) { return (first & 0xffff) | second << 16; }
+
+// Of a line of such numbers, the first one in unit `unit`.
+inline int64_t first_in(int64_t unit) { return unit / 16 * 32 + unit % 16; }
 
 // Products of float32 numbers as they are.
-struct Plain {
+struct Plain : Unscaled {
   using Dot = Float32;
-  static constexpr int kQueries = 4 * kRows;  // at a time: a panel of keys or values is read once for all
 
   static int64_t units(int64_t numbers) { return numbers; }
 
-  // Unit `unit` of 16 columns of the rows [..][..], `pitch` floats apart, `left` columns being there.
-  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
-    return as_ints(unit < numbers ? load_part(rows + unit * pitch, left) : F16{});
+  // Line `line` of a key, 16 units; `index` is the key's.
+  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t /*index*/) {
+    return as_ints(there(key, width, line * 16));
   }
 
-  // Line `line` of a row of numbers, 16 units.
-  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
-    return as_ints(load_part(row + line * 16, numbers - line * 16));
+  // Unit `unit` of `count` values, 16 columns from `column` on.
+  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
+    return as_ints(unit < count ? load_part(values + unit * width + column, width - column) : F16{});
   }
 
-  static const char* operand(const float* x, int64_t pitch, int64_t, int64_t, int64_t* stride) {
-    *stride = pitch * 4;
-    return reinterpret_cast<const char*>(x);
-  }
-
-  // Where the rows of probabilities go: where their scores are.
-  static char* shares(float* scores, int64_t pitch, int64_t, int64_t* stride) {
-    *stride = pitch * 4;
-    return reinterpret_cast<char*>(scores);
-  }
-
-  static void put(char* row, int64_t, int64_t j, const F16& x) { store(reinterpret_cast<float*>(row) + j, x); }
-};
-
-#if defined(__AVX512BF16__)
-// Each number as one bfloat16: enough for engines of 16 bits and fewer.
-struct Half {
-  using Dot = BFloat16;
-  static constexpr int kQueries = kBlockRows > kRows ? kBlockRows : 4 * kRows;
-
-  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
-
-  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
-    const auto number = [&](int64_t i) { return i < numbers ? to_bfloat16(load_part(rows + i * pitch, left)) : I16{}; };
-    return pair(number(2 * unit), number(2 * unit + 1));
-  }
-
-  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
-    alignas(kLine) char two[kLine];
-    for (int64_t i = 0; i < 2; i++) put(two, numbers, i * 16, there(row, numbers, line * 32 + i * 16));
-    return load_bytes(two);
-  }
-
-  static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
-    *stride = stride_of(units(numbers) * kUnit);
+  // Queries as they are multiplied, and the bytes from one to the next.
+  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
+    *stride = stride_of(width * 4);
     auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t i = 0; i < up(numbers, 32); i += 16)
-        put(to + r * *stride, numbers, i, there(x + r * pitch, numbers, i));
+    for (int64_t r = 0; r < queries; r++) std::memcpy(to + r * *stride, q + r * pitch, width * 4);
     return to;
   }
 
-  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
-    *stride = stride_of(units(numbers) * kUnit);
-    return static_cast<char*>(scratch(kShareSlot, kQueries * *stride));
+  // Where a chunk's weights go, rows like those of an operand: where their scores are.
+  static char* weights(float* scores, int64_t* stride) {
+    *stride = kPitch * 4;
+    return reinterpret_cast<char*>(scores);
   }
 
-  // Numbers j .. j + 15 of a row.
-  static void put(char* row, int64_t, int64_t j, const F16& x) { store_upper(row + j * 2, to_bfloat16(x)); }
+  // Weights j .. j + 31 of a row of `keys`, as they are multiplied; returns their sums by 16.
+  static F16 put(char* row, int64_t /*keys*/, int64_t j, const F16& x, const F16& y) {
+    store(reinterpret_cast<float*>(row) + j, x);
+    store(reinterpret_cast<float*>(row) + j + 16, y);
+    return x + y;
+  }
+};
 
-  // Numbers i .. i + 15 of a row, zeros past its end.
-  static F16 there(const float* row, int64_t numbers, int64_t i) {
-    return i < numbers ? load_part(row + i, numbers - i) : F16{};
+#if defined(QK_BYTES) && defined(__x86_64__) && !defined(__AMX_INT8__)
+#define QK_WHOLE16
+// Each number as a whole one of 16 bits, as large as 32 bits of the sums allow, in half the instructions. A query and a
+// key have a scale each, values one a column. Enough for engines of 16 bits and fewer.
+struct Whole16 {
+  using Dot = Pairs;
+  static constexpr float kSum = 2147483000.f, kItem = 32767.f, kValue = 4095.f;
+  static constexpr float kWeight = kItem / 2;  // large scores are rounded before the largest one is taken off
+
+  float* query;  // scales
+  float* key;
+  float* weight;  // of a chunk's, a query each
+  float* value;
+  float* to_value;  // and what takes values to whole numbers
+
+  void meet_keys(const float* k, int64_t keys, int64_t width) {
+    const int64_t columns = up(width, 16);
+    query = static_cast<float*>(scratch(kScalesSlot, (2 * kQueries + up(keys, 16) + 2 * columns) * 4));
+    weight = query + kQueries, key = weight + kQueries, value = key + up(keys, 16), to_value = value + columns;
+    for (int64_t i = 0; i < keys; i++) key[i] = scale_of(k + i * width, width);
   }
 
-  // The upper halves of two numbers' bits, the first one in the lower half.
-  static I16 pair(const I16& first, const I16& second) {
-    return (first >> 16 & 0xffff) | (second & static_cast<int32_t>(0xffff0000));
+  void meet_values(const float* v, int64_t keys, int64_t width) {
+    for (int64_t d = 0; d < width; d += 16) {
+      F16 most = splat(kTiny);
+      for (int64_t i = 0; i < keys; i++) most = max(most, magnitude(load_part(v + i * width + d, width - d)));
+      store(value + d, most / kValue);
+      store(to_value + d, kValue / most);
+    }
+  }
+
+  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
+
+  I16 key_line(const float* row, int64_t width, int64_t line, int64_t index) const {
+    return line_of(row, width, line, 1 / key[index]);
+  }
+
+  I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) const {
+    const F16 factor = load(to_value + column);
+    const auto number = [&](int64_t i) {
+      return i < count ? nearest(load_part(values + i * width + column, width - column) * factor) : I16{};
+    };
+    return twos(number(first_in(unit)), number(first_in(unit) + 16));
+  }
+
+  const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) const {
+    *stride = stride_of(units(width) * kUnit);
+    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
+    for (int64_t r = 0; r < queries; r++) {
+      query[r] = scale_of(q + r * pitch, width);
+      for (int64_t line = 0; line < units(width) / 16; line++)
+        store_bytes(to + r * *stride + line * kLine, line_of(q + r * pitch, width, line, 1 / query[r]));
+    }
+    return to;
+  }
+
+  static char* weights(float* scores, int64_t* stride) { return Plain::weights(scores, stride); }
+
+  static F16 put(char* row, int64_t keys, int64_t j, const F16& x, const F16& y) {
+    return Plain::put(row, keys, j, x, y);
+  }
+
+  void meet_weights(char* row, int64_t end, int64_t i, float total) const {
+    const float factor = std::fmin(kWeight, (kSum / kValue - end / 2) / total);  // each is rounded up by a half at most
+    const auto number = [&](int64_t j) { return nearest(load(reinterpret_cast<float*>(row) + j) * factor); };
+    for (int64_t j = 0; j < end; j += 32) store_bytes(row + j * 2, twos(number(j), number(j + 16)));
+    weight[i] = 1 / factor;
+  }
+
+  F16 score(const float* sums, int64_t at) const { return to_floats(load_bytes(sums)) * load(key + at); }
+  float query_scale(int64_t i) const { return query[i]; }
+
+  struct Adding {
+    float* to;
+    int64_t pitch;
+    const float* weight;
+
+    void operator()(int64_t row, int64_t column, Ints sum) const {
+      auto* at = reinterpret_cast<FloatsThere*>(to + row * pitch + column);
+      *at = fused(__builtin_convertvector(sum, Floats), all_of(weight[row]), *at);
+    }
+
+    Adding moved(int64_t row, int64_t column) const { return {to + row * pitch + column, pitch, weight + row}; }
+  };
+
+  Adding adding(float* to, int64_t pitch) const { return {to, pitch, weight}; }
+
+  F16 scale(int64_t column) const { return load(value + column); }
+
+ private:
+  static constexpr float kTiny = 1e-30f;
+
+  // Line `line` of a query or a key.
+  static I16 line_of(const float* row, int64_t width, int64_t line, float factor) {
+    const auto number = [&](int64_t i) { return nearest(there(row, width, i) * factor); };
+    return twos(number(line * 32), number(line * 32 + 16));
+  }
+
+  static float scale_of(const float* x, int64_t width) {
+    return std::fmax(reach(x, width), kTiny) / std::fmin(kItem, std::floor(std::sqrt(kSum / width)));
   }
 };
 #endif
 
 #if defined(__AMX_INT8__)
+// Each number as one bfloat16: enough for engines of 16 bits and fewer.
+struct Half : Unscaled {
+  using Dot = BFloat16;
+
+  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
+
+  static I16 pair(const F16& first, const F16& second) {
+    return twos(to_bfloat16(first) >> 16, to_bfloat16(second) >> 16);
+  }
+
+  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t) {
+    return pair(there(key, width, line * 32), there(key, width, line * 32 + 16));
+  }
+
+  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
+    const auto number = [&](int64_t i) {
+      return i < count ? load_part(values + i * width + column, width - column) : F16{};
+    };
+    return pair(number(first_in(unit)), number(first_in(unit) + 16));
+  }
+
+  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
+    *stride = stride_of(units(width) * kUnit);
+    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
+    for (int64_t r = 0; r < queries; r++)
+      for (int64_t line = 0; line < units(width) / 16; line++)
+        store_bytes(to + r * *stride + line * kLine, key_line(q + r * pitch, width, line, r));
+    return to;
+  }
+
+  static char* weights(float*, int64_t* stride) {
+    *stride = stride_of(units(kChunk) * kUnit);
+    return static_cast<char*>(scratch(kWeightSlot, kQueries * *stride));
+  }
+
+  static F16 put(char* row, int64_t, int64_t j, const F16& x, const F16& y) {
+    store_bytes(row + j * 2, pair(x, y));
+    return x + y;
+  }
+};
+
 // Each number as the sum of two bfloat16, high and low: a b = ah bh + ah bl + al bh, to about 2^-16, as one product
 // three times as long: [ah ah al] by [bh bl bh]. The matrix instructions take it faster than float32 all the same.
-struct Split {
+struct Split : Unscaled {
   using Dot = BFloat16;
-  static constexpr int kQueries = kBlockRows;
 
   static int64_t third(int64_t numbers) { return Half::units(numbers); }
   static int64_t units(int64_t numbers) { return 3 * third(numbers); }
@@ -105,142 +274,194 @@ struct Split {
     return low ? x - high : high;
   }
 
-  static I16 line(const float* rows, int64_t pitch, int64_t numbers, int64_t unit, int64_t left) {
-    const bool low = unit / third(numbers) == 1;
-    const int64_t first = unit % third(numbers) * 2;
+  static I16 pair(const F16& first, const F16& second, bool low) {
+    return Half::pair(part(first, low), part(second, low));
+  }
+
+  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t) {
+    const int64_t lines = third(width) / 16, first = line % lines * 32;
+    return pair(there(key, width, first), there(key, width, first + 16), line / lines == 1);
+  }
+
+  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
     const auto number = [&](int64_t i) {
-      return i < numbers ? to_bfloat16(part(load_part(rows + i * pitch, left), low)) : I16{};
+      return i < count ? load_part(values + i * width + column, width - column) : F16{};
     };
-    return Half::pair(number(first), number(first + 1));
+    const int64_t first = first_in(unit % third(count));
+    return pair(number(first), number(first + 16), unit / third(count) == 1);
   }
 
-  static I16 row_line(const float* row, int64_t numbers, int64_t line) {
-    const int64_t lines = third(numbers) / 16, first = line % lines * 32;
-    alignas(kLine) char two[kLine];
-    for (int64_t i = 0; i < 2; i++)
-      Half::put(two, numbers, i * 16, part(Half::there(row, numbers, first + i * 16), line / lines == 1));
-    return load_bytes(two);
-  }
-
-  static const char* operand(const float* x, int64_t pitch, int64_t rows, int64_t numbers, int64_t* stride) {
-    *stride = stride_of(units(numbers) * kUnit);
+  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
+    *stride = stride_of(units(width) * kUnit);
     auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t i = 0; i < 2 * third(numbers); i += 16)
-        put(to + r * *stride, numbers, i, Half::there(x + r * pitch, numbers, i));
+    for (int64_t r = 0; r < queries; r++)
+      for (int64_t i = 0; i < width; i += 32)
+        put(to + r * *stride, width, i, there(q + r * pitch, width, i), there(q + r * pitch, width, i + 16));
     return to;
   }
 
-  static char* shares(float*, int64_t, int64_t numbers, int64_t* stride) {
-    *stride = stride_of(units(numbers) * kUnit);
-    return static_cast<char*>(scratch(kShareSlot, kQueries * *stride));
+  static char* weights(float*, int64_t* stride) {
+    *stride = stride_of(units(kChunk) * kUnit);
+    return static_cast<char*>(scratch(kWeightSlot, kQueries * *stride));
   }
 
-  // Numbers j .. j + 15 of a row: high, high, low.
-  static void put(char* row, int64_t numbers, int64_t j, const F16& x) {
+  // High, high, low.
+  static F16 put(char* row, int64_t numbers, int64_t j, const F16& x, const F16& y) {
     const int64_t bytes = third(numbers) * kUnit;
-    for (int64_t i = 0; i < 3; i++) Half::put(row + i * bytes, numbers, j, part(x, i == 2));
+    for (int64_t i = 0; i < 3; i++) store_bytes(row + i * bytes + j * 2, pair(x, y, i == 2));
+    return x + y;
   }
 };
 #endif
 
-// Keys [Tk][Dh] -> panels of 16 keys; `pitch` floats apart.
+// Keys [Tk][Dh] -> panels of 16 keys.
 template <class How>
-const char* pack_keys(const float* k, int64_t pitch, int64_t keys, int64_t width) {
+const char* pack_keys(const How& how, const float* k, int64_t keys, int64_t width) {
   const int64_t lines = (How::units(width) + 15) / 16, panel = lines * 16 * kLine, count = up(keys, kColumns) / 16;
   auto* to = static_cast<char*>(scratch(kKeySlot, count * panel));
   for (int64_t p = 0; p < count; p++)
     pack_panel<typename How::Dot>(
-        [&](int64_t r, int64_t l) { return How::row_line(k + (p * 16 + r) * pitch, width, l); },
+        [&](int64_t r, int64_t l) { return how.key_line(k + (p * 16 + r) * width, width, l, p * 16 + r); },
         least(16, keys - p * 16), lines, to + p * panel);
   return to;
 }
 
-// Values [Tk][Dh] -> panels of 16 of a value's Dh numbers, an even count of panels.
+// Values [Tk][Dh] -> for each chunk of keys panels of 16 of a value's Dh numbers, an even count of panels.
 template <class How>
-const char* pack_values(const float* v, int64_t pitch, int64_t keys, int64_t width) {
-  const int64_t units = How::units(keys), count = up(width, kColumns) / 16;
-  auto* to = static_cast<char*>(scratch(kValueSlot, count * units * kLine));
-  for (int64_t p = 0; p < count; p++)
-    for (int64_t u = 0; u < units; u++) {
-      const I16 line = p * 16 < width ? How::line(v + p * 16, pitch, keys, u, width - p * 16) : I16{};
-      store_bytes(to + (p * units + u) * kLine, line);
-    }
-  return to;
-}
-
-// Scores [..keys] of `all` -> e^(score - the largest) at `row`, zeros up to `end`; returns 1 / their sum.
-template <class How>
-inline float soften(float* scores, int64_t keys, int64_t end, char* row, int64_t all) {
-  for (int64_t j = keys; j < up(keys, 16); j++) scores[j] = -INFINITY;  // the row's room is a multiple of 32
-  F16 most = splat(-INFINITY);
-  for (int64_t j = 0; j < keys; j += 16) most = max(most, load(scores + j));
-  const float top = largest(most);
-  F16 total{};
-  for (int64_t j = 0; j < keys; j += 16) {
-    const F16 y = exp_below(load(scores + j) - top);
-    How::put(row, all, j, y);
-    total += y;
+const char* pack_values(const How& how, const float* v, int64_t keys, int64_t width) {
+  const int64_t room = How::units(kChunk), panels = up(width, kColumns) / 16, chunks = (keys + kChunk - 1) / kChunk;
+  auto* to = static_cast<char*>(scratch(kValueSlot, chunks * panels * room * kLine));
+  for (int64_t c = 0; c < chunks; c++) {
+    const int64_t from = c * kChunk, count = least(kChunk, keys - from), units = How::units(count);
+    for (int64_t p = 0; p < panels; p++)
+      for (int64_t u = 0; u < units; u++) {
+        const int64_t column = p * 16, left = width - column;
+        const I16 line = left > 0 ? how.value_line(v + from * width, width, count, u, column) : I16{};
+        store_bytes(to + ((c * panels + p) * room + u) * kLine, line);
+      }
   }
-  for (int64_t j = up(keys, 16); j < end; j += 16) How::put(row, all, j, F16{});
-  return 1 / sum(total);
+  return to;
 }
 
 // One head's packed keys and values [count][width], multiplied as `How` says.
 template <class How>
-struct Head {
-  const char *keys, *values;
-  int64_t count, width;
-
+class Head {
+ public:
   Head(const float* k, int64_t k_pitch, const float* v, int64_t v_pitch, int64_t count, int64_t width)
-      : keys(pack_keys<How>(k, k_pitch, count, width)),
-        values(pack_values<How>(v, v_pitch, count, width)),
-        count(count),
-        width(width) {}
+      : count(count), width(width) {
+    k = gather(k, k_pitch, count, width);
+    how.meet_keys(k, count, width);
+    keys = pack_keys(how, k, count, width);
+    v = gather(v, v_pitch, count, width);
+    how.meet_values(v, count, width);
+    values = pack_values(how, v, count, width);
+  }
 
   // Queries [..][width] -> context [..][width]. With `causal` query i sees the first `seen` + i keys, else all.
   void context(const float* q, int64_t q_pitch, int64_t queries, int64_t seen, bool causal, float* out,
                int64_t out_pitch) const {
-    constexpr int kQueries = How::kQueries;
-    const int64_t room = up(count, kColumns);
-    auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * room * 4));
-    float scale[kQueries];
-    int64_t stride;
-    char* shares = How::shares(scores, room, count, &stride);
+    const int64_t pitch = up(width, kColumns);
+    auto* scores = static_cast<float*>(scratch(kScoreSlot, kQueries * kPitch * 4));
+    auto* sums = static_cast<float*>(scratch(kContextSlot, kQueries * pitch * 4));
     for (int64_t first = 0; first < queries; first += kQueries) {
       const int64_t here = least(kQueries, queries - first), most = causal ? seen + first + here - 1 : count;
-      score(q + first * q_pitch, q_pitch, here, most, scores, room);
-      for (int64_t i = 0; i < here; i++)
-        scale[i] = soften<How>(scores + i * room, causal ? seen + first + i : count, up(most, kColumns),
-                               shares + i * stride, count);
-      blend(shares, stride, here, most, scale, out + first * out_pitch, out_pitch);
+      const auto seen_by = [&](int64_t i) { return causal ? seen + first + i : count; };
+      fetch(q + (first + here) * q_pitch, q_pitch, least(kQueries, queries - first - here), width);
+      int64_t stride;
+      const char* rows = how.operand(q + first * q_pitch, q_pitch, here, width, &stride);
+      float tops[kQueries];
+      F16 totals[kQueries];
+      for (int64_t from = 0; from < most; from += kChunk) {
+        const int64_t some = least(kChunk, most - from);
+        score(rows, stride, here, from, some, scores);
+        soften(seen_by, here, from, some, scores, tops, totals, sums, pitch);
+        blend(scores, here, from, some, sums, pitch);
+      }
+      for (int64_t i = 0; i < here; i++) {
+        const float share = 1 / sum(totals[i]);
+        for (int64_t d = 0; d < width; d += 16)
+          store_result(out + (first + i) * out_pitch + d, load(sums + i * pitch + d) * (how.scale(d) * share),
+                       width - d, queries * out_pitch * 4);
+      }
     }
   }
 
  private:
-  void score(const float* q, int64_t pitch, int64_t queries, int64_t most, float* scores, int64_t room) const {
+  How how;
+  const char *keys, *values;
+  int64_t count, width;
+
+  // Queries by keys from .. from + some - 1.
+  void score(const char* rows, int64_t stride, int64_t queries, int64_t from, int64_t some, float* scores) const {
     const int64_t units = How::units(width), panel = up(units, 16) * kLine;
-    int64_t stride;
-    const char* rows = How::operand(q, pitch, queries, width, &stride);
     Ahead nothing;
-    for (int64_t j = 0; j < most; j += kColumns)
-      block<typename How::Dot>(queries, {rows, stride}, {keys + j / 16 * panel, panel}, units, Store{scores + j, room},
-                               nothing);
+    for (int64_t j = 0; j < some; j += kColumns)
+      block<typename How::Dot>(queries, {rows, stride}, {keys + (from + j) / 16 * panel, panel}, units,
+                               Store{scores + j, kPitch}, nothing);
   }
 
-  void blend(const char* shares, int64_t stride, int64_t queries, int64_t most, const float* scale, float* out,
-             int64_t out_pitch) const {
-    const int64_t panel = How::units(count) * kLine, units = most == count ? How::units(count) : most;
-    alignas(64) float result[How::kQueries * kColumns];
-    Ahead nothing;
-    for (int64_t d = 0; d < width; d += kColumns) {
-      block<typename How::Dot>(queries, {shares, stride}, {values + d / 16 * panel, panel}, units,
-                               Store{result, kColumns}, nothing);
-      for (int64_t i = 0; i < queries; i++)
-        for (int64_t p = 0; p < 2 && d + p * 16 < width; p++)
-          store_part(out + i * out_pitch + d + p * 16, load(result + i * kColumns + p * 16) * scale[i],
-                     width - d - p * 16);
+  // A chunk's scores -> weights e^(score - the largest so far), zeros where a query sees no key; what is kept of each
+  // query with them.
+  template <class SeenBy>
+  void soften(const SeenBy& seen_by, int64_t queries, int64_t from, int64_t some, float* scores, float* tops,
+              F16* totals, float* sums, int64_t pitch) const {
+    int64_t stride;
+    char* weights = how.weights(scores, &stride);
+    float largest_here[kQueries];
+    for (int64_t i = 0; i < queries; i++) {
+      float* row = scores + i * kPitch;
+      const int64_t keys = least(some, seen_by(i) - from);
+      F16 most = splat(-INFINITY);
+      int64_t j = 0;
+      for (; j + 16 <= keys; j += 16) {
+        const F16 x = how.score(row + j, from + j);
+        store(row + j, x);
+        most = max(most, x);
+      }
+      for (; j < up(keys, 32); j += 16) {  // past its last key, a weight is 0
+        store(row + j, j < keys ? how.score(row + j, from + j) : F16{});
+        for (int64_t l = keys > j ? keys : j; l < j + 16; l++) row[l] = -INFINITY;
+        most = max(most, load(row + j));
+      }
+      largest_here[i] = largest(most) * how.query_scale(i);
     }
+    const int64_t end = up(some, 32);
+    F16 added[kQueries];
+    for (int64_t i = 0; i < queries; i++) {
+      float *row = scores + i * kPitch, *kept = sums + i * pitch;
+      const int64_t keys = least(some, seen_by(i) - from);
+      const float before = from ? tops[i] : -INFINITY, top = before > largest_here[i] ? before : largest_here[i];
+      const F16 scale = splat(how.query_scale(i)), less = splat(-top);
+      const auto weigh = [&](int64_t l) { return exp_below(fused(load(row + l), scale, less)); };
+      F16 total{};
+      int64_t j = 0;
+      for (; j < keys; j += 32) total += how.put(weights + i * stride, some, j, weigh(j), weigh(j + 16));
+      for (; j < end; j += 32) how.put(weights + i * stride, some, j, F16{}, F16{});
+      added[i] = total;
+      tops[i] = top;
+      if (!from) {
+        totals[i] = total;
+        for (int64_t d = 0; d < pitch; d += 16) store(kept + d, F16{});
+      } else if (before < top) {
+        const float shrink = exp_below(splat(before - top))[0];
+        totals[i] = totals[i] * shrink + total;
+        for (int64_t d = 0; d < pitch; d += 16) store(kept + d, load(kept + d) * shrink);
+      } else {
+        totals[i] += total;
+      }
+    }
+    for (int64_t i = 0; i < queries; i++) how.meet_weights(weights + i * stride, end, i, sum(added[i]));
+  }
+
+  // Adds a chunk's weighted values.
+  void blend(float* scores, int64_t queries, int64_t from, int64_t some, float* sums, int64_t pitch) const {
+    int64_t stride;
+    const char* weights = how.weights(scores, &stride);
+    const int64_t panel = How::units(kChunk) * kLine, panels = up(width, kColumns) / 16;
+    Ahead nothing;
+    for (int64_t d = 0; d < width; d += kColumns)
+      block<typename How::Dot>(queries, {weights, stride}, {values + (from / kChunk * panels + d / 16) * panel, panel},
+                               How::units(some), how.adding(sums + d, pitch), nothing);
   }
 };
 
@@ -248,7 +469,7 @@ template <class How>
 void attention_by(const Attention& a) {
   const int64_t heads = a.batch * a.heads;
   const int64_t cuts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
-  const int64_t step = up((a.queries + cuts - 1) / cuts, How::kQueries), parts = (a.queries + step - 1) / step;
+  const int64_t step = up((a.queries + cuts - 1) / cuts, kQueries), parts = (a.queries + step - 1) / step;
   parallel(heads * parts, [&](int64_t task) {
     const Blocks scope;
     const int64_t b = task / parts / a.heads, h = task / parts % a.heads, first = task % parts * step;
@@ -264,8 +485,8 @@ inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
   constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
   if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Half>(a);
-#elif defined(__AVX512BF16__)
-  if (!a.exact) return attention_by<Half>(a);
+#elif defined(QK_WHOLE16)
+  if (!a.exact) return attention_by<Whole16>(a);
 #endif
   attention_by<Plain>(a);
 }

@@ -74,7 +74,7 @@ struct Bytes {
 #endif
 };
 
-// Two numbers of 16 bits each: 8-bit ones, widened when packed. Pairs of bytes would saturate.
+// Two numbers of 16 bits each: 8-bit ones, widened when packed, where pairs of bytes would saturate.
 struct Pairs {
   using Sum = Ints;
   using Number = Ints;
@@ -83,7 +83,11 @@ struct Pairs {
   static Number number(const char* a) { return unit_of(a); }
 
   static Sum dot(Sum sum, Number a, Ints b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
+    return (Sum)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__)
+    return (Sum)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
     return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__) && !defined(__AVX2__)
     return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
@@ -172,18 +176,25 @@ struct Right {
   int64_t panel;  // bytes from one to the next
 };
 
-// Where sums go: rows `pitch` numbers apart.
+// Where sums go, or are added to what is there: rows `pitch` numbers apart.
 struct Store {
   void* to;
   int64_t pitch;
+  bool add = false;
 
   template <class Sum>
   void operator()(int64_t row, int64_t column, Sum sum) const {
-    std::memcpy(static_cast<char*>(to) + (row * pitch + column) * 4, &sum, sizeof sum);
+    char* at = static_cast<char*>(to) + (row * pitch + column) * 4;
+    if (add) {
+      Sum there;
+      std::memcpy(&there, at, sizeof there);
+      sum += there;
+    }
+    std::memcpy(at, &sum, sizeof sum);
   }
 
   Store moved(int64_t row, int64_t column) const {
-    return {static_cast<char*>(to) + (row * pitch + column) * 4, pitch};
+    return {static_cast<char*>(to) + (row * pitch + column) * 4, pitch, add};
   }
 };
 
@@ -315,10 +326,21 @@ template <class Dot>
 inline void block_tiles(int64_t rows, const Left& a, const Right& b, int64_t units, const Store& out) {
   set_tiles(rows);
   const bool lower = rows > 16;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  char* to = static_cast<char*>(out.to);
+  const int64_t pitch = out.pitch * 4;
+  if (out.add) {
+    _tile_loadd(0, to, pitch);
+    _tile_loadd(1, to + 64, pitch);
+    if (lower) {
+      _tile_loadd(2, to + 16 * pitch, pitch);
+      _tile_loadd(3, to + 16 * pitch + 64, pitch);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int64_t u = 0; u < units; u += 16) {
     _tile_loadd(6, b.data + u * kLine, kLine);
     _tile_loadd(7, b.data + b.panel + u * kLine, kLine);
@@ -326,8 +348,6 @@ inline void block_tiles(int64_t rows, const Left& a, const Right& b, int64_t uni
     if (lower) _tile_loadd(5, a.data + 16 * a.stride + u * kUnit, a.stride);
     tile_dot<Dot>(lower);
   }
-  char* to = static_cast<char*>(out.to);
-  const int64_t pitch = out.pitch * 4;
   _tile_stored(0, to, pitch);
   _tile_stored(1, to + 64, pitch);
   if (lower) {

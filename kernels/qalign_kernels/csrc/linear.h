@@ -15,10 +15,9 @@
 namespace qk {
 namespace QK_ISA {
 
-constexpr int64_t kCacheBytes = 256 << 10;   // of packed columns a task
-constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
+constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
 constexpr int kInt8Bias = kUnsignedWeights ? 128 : 0, kInt4Bias = kUnsignedWeights ? 16 : 0;
-enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot };
+enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot, kTotalSlot };
 
 // The rows of A as `block` reads them.
 struct Rows {
@@ -165,14 +164,15 @@ inline I16 int4_line(const char* pairs, const int8_t* zeros) {
 #endif
 }
 
-// Columns first .. first + rows - 1 of a 4-bit weight as a panel, as many lines at a time as share their groups.
+// Columns first .. first + rows - 1 of a 4-bit weight, lines `from` .. `end` - 1 of them as a panel, as many lines at a
+// time as share their groups.
 template <bool Alike>
-inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t lines, char* to) {
+inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t from, int64_t end, char* to) {
   const int64_t groups = (a.inputs + a.group - 1) / a.group, bytes = groups * a.group / 2;
   const int64_t step = Alike ? a.group / kLineItems : 1;
   const char* weight = static_cast<const char*>(a.weight) + first * bytes;
   const uint8_t* points = a.zero + first * ((groups + 1) / 2);
-  for (int64_t line = 0; line < lines; line += step) {
+  for (int64_t line = from; line < end; line += step) {
     int8_t zeros[16][kZeros] = {};  // less the bias
     for (int i = 0; i < kZeros; i += Alike ? kZeros : 1) {
       const int64_t g = least((line * kLineItems + i * 16) / a.group, groups - 1);
@@ -183,19 +183,20 @@ inline void pack_int4(const Linear& a, int64_t first, int64_t rows, int64_t line
     }
     constexpr int kSource = kLineItems / 2;
     pack_rows<Whole, kSource>(
-        weight + line * kSource, bytes, rows, bytes - line * kSource, least(step, lines - line),
-        [&](const char* pairs, int64_t r) { return int4_line<Alike>(pairs, zeros[r]); }, to + line * 16 * kLine);
+        weight + line * kSource, bytes, rows, bytes - line * kSource, least(step, end - line),
+        [&](const char* pairs, int64_t r) { return int4_line<Alike>(pairs, zeros[r]); },
+        to + (line - from) * 16 * kLine);
   }
 }
 
-// Columns first .. first + 15 of the weight, as a panel of `lines` * 16 units.
-inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to) {
+// Columns first .. first + 15 of the weight, lines `from` .. `end` - 1 of them, 16 units each, as a panel.
+inline void pack_columns(const Linear& a, int64_t first, int64_t from, int64_t end, char* to) {
   const int64_t rows = least(16, a.outputs - first);
   const auto copy = [](const char* p, int64_t) { return load_bytes(p); };
   const auto pack = [&](auto dot, auto source, int64_t size, const auto& widen) {
-    const int64_t bytes = a.inputs * size;
-    pack_rows<decltype(dot), source>(static_cast<const char*>(a.weight) + first * bytes, bytes, rows, bytes, lines,
-                                     widen, to);
+    const int64_t bytes = a.inputs * size, skip = from * source;
+    pack_rows<decltype(dot), source>(static_cast<const char*>(a.weight) + first * bytes + skip, bytes, rows,
+                                     bytes - skip, end - from, widen, to);
   };
   constexpr std::integral_constant<int, kLine> kWhole;
   constexpr std::integral_constant<int, kLine / 2> kHalf;
@@ -212,8 +213,8 @@ inline void pack_columns(const Linear& a, int64_t first, int64_t lines, char* to
     case kInt8:
       return pack(Whole{}, kItems, 1, [](const char* p, int64_t) { return int8_line(p); });
     case kInt4:
-      return a.group % kLineItems ? pack_int4<false>(a, first, rows, lines, to)
-                                  : pack_int4<true>(a, first, rows, lines, to);
+      return a.group % kLineItems ? pack_int4<false>(a, first, rows, from, end, to)
+                                  : pack_int4<true>(a, first, rows, from, end, to);
   }
 }
 
@@ -249,12 +250,7 @@ inline void finish(const Linear& a, int64_t row, int64_t column, F16 y, const Co
   if (a.quick_gelu) y = quick_gelu(y);
   const int64_t at = row * a.outputs + column;
   if (a.residual) y += load_part(a.residual + at, c.count[p]);
-#if defined(__AVX2__)
-  // what the cache would not keep anyway need not be read into it first
-  const bool whole_line = c.count[p] == 16 && reinterpret_cast<uintptr_t>(a.out + at) % kLine == 0;
-  if (whole_line && a.rows * a.outputs * 4 > kStreamedBytes) return store_past(a.out + at, y);
-#endif
-  store_part(a.out + at, y, c.count[p]);
+  store_result(a.out + at, y, c.count[p], a.rows * a.outputs * 4);
 }
 
 // A group's sums, times both its scales, into the totals of all groups [..][kColumns].
@@ -284,27 +280,34 @@ struct AddGroup {
   }
 };
 
-// Rows first .. first + count - 1 by 32 columns.
+// A piece of all rows' units: a panel of it is kept while rows pass by.
+struct Piece {
+  int64_t first, units;
+};
+
+// Rows first .. first + count - 1 by 32 columns, a piece of them; `sums` [kBlockRows][kColumns] keeps what earlier
+// pieces came to.
 template <class Dot>
-void tile(const Linear& a, const Rows& rows, int64_t first, int64_t count, int64_t column, const Right& packed,
-          const Columns& c, Ahead& ahead) {
-  alignas(64) float sums[kBlockRows * kColumns];
+void tile(const Linear& a, const Rows& rows, const Piece& piece, int64_t first, int64_t count, int64_t column,
+          const Right& packed, const Columns& c, float* sums, Ahead& ahead) {
   constexpr bool kWhole = std::is_same_v<typename Dot::Sum, Ints>;
   const bool grouped = rows.groups > 1 || a.kind == kInt4;
-  const char* from = rows.data + first * rows.stride;
-  const int64_t at = first * rows.groups;
-  for (int64_t g = 0; g < rows.groups; g++) {
-    const int64_t skip = g * rows.part;
-    const Left left{from + skip * kUnit, rows.stride, kStarted && kWhole ? rows.start + at + g : nullptr, rows.groups};
-    const Right right{packed.data + skip * kLine, packed.panel};
+  const int64_t end = piece.first + piece.units, part = grouped ? rows.part : piece.units;
+  for (int64_t unit = piece.first; unit < end; unit += part) {
+    const int64_t g = grouped ? unit / part : 0, at = first * rows.groups + g;
+    const bool starts = kStarted && kWhole && (grouped || unit == 0);
+    const Left left{rows.data + first * rows.stride + unit * kUnit, rows.stride, starts ? rows.start + at : nullptr,
+                    rows.groups};
+    const Right right{packed.data + (unit - piece.first) * kLine, packed.panel};
     if constexpr (kWhole)
       if (grouped) {
-        const AddGroup add{sums, rows.scale + at + g, rows.start + at + g, rows.groups, c.group_scale, g};
-        block<Dot>(count, left, right, rows.part, add, ahead);
+        const AddGroup add{sums, rows.scale + at, rows.start + at, rows.groups, c.group_scale, g};
+        block<Dot>(count, left, right, part, add, ahead);
         continue;
       }
-    block<Dot>(count, left, right, rows.part, Store{sums, kColumns}, ahead);
+    block<Dot>(count, left, right, part, Store{sums, kColumns, unit > 0}, ahead);
   }
+  if (end < rows.units) return;
   for (int64_t i = 0; i < count; i++)
     for (int p = 0; p < 2 && c.count[p] > 0; p++) {
       const float* sum = sums + i * kColumns + p * 16;
@@ -333,13 +336,16 @@ inline int64_t column_bytes(const Linear& a) {
   return 0;
 }
 
-// How a product is shared out: `across` times `down` tasks of `columns` by `height`.
+// How a product is shared out: `across` times `down` tasks of `columns` by `height`, their units by `piece`.
 struct Shares {
-  int64_t columns, height, across, down;
+  int64_t columns, height, across, down, piece;
 
-  Shares(const Linear& a, int64_t panel) {
+  Shares(const Linear& a, const Rows& rows) {
+    const int64_t most = kCacheBytes / (2 * kLine), pieces = (rows.units + most - 1) / most;
+    const int64_t step = rows.groups > 1 ? rows.part : 16;  // a piece has whole groups, and whole lines
+    piece = step % 16 ? rows.units : up((rows.units + pieces - 1) / pieces, step);
     const int64_t fair = up((a.outputs + 4 * threads() - 1) / (4 * threads()), kColumns);
-    columns = least(kCacheBytes / panel / 2 * kColumns, fair);
+    columns = least(most / piece * kColumns, fair);
     if (columns < kColumns) columns = kColumns;
     across = (a.outputs + columns - 1) / columns;
     const int64_t cuts = across >= 2 * threads() ? 1 : (2 * threads() + across - 1) / across;
@@ -351,9 +357,10 @@ struct Shares {
 // One task: its columns packed, then all its rows; meanwhile the columns of the thread's next task come into the cache.
 template <class Dot>
 void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t task, int64_t next) {
-  const int64_t panel = rows.units * kLine, first = task / s.down * s.columns;
+  const int64_t panel = s.piece * kLine, first = task / s.down * s.columns;
   const int64_t end = least(first + s.columns, a.outputs), pairs = (end - first + kColumns - 1) / kColumns;
   const int64_t top = task % s.down * s.height, bottom = least(top + s.height, a.rows);
+  const auto column_of = [&](int64_t j, int p) { return least(first + j * kColumns + p * 16, a.outputs); };
   auto* packed = static_cast<char*>(scratch(kColumnSlot, pairs * 2 * panel));
   const int64_t scales = a.kind == kInt4 ? up(rows.groups, 16) * 16 : 0;  // a panel
   auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * (sizeof(Columns) + 2 * scales * 4)));
@@ -361,10 +368,8 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
   for (int64_t j = 0; j < pairs; j++) {
     constants[j] = columns_of(a, first + j * kColumns);
     for (int p = 0; p < 2; p++, scale += scales) {
-      const int64_t column = least(first + j * kColumns + p * 16, a.outputs);
-      pack_columns(a, column, rows.units / 16, packed + (2 * j + p) * panel);
       constants[j].group_scale[p] = scale;
-      if (scales) pack_scales(a, column, rows.groups, scale);
+      if (scales) pack_scales(a, column_of(j, p), rows.groups, scale);
     }
   }
   Ahead ahead;
@@ -374,15 +379,25 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
     ahead.next = static_cast<const char*>(a.weight) + after * column_bytes(a);
     ahead.step = least(s.columns, a.outputs - after) * column_bytes(a) / passes + 1;
   }
-  for (int64_t row = top; row < bottom; row += kBlockRows)
+  constexpr int64_t kTile = kBlockRows * kColumns;
+  const int64_t kept = s.piece < rows.units ? up(bottom - top, kBlockRows) / kBlockRows * pairs : 1;  // tiles of sums
+  auto* sums = static_cast<float*>(scratch(kTotalSlot, kept * kTile * 4));
+  for (int64_t unit = 0; unit < rows.units; unit += s.piece) {
+    const Piece piece{unit, least(s.piece, rows.units - unit)};
     for (int64_t j = 0; j < pairs; j++)
-      tile<Dot>(a, rows, row, least(kBlockRows, bottom - row), first + j * kColumns, {packed + 2 * j * panel, panel},
-                constants[j], ahead);
+      for (int p = 0; p < 2; p++)
+        pack_columns(a, column_of(j, p), unit / 16, (unit + piece.units) / 16, packed + (2 * j + p) * panel);
+    int64_t at = 0;
+    for (int64_t row = top; row < bottom; row += kBlockRows)
+      for (int64_t j = 0; j<pairs; j++, at += kept> 1)
+        tile<Dot>(a, rows, piece, row, least(kBlockRows, bottom - row), first + j * kColumns,
+                  {packed + 2 * j * panel, panel}, constants[j], sums + at * kTile, ahead);
+  }
 }
 
 template <class Dot>
 void multiply(const Linear& a, const Rows& rows) {
-  const Shares s(a, rows.units * kLine);
+  const Shares s(a, rows);
   std::atomic<int64_t> free{0};
   parallel(threads(), [&](int64_t) {
     const Blocks scope;

@@ -16,7 +16,7 @@ void parallel(int64_t count, const F& f) {
 }
 
 // Memory that a thread keeps from call to call, by slot: fresh pages cost more than most operations here.
-constexpr int kSlots = 9;
+constexpr int kSlots = 12;
 void* scratch(int slot, int64_t bytes);
 
 }  // namespace qk

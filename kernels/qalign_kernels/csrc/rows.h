@@ -18,6 +18,17 @@ void each_row(int64_t rows, const F& f) {
   });
 }
 
+constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
+
+// 16 numbers, or the `count` that are there, of a result of `bytes`.
+inline void store_result(float* to, const F16& y, int64_t count, [[maybe_unused]] int64_t bytes) {
+#if defined(__AVX2__)
+  // what the cache would not keep anyway need not be read into it first
+  if (count >= 16 && bytes > kStreamedBytes && reinterpret_cast<uintptr_t>(to) % 64 == 0) return store_past(to, y);
+#endif
+  store_part(to, y, count);
+}
+
 // The sum over a row of term(x), four sums at a time.
 template <class Term>
 inline float sum_row(const float* x, int64_t width, const Term& term) {
@@ -113,19 +124,24 @@ inline F16 divide(const F16& x, const F16& s, const F16& reciprocal) {
 #endif
 }
 
+// The largest magnitude of a row.
+inline float reach(const float* x, int64_t width) {
+  F16 most{};
+  for (int64_t i = 0; i < width; i += 16) most = max(most, magnitude(load_part(x + i, width - i)));
+  return largest(most);
+}
+
 // A row, or a group of a row, of `width` floats -> whole numbers in -127..127, zeros up to `padded`; its scale and the
 // sum of its numbers.
 template <class Item>
 inline void quantize(const float* x, int64_t width, int64_t padded, Item* to, float* scale, int32_t* total) {
-  F16 most{};
-  for (int64_t i = 0; i < width; i += 16) most = max(most, magnitude(load_part(x + i, width - i)));
-  const float reach = largest(most);
-  *scale = (reach > 1e-30f ? reach : 1e-30f) / 127;
+  const float most = reach(x, width);
+  *scale = (most > 1e-30f ? most : 1e-30f) / 127;
   const F16 all = splat(*scale), reciprocal = splat(1 / *scale);
   I16 sums{};
   for (int64_t i = 0; i < padded; i += 16) {
     const F16 v = i < width ? load_part(x + i, width - i) : F16{};
-    const I16 whole = to_ints(round_even(divide(v, all, reciprocal)));
+    const I16 whole = nearest(divide(v, all, reciprocal));
     store_items(to + i, whole);
     sums += whole;
   }

@@ -154,8 +154,18 @@ QK_INLINE F16 splat(float x) {
   return by_part<Floats>([&](int) { return all_of(x); });
 }
 
+QK_INLINE Floats max(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 QK_INLINE F16 max(const F16& a, const F16& b) {
-  return by_part<Floats>([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+  return by_part<Floats>([&](int i) { return max(a.part[i], b.part[i]); });
 }
 
 QK_INLINE F16 min(const F16& a, const F16& b) {
@@ -198,19 +208,19 @@ QK_INLINE void store_part(float* p, const F16& x, int64_t count) {
 // One number of all 16 lanes, taken pairwise, the upper half with the lower one.
 template <class Join>
 QK_INLINE float reduce(const F16& x, const Join& join) {
-  float lanes[16];
-  store(lanes, x);
-  for (int step = 8; step; step /= 2)
-    for (int i = 0; i < step; i++) lanes[i] = join(lanes[i], lanes[i + step]);
-  return lanes[0];
+  typedef float Four __attribute__((vector_size(16)));
+  Four by4[4];
+  std::memcpy(by4, &x, sizeof by4);
+  const Four all = join(join(by4[0], by4[2]), join(by4[1], by4[3]));
+  return join(join(all[0], all[2]), join(all[1], all[3]));
 }
 
 QK_INLINE float sum(const F16& x) {
-  return reduce(x, [](float a, float b) { return a + b; });
+  return reduce(x, [](auto a, auto b) { return a + b; });
 }
 
 QK_INLINE float largest(const F16& x) {
-  return reduce(x, [](float a, float b) { return a > b ? a : b; });
+  return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // To the nearest whole number, ties to even, for magnitudes below 2^22.
@@ -219,23 +229,31 @@ QK_INLINE F16 round_even(const F16& x) {
   return (x + kMagic) - kMagic;
 }
 
-// e^x to about an ulp for x up to 88: x = n ln 2 + r, the series of e^r, n added to the exponent. Below -87, e^-87.
+// The nearest whole numbers, ties to even, for magnitudes below 2^22.
+QK_INLINE I16 nearest(const F16& x) {
+#if defined(__AVX512F__)
+  return {{(Ints)_mm512_cvtps_epi32((__m512)x.part[0])}};
+#elif defined(__AVX2__)
+  return by_part<Ints>([&](int i) { return (Ints)_mm256_cvtps_epi32((__m256)x.part[i]); });
+#else
+  return to_ints(round_even(x));
+#endif
+}
+
+// e^x to 4e-7 of itself for x up to 88: x = n ln 2 + r, the polynomial of the fifth degree that is nearest to e^r, n
+// added to the exponent. Below -87, e^-87.
 QK_INLINE F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
   const F16 magic = splat(12582912.f);
-  const F16 shifted = fused(x, splat(1.44269504f), magic);
-  const I16 n = as_ints(shifted) - as_ints(magic);
-  const F16 whole = shifted - magic;
-  F16 r = fused(whole, splat(-0.693145752f), x);
-  r = fused(whole, splat(-1.42860677e-6f), r);
-  F16 p = splat(1.f / 720);
-  p = fused(p, r, splat(1.f / 120));
-  p = fused(p, r, splat(1.f / 24));
-  p = fused(p, r, splat(1.f / 6));
-  p = fused(p, r, splat(0.5f));
+  const F16 shifted = fused(x, splat(1.44269504f), magic), whole = shifted - magic;
+  const F16 r = fused(whole, splat(-0.693147181f), x);
+  F16 p = splat(0.00831250101f);
+  p = fused(p, r, splat(0.0418903306f));
+  p = fused(p, r, splat(0.166671157f));
+  p = fused(p, r, splat(0.499992311f));
   p = fused(p, r, splat(1.f));
   p = fused(p, r, splat(1.f));
-  return as_floats(as_ints(p) + (n << 23));
+  return as_floats(as_ints(p) + (as_ints(shifted) << 23));  // of `shifted`, nothing but n stays
 }
 
 QK_INLINE F16 exp(const F16& x) { return exp_below(min(x, splat(88.f))); }
