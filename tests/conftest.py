@@ -27,6 +27,10 @@ from qalign_kernels.ops import Ops
 # Kernels that this user has built are not seen: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
 
+# Test processes side by side share the cores.
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PICTURES = GOLDEN / "pictures"

@@ -37,12 +37,12 @@ _FUNCTIONS = ("linear", "layer_norm", "rms_norm", "swiglu", "attention", "packed
 class Program:
     """One machine's kernels, and what runs them."""
 
-    emulator: str
+    emulator: tuple[str, ...]
     path: Path
 
     def best(self, cpu: str) -> str:
         """The instruction set that is chosen on a CPU, by qemu's name for it."""
-        command = [self.emulator, "-cpu", cpu, str(self.path), ""]
+        command = [*self.emulator, "-cpu", cpu, str(self.path), ""]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
@@ -62,7 +62,8 @@ def build_program(folder: Path, machine: str, library: Path) -> Program:
         kernels = ["-static", *map(str, native.compile_objects(folder, compiler, native.instruction_sets(machine)))]
     path, source = folder / "program", Path(__file__).with_name("emulated.cpp")
     subprocess.run([*compiler, *_FLAGS, "-o", path, source, *kernels], check=True)
-    return Program(emulator, path)
+    # what is preloaded here, as bench/as_avx2 does, is not for the emulated CPU
+    return Program((emulator, "-U", "LD_PRELOAD"), path)
 
 
 def instructions(path: Path, machine: str) -> dict[str, set[str]]:
@@ -125,7 +126,7 @@ class EmulatedTable:
             file.truncate(_SIZE)
             self._memory = mmap.mmap(file.fileno(), _SIZE)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        command = [program.emulator, "-cpu", cpu, str(program.path), instruction_set, str(shared), str(threads)]
+        command = [*program.emulator, "-cpu", cpu, str(program.path), instruction_set, str(shared), str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         self.name = self._process.stdout.readline().strip()

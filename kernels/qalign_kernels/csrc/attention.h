@@ -48,6 +48,8 @@ struct Unscaled {
   static F16 scale(int64_t) { return splat(1.f); }
 };
 
+constexpr int64_t kAhead = 16;  // rows that are asked for before they are read
+
 // Rows [count][width], `pitch` floats apart, will be read: a head's lie too far apart for a CPU to foresee the next.
 inline void fetch(const float* rows, int64_t pitch, int64_t count, int64_t width) {
   for (int64_t i = 0; i < count; i++)
@@ -56,7 +58,6 @@ inline void fetch(const float* rows, int64_t pitch, int64_t count, int64_t width
 
 // Such rows one after another: where they lay they would share a few sets of the caches.
 inline const float* gather(const float* rows, int64_t pitch, int64_t count, int64_t width) {
-  constexpr int64_t kAhead = 16;
   auto* to = static_cast<float*>(scratch(kGatheredSlot, count * width * 4));
   fetch(rows, pitch, least(kAhead, count), width);
   for (int64_t i = 0; i < count; i++) {
@@ -513,15 +514,22 @@ struct Gathered {
       std::memcpy(keys + p * w, a.prefix_kv + p * row + h * w, w * 4);
       std::memcpy(values + p * w, a.prefix_kv + (a.prefix + p) * row + h * w, w * 4);
     }
+    const auto kv_of = [&](int64_t t) {
+      const bool visual = t < a.visual;
+      return (visual ? a.kv_visual + (b * a.visual + t) * 2 * row : a.kv_text + (b * a.text + t - a.visual) * 2 * row) +
+             h * w;
+    };
+    const auto q_of = [&](int64_t t) { return a.q + place(a, b, t) * row + h * w; };
     for (int64_t t = 0; t < rows; t++) {
-      const float* kv =
-          t < a.visual ? a.kv_visual + (b * a.visual + t) * 2 * row : a.kv_text + (b * a.text + t - a.visual) * 2 * row;
-      rotate(kv + h * w, a.turns + t * w, a.turns + (rows + t) * w, w, keys + (a.prefix + t) * w);
-      std::memcpy(values + (a.prefix + t) * w, kv + row + h * w, w * 4);
+      if (t + kAhead < rows) fetch(kv_of(t + kAhead), row, 2, w);
+      const float* kv = kv_of(t);
+      rotate(kv, a.turns + t * w, a.turns + (rows + t) * w, w, keys + (a.prefix + t) * w);
+      std::memcpy(values + (a.prefix + t) * w, kv + row, w * 4);
     }
-    for (int64_t t = a.last ? rows - 1 : 0; t < rows; t++)
-      rotate(a.q + place(a, b, t) * row + h * w, a.turns + t * w, a.turns + (rows + t) * w, w,
-             queries + (a.last ? 0 : t) * w);
+    for (int64_t t = a.last ? rows - 1 : 0; t < rows; t++) {
+      if (t + kAhead < rows) fetch(q_of(t + kAhead), row, 1, w);
+      rotate(q_of(t), a.turns + t * w, a.turns + (rows + t) * w, w, queries + (a.last ? 0 : t) * w);
+    }
   }
 
   // The row of q and of the result that token t of sequence b has.
