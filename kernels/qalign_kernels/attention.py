@@ -3,8 +3,8 @@
     context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
 
 A fast form agrees to 1e-5 of the values' largest magnitude. On AMX a number is the sum of two bfloat16, which agrees to
-1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact. There queries, keys, values and the weights of values are
-rounded: on AMX to bfloat16, which costs up to 4e-3, and with AVX512-VNNI or AVX-VNNI to whole numbers of 12 to 15 bits,
+1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact: their queries, keys, values and weights of values are
+rounded, on AMX to bfloat16, which costs up to 4e-3, and with AVX512-VNNI or AVX-VNNI to whole numbers of 12 to 15 bits,
 which costs up to 1e-3.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
