@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
@@ -83,9 +84,12 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ kernels, built once a run."""
+    """The C++ kernels, built once a run, by the first of its processes that asks."""
+    folder = tmp_path_factory.getbasetemp() / (".." if processes else ".")
     try:
-        return native.build(tmp_path_factory.mktemp("kernels") / "kernels.so")
+        with (folder / "kernels.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return native.build(folder.resolve() / "kernels.so")
     except native.BuildError as error:
         if "cannot be run" not in str(error):
             raise
