@@ -11,7 +11,7 @@ demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table
 
 test: $(DEV)/.installed
-	$(DEV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(DEV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .

@@ -38,6 +38,13 @@ PICTURES = GOLDEN / "pictures"
 FOLDERS = ("narrow-112", "narrow-448", "outlier-112")
 
 
+LONG = ("test_mini", "test_triton", "test_native")  # minutes each: they begin, so that the last process ends early
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @dataclass(frozen=True)
 class Golden:
     """One model folder: upstream's checkpoint and the numbers upstream's code gave."""
