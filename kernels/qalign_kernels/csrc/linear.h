@@ -259,14 +259,14 @@ struct AddGroup {
   const float* scale;  // of the rows, `groups` apart
   const int32_t* start;
   int64_t groups;
-  const float* const* column_scale;  // of 16 columns each
-  int64_t group;
+  bool is_first;
+  F16 column_scale[2];
 
   void operator()(int64_t row, int64_t column, Ints sum) const {
     if (kUnsignedWeights && !kStarted) sum += start[row * groups];
     float* to = totals + row * kColumns + column;
-    const Floats both = load_floats(column_scale[column / 16] + group * 16 + column % 16) * scale[row * groups];
-    const Floats y = fused(__builtin_convertvector(sum, Floats), both, group ? load_floats(to) : Floats{});
+    const Floats both = column_scale[column / 16].part[column % 16 / (kVector / 4)] * scale[row * groups];
+    const Floats y = fused(__builtin_convertvector(sum, Floats), both, is_first ? Floats{} : load_floats(to));
     std::memcpy(to, &y, sizeof y);
   }
 
@@ -275,8 +275,8 @@ struct AddGroup {
             scale + row * groups,
             start + row * groups,
             groups,
-            column_scale + column / 16,
-            group};
+            is_first,
+            {column_scale[column / 16], column_scale[1]}};
   }
 };
 
@@ -292,20 +292,20 @@ void tile(const Linear& a, const Rows& rows, const Piece& piece, int64_t first, 
           const Right& packed, const Columns& c, float* sums, Ahead& ahead) {
   constexpr bool kWhole = std::is_same_v<typename Dot::Sum, Ints>;
   const bool grouped = rows.groups > 1 || a.kind == kInt4;
-  const int64_t end = piece.first + piece.units, part = grouped ? rows.part : piece.units;
-  for (int64_t unit = piece.first; unit < end; unit += part) {
-    const int64_t g = grouped ? unit / part : 0, at = first * rows.groups + g;
-    const bool starts = kStarted && kWhole && (grouped || unit == 0);
-    const Left left{rows.data + first * rows.stride + unit * kUnit, rows.stride, starts ? rows.start + at : nullptr,
-                    rows.groups};
-    const Right right{packed.data + (unit - piece.first) * kLine, packed.panel};
-    if constexpr (kWhole)
-      if (grouped) {
-        const AddGroup add{sums, rows.scale + at, rows.start + at, rows.groups, c.group_scale, g};
-        block<Dot>(count, left, right, part, add, ahead);
-        continue;
-      }
-    block<Dot>(count, left, right, part, Store{sums, kColumns, unit > 0}, ahead);
+  const int64_t end = piece.first + piece.units;
+  const char* from = rows.data + first * rows.stride;
+  if constexpr (kWhole)
+    for (int64_t unit = piece.first, g = unit / rows.part; grouped && unit < end; unit += rows.part, g++) {
+      const int64_t at = first * rows.groups + g;
+      const Left left{from + unit * kUnit, rows.stride, kStarted ? rows.start + at : nullptr, rows.groups};
+      const F16 scale[2] = {load(c.group_scale[0] + g * 16), load(c.group_scale[1] + g * 16)};
+      const AddGroup add{sums, rows.scale + at, rows.start + at, rows.groups, g == 0, {scale[0], scale[1]}};
+      block<Dot>(count, left, {packed.data + (unit - piece.first) * kLine, packed.panel}, rows.part, add, ahead);
+    }
+  if (!grouped) {
+    const int32_t* start = kStarted && kWhole && piece.first == 0 ? rows.start + first : nullptr;
+    const Left left{from + piece.first * kUnit, rows.stride, start, 1};
+    block<Dot>(count, left, packed, piece.units, Store{sums, kColumns, piece.first > 0}, ahead);
   }
   if (end < rows.units) return;
   for (int64_t i = 0; i < count; i++)
