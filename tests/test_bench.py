@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -375,6 +375,12 @@ def test_the_peak_is_the_fastest_product_found_once(monkeypatch: pytest.MonkeyPa
     speeds["fast"] = 450.0  # the machine is slower now
     assert limit.peak("int8")["gops"] == pytest.approx(450)
     assert clocked.timed == [("fast", max(large))]
+
+
+def test_a_peak_is_its_median_over_the_rounds() -> None:
+    match = speed._Match(session(scenario="latency"), 1, 3, 1, ExitStack())
+    match._peaks["int8"] = [{"gops": gops} for gops in (900.0, 600.0, 650.0)]
+    assert match.peaks == {"int8": {"gops": 650.0}}
 
 
 def test_no_run_for_a_peak_is_known_to_take_longer_than_half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ LINEARS = [
     (77, 1024, 40),  # one picture's decoder rows; columns that fill no panel
     (1025, 64, 70),  # one picture's vision rows
     (13, 11008, 32),  # the longest sum
+    (35, 11008, 40),  # the same by pieces where few rows alone go another way, in several tiles
     (5, 588, 33),  # a patch: not a whole line of units
     (33, 31, 5),  # less than a line, an odd number of inputs
     (40, 160, 64),  # a group that is not full

@@ -26,7 +26,7 @@ enum AttentionSlot {
 
 constexpr int kChunk = 256;          // keys at a time
 constexpr int kPitch = kChunk + 16;  // scores of a query; a power of two would share a few sets of the cache
-constexpr int kQueries = kBlockRows > 24 ? kBlockRows : 24 / kRows* kRows;  // at a time
+constexpr int kQueries = kBlockRows > 24 ? kBlockRows : (24 / kRows) * kRows;  // at a time
 
 // What ways to multiply have in common, where sums are the numbers themselves.
 struct Unscaled {
