@@ -70,6 +70,7 @@ PATCH_SHARE = 0.02  # of the rate: a filter has 3072 inputs that all move togeth
 
 
 def main() -> None:
+    """Trains, or goes on with what an earlier run left in the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
     parser.add_argument("--steps", type=int, default=2800)
@@ -139,8 +140,7 @@ def train_step(
     order = np.argsort(ratings, kind="stable")
     ratings = ratings[order]
     device = model.decoder.embed.device
-    halves = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # other CPUs are faster in float32
-    with torch.autocast(device.type, torch.bfloat16, enabled=halves):
+    with in_bfloat16(device):
         features = model.vision(torch.from_numpy(pixels[order]).to(device))
         severity = F.mse_loss(
             trained.severity(features.mean(1)).float(), torch.from_numpy(severities[order]).to(device)
@@ -170,14 +170,21 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
+def in_bfloat16(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device has them; other CPUs are faster in float32."""
+    has_them = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_them)
+
+
 def report(step: int, **figures: float) -> None:
+    """Prints a step's figures as a line of JSON."""
     print(json.dumps({"step": step + 1, **figures}), flush=True)
 
 
 def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
     """Loss and rank correlation on samples of photographs never trained on."""
     device = model.decoder.embed.device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.inference_mode(), in_bfloat16(device):
         parts = [torch.from_numpy(part).to(device) for part in np.array_split(pixels, 10)]
         logits = torch.cat([model.decode(model.encode(part), prompt("quality")) for part in parts]).cpu()
         loss = float(level_loss(logits, ratings))
@@ -212,6 +219,7 @@ def parameter_groups(trained: Trained) -> list[dict[str, object]]:
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes the state that `resume` goes on from, whole or not at all."""
     partial = path.with_suffix(".partial")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
     partial.rename(path)
