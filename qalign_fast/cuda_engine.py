@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from threading import Lock
 
 import numpy as np
@@ -25,7 +26,9 @@ from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
+from qalign_kernels.linear import Modal
 from qalign_kernels.ops import Ops
+from qalign_kernels.rows import Rows
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
 
@@ -37,6 +40,19 @@ class CudaModel(PackedModel):
         """`exact`: operations whose results are float32."""
         super().__init__(config, tensors, ops)
         self._exact = exact
+
+    def queries_keys_values(
+        self, name: str, normed: Tensor | Rows, split: int, asking: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """In one product where the three weights lie in one."""
+        if f"{name}qkv.weight" not in self.tensors:
+            return super().queries_keys_values(name, normed, split, asking)
+        stacked, width = self.weight(f"{name}qkv"), self.config.decoder.width
+        if asking == slice(None):
+            y = self.ops.modal_linear(normed, stacked, Modal(split, width))
+            return y[:, :width], y[:split, width:], y[split:, width:]
+        y = self.ops.modal_linear(normed, stacked.part(width, len(stacked.weight)), Modal(split, 0))
+        return self.linear(f"{name}q", normed[asking]), y[:split], y[split:]
 
     def logits(self, rows: Tensor) -> Tensor:
         gain = self.tensors["decoder.norm"]
@@ -172,13 +188,30 @@ def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dt
         for name, tensor in mapped.items()
         if name.endswith(".weight") and tensor.dtype in (torch.float16, torch.bfloat16)
     }
-    tensors = {}
+    tensors = _stacked(mapped, device)
     for name in list(mapped):
         dtype = between if _ROWS.fullmatch(name) else halves.get(name)  # cuBLAS adds a bias of the weight's type
         tensor = mapped.pop(name).to(device, dtype)
         # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
         # that come to them in 8 bits already have no room to be aligned.
         tensors[name] = align(Weight(name, tensor)).weight if name == "vision.patch.weight" else tensor
+    return tensors
+
+
+def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Each decoder layer's q, kv_visual and kv_text in int8, as one weight, qkv, and as its parts.
+
+    They leave `mapped`. One product reads them.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer in [name.removesuffix("q.weight") for name in mapped if re.fullmatch(r"decoder\..*\.q\.weight", name)]:
+        if mapped[f"{layer}q.weight"].dtype != torch.int8:
+            continue
+        for part in ("weight", "scale"):
+            names = [f"{layer}{one}.{part}" for one in ("q", "kv_visual", "kv_text")]
+            ends = list(accumulate(len(mapped[name]) for name in names))
+            stacked = tensors[f"{layer}qkv.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
+            tensors |= {name: stacked[first:end] for name, first, end in zip(names, [0, *ends], ends)}
     return tensors
 
 

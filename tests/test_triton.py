@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 from torch import Tensor
+from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -34,16 +35,26 @@ from qalign_fast.cuda_engine import CudaModel, to_device
 from qalign_fast.levels import score_of
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import prompt
-from qalign_kernels import activation, activation_triton, attention, attention_triton, norm, norm_triton, torch_product
+from qalign_kernels import (
+    activation,
+    activation_triton,
+    attention,
+    attention_triton,
+    norm,
+    norm_triton,
+    patches_triton,
+    torch_product,
+)
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import FP8, Weight, fake_rows, linear, pack_nibbles, quantize_rows
+from qalign_kernels.linear import FP8, Modal, Weight, fake_rows, linear, modal_linear, pack_nibbles, quantize_rows
 from qalign_kernels.linear_triton import align
 from qalign_kernels.linear_triton import linear as fast_linear
 from qalign_kernels.ops import PLAIN, Ops
+from qalign_kernels.patches import split_patches
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups
 from qalign_kernels.rows_triton import quantize_rows as fast_quantize_rows
-from qalign_kernels.tiles import Tile, tile_by_rule, tile_for
+from qalign_kernels.tiles import Shares, Tile, tile_by_rule, tile_for
 from qalign_kernels.triton_ops import TritonOps
 from qalign_kernels.triton_runtime import Device
 
@@ -158,7 +169,7 @@ def run_linear(x: Tensor | Rows, w: Weight, gelu: bool = False, residual: Tensor
     """The kernel's float32 result, of many tiles and steps even where x is small."""
     small = Tile(64 if len(x) > 100 else 16, 32, 32, 2, 4)
     epilogue = Epilogue(torch.float32, "quick_gelu" if gelu else None, on(residual))
-    return fast_linear(on(x), on(w), small._replace(**tile), epilogue)
+    return fast_linear(on(x), on(w), small._replace(**tile), epilogue, Shares.of(FACTS, DEVICE))
 
 
 @pytest.mark.parametrize("shape", WIDTHS)
@@ -359,6 +370,94 @@ def test_torchs_own_product_takes_last_rows_and_a_weight_aligned_to_more_inputs(
     close(own, ours.cpu(), 1e-6)
 
 
+@pytest.mark.parametrize("splits", [2, 3, 5])
+@pytest.mark.parametrize("shape", SHAPES[:4])
+@interpreted
+def test_parts_of_a_tile_add_up_to_the_same_bits(shape: tuple[int, int, int], splits: int) -> None:
+    m, k, n = shape
+    x, w, residual, shares = rand(m, k), int8_weight(k, n), torch.randn(m, n), Shares.of(FACTS, DEVICE)
+    whole = run_linear(x, w, True, residual)
+    tile, epilogue = (
+        Tile(64 if m > 100 else 16, 32, 32, 2, 4, splits),
+        Epilogue(torch.float32, "quick_gelu", on(residual)),
+    )
+    for _ in range(2):  # what one product leaves is what the next one finds
+        assert torch.equal(fast_linear(on(x), on(w), tile, epilogue, shares), whole)
+        assert not shares.sums.any()
+        assert not shares.arrived.any()
+
+
+@pytest.mark.parametrize(
+    "modal",
+    [
+        Modal(65, 96),  # one picture's rows: q of all, k and v of each modality
+        Modal(65, 0),  # the last layer's k and v
+        Modal(32, 64),  # tiles that end with both
+    ],
+)
+@pytest.mark.parametrize("splits", [1, 3])
+@interpreted
+def test_linears_of_each_modality_in_one_product(modal: Modal, splits: int) -> None:
+    x, w = rand(77, 128), int8_weight(128, modal.common + 2 * 72, bias=False)
+    tile = Tile(32, 32, 32, 2, 4, splits)
+    y = fast_linear(on(x), on(w), tile, Epilogue(torch.float32), Shares.of(FACTS, DEVICE), modal)
+    expected = modal_linear(x, w, modal)
+    assert expected.shape == (77, modal.common + 72)
+    close(y, expected, 1e-6)
+    apart = [
+        linear(x[: modal.split], w.part(modal.common, modal.common + 72)),
+        linear(x[modal.split :], w.part(modal.common + 72, modal.common + 144)),
+    ]
+    assert torch.equal(expected[:, modal.common :], torch.cat(apart))
+
+
+@pytest.mark.parametrize("dtype", [*BY_ROWS, torch.float16, torch.float32])
+@interpreted
+def test_patches_of_pixels_are_the_contracts(dtype: torch.dtype) -> None:
+    pixels = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8)
+    pixels[1, :14, :14] = 0  # a patch of zeros
+    rows, found = split_patches(pixels, 14).float(), patches_triton.split_patches(on(pixels), 14, 592, dtype)
+    assert found.shape == (2, 4, 592)
+    if isinstance(found, Rows):
+        same(found, quantize_rows(F.pad(rows, (0, 4)), dtype))
+    else:
+        assert torch.equal(found.cpu().float(), F.pad(rows, (0, 4)))
+
+
+@pytest.mark.skipif(not GPU or FACTS.capability != 90, reason="for sm_90")
+@pytest.mark.parametrize("tile", [Tile(128, 128, 128, 3, 4, hopper=True), Tile(256, 128, 128, 4, 8, hopper=True)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (77, 4096, 4096),  # a decoder's product of one picture: every tile is shared
+        (77, 11008, 4096),
+        (616, 4096, 4096),  # of eight
+        (1025, 1024, 3072),  # vision's
+        (8200, 1024, 1024),
+        (1024, 592, 1024),  # patches: the last step is 80 inputs
+        (300, 112, 72),  # less than one step, columns that fill no tile
+    ],
+)
+def test_hoppers_product_is_the_others_to_the_bit(shape: tuple[int, int, int], tile: Tile) -> None:
+    m, k, n = shape
+    x, w, residual, shares = rand(m, k), int8_weight(k, n), torch.randn(m, n).half(), Shares.of(FACTS, DEVICE)
+    rows = fast_quantize_rows(on(x))
+    for epilogue in (
+        Epilogue(torch.float16, "quick_gelu"),
+        Epilogue(torch.float32),
+        Epilogue(torch.float16, None, on(residual)),
+    ):
+        other = fast_linear(rows, on(w), Tile(64, 64, 128, 3, 4), epilogue)
+        for _ in range(5):
+            found = fast_linear(rows, on(w), tile, epilogue, shares)
+            assert torch.equal(found, other) if epilogue.activation is None else torch.allclose(found, other, rtol=1e-3)
+            assert not shares.sums.any()
+            assert not shares.arrived.any()
+    modal, stacked = Modal(m * 65 // 77, 0), on(int8_weight(k, 2 * n, bias=False))
+    close(fast_linear(rows, stacked, tile, Epilogue(torch.float32), shares, modal),
+          fast_linear(rows, stacked, Tile(64, 64, 128, 3, 4), Epilogue(torch.float32), None, modal).cpu(), 0)  # fmt: skip
+
+
 @interpreted
 def test_int8_sums_are_exact_at_their_largest() -> None:
     k = 11008  # the longest row: 127 * 127 * 11008 needs 28 bits, more than a float32 has
@@ -470,6 +569,10 @@ def test_packed_attention(sizes: tuple[int, ...], last: bool) -> None:
     found = attention_triton.packed_attention(on(q), *(on(x) for x in others), sizes[0])
     largest = max(others[0].abs().max(), others[2].abs().max())
     assert (found.cpu() - expected).abs().max() <= 1e-5 * largest
+    wide = on(torch.cat((q, q, q), dim=1))  # columns of a wider product
+    beside = torch.cat((others[0], others[0]), dim=1)[:, others[0].shape[1] :]
+    assert torch.equal(found, attention_triton.packed_attention(
+        wide[:, q.shape[1] : 2 * q.shape[1]], on(beside), *(on(x) for x in others[1:]), sizes[0]))  # fmt: skip
     halves = (on(x.half()) for x in others[:2])
     found = attention_triton.packed_attention(on(q.half()), *halves, on(others[2]), on(others[3]), sizes[0])
     assert (found.cpu() - expected).abs().max() <= 2e-3 * largest
@@ -520,6 +623,23 @@ class Apart(TritonOps):
     swiglu_for = Ops.swiglu_for
 
 
+@interpreted
+def test_the_engines_model_in_int8_is_the_packed_one_to_the_bit() -> None:
+    """q, k and v in one product."""
+    source, tensors = open_source(GOLDEN / "narrow-112"), {}
+    quality = prompt("quality")
+    packed = pack(source, Recipe("int8"), [quality], torch.empty(0), tensors.__setitem__)
+    pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:2]))
+    constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
+    ops = TritonOps(FACTS, torch.float32)
+    model = CudaModel(source.config, to_device(tensors, DEVICE, torch.float32), ops, ops)
+    assert "decoder.layers.0.qkv.weight" in model.tensors
+    expected = PackedModel(source.config, model.tensors, ops)  # which does not look at it
+    tokens = model.encode(pixels)
+    assert torch.equal(tokens, expected.encode(pixels))
+    assert torch.equal(model.decode(tokens, *constants), expected.decode(tokens, *constants))
+
+
 @pytest.mark.parametrize("precision", [form for form in FORMS if form != "int4"])
 @interpreted
 def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
@@ -541,7 +661,7 @@ def test_a_measured_tile_is_taken_before_the_rule() -> None:
     assert tile_for(device, "int8", 78, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the next measured M
     assert tile_for(device, "int8", 9999, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the largest
     for other in ((device, "int4", 77, 4096, 4096), (DEVICES[80], "int8", 77, 4096, 4096), (device, "int8", 77, 1, 1)):
-        assert tile_for(*other, table) == tile_by_rule(other[0], other[1], other[2], other[4])
+        assert tile_for(*other, table) == tile_by_rule(*other)
 
 
 def test_a_measured_line_without_a_tile_is_torchs_own_product_where_there_is_one() -> None:
@@ -554,7 +674,7 @@ def test_a_measured_line_without_a_tile_is_torchs_own_product_where_there_is_one
     for_all = {"90": {"int8": [[77, 4096, 4096]]}}
     assert tile_for(device, "int8", 77, 4096, 4096, for_all) is None
     few = tile_for(device, "int8", 16, 4096, 4096, for_all)  # _int_mm has more than 16 rows
-    assert few == tile_by_rule(device, "int8", 16, 4096)
+    assert few == tile_by_rule(device, "int8", 16, 4096, 4096)
     assert tile_for(device, "int8", 77, 4095, 4096, {"90": {"int8": [[77, 4095, 4096]]}}) is not None
 
 
@@ -577,7 +697,7 @@ def test_the_rule_takes_cublas_for_what_it_has(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
     tile = tile_for(DEVICES[capability], form, 77, 4096, 4096, {})
-    assert tile == (None if own else tile_by_rule(DEVICES[capability], form, 77, 4096))
+    assert tile == (None if own else tile_by_rule(DEVICES[capability], form, 77, 4096, 4096))
 
 
 @pytest.mark.parametrize(
@@ -602,9 +722,25 @@ def test_fp8_on_an_ada_gpu_is_torchs_own_since_it_keeps_to_the_stream(
 
 
 def test_the_rule_pads_little_and_occupies_the_device() -> None:
-    assert tile_by_rule(DEVICES[80], "int8", 1, 4096).rows == 16
-    assert tile_by_rule(DEVICES[80], "int8", 77, 4096).columns == 32  # 128 programs for 108 processors
-    assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096)[:2] == (128, 128)
+    assert tile_by_rule(DEVICES[80], "int8", 1, 4096, 4096).rows == 16
+    assert tile_by_rule(DEVICES[80], "int4", 77, 4096, 4096).columns == 32  # 128 programs for 108 processors
+    of_one = tile_by_rule(DEVICES[80], "int8", 77, 4096, 4096)
+    assert (of_one.columns, of_one.splits) == (128, 3)  # 96 programs
+    assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 4, 8)
+    assert tile_by_rule(DEVICES[80], "float16", 77, 4096, 4096).splits == 1  # whose sums another order would change
+
+
+def test_the_rule_takes_hoppers_own_product_where_there_is_one() -> None:
+    h100 = DEVICES[90]
+    assert tile_by_rule(h100, "int8", 77, 4096, 4096) == Tile(128, 128, 128, 3, 4, hopper=True)
+    assert tile_by_rule(h100, "int8", 64, 4096, 4096).rows == 64  # the last rows of a batch
+    assert tile_by_rule(h100, "int8", 77 * 64, 4096, 22016).rows == 256
+    assert (
+        tile_by_rule(h100, "int8", 1025 * 64, 1024, 4096).rows == 128
+    )  # a short loop: the other program covers its end
+    for other in ((h100, "int8", 16, 4096, 4096), (h100, "int8", 77, 4100, 4096), (DEVICES[89], "int8", 77, 4096, 4096),
+                  (h100, "float8_e4m3fn", 77, 4096, 4096)):  # fmt: skip
+        assert not tile_by_rule(*other).hopper
 
 
 @pytest.fixture(scope="module")
@@ -630,8 +766,9 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
     kernels = [kernel for kernel in compiled if kernel["capability"] == capability]
     for kernel in kernels:
         assert kernel["shared"] <= DEVICES[capability].shared, kernel
-        assert kernel["stack"] <= 16, kernel  # bytes a thread: four spilled registers
-        multiplies = kernel["kernel"] in ("_multiply", "_multiply_groups", "_attend")
+        hopper = kernel["kernel"] == "_multiply_hopper"
+        assert kernel["stack"] <= (0 if hopper else 16), kernel  # bytes a thread: four spilled registers
+        multiplies = hopper or kernel["kernel"] in ("_multiply", "_multiply_groups", "_attend")
         assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
         if not multiplies:
             assert kernel["registers"] <= 64, kernel  # half the threads a processor may hold, to keep memory busy
@@ -641,9 +778,20 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
             assert kernel["divisions"] == ["div.rn.f32"], kernel  # no approximation
     assert {kernel["kernel"] for kernel in kernels} == {
         "_layer_norm", "_rms_norm", "_swiglu", "_quantize_rows", "_quantize_groups", "_multiply", "_multiply_groups",
-        "_attend", "_finish_product",
+        "_attend", "_finish_product", "_split_patches", *(["_multiply_hopper"] if capability == 90 else []),
     }  # fmt: skip
     assert any("float8" in kernel["call"] for kernel in kernels) == (capability >= FP8_SINCE)
+
+
+def test_hoppers_product_is_never_waited_for_at_once(compiled: list[Kernel]) -> None:
+    """In the machine's own instructions: one product stays under way, and two programs of 4 warps fit a processor."""
+    kernels = [kernel for kernel in compiled if kernel["kernel"] == "_multiply_hopper"]
+    assert {kernel["warps"] for kernel in kernels} == {4, 8}
+    for kernel in kernels:
+        assert kernel["outstanding"] == ["0x0", "0x1"], kernel  # 0x0: a tile's last
+        held = 2 if kernel["warps"] == 4 else 1
+        assert held * 32 * kernel["warps"] * (-(-kernel["registers"] // 8) * 8) <= 65536, kernel
+        assert held * (kernel["shared"] + 1024) <= 228 * 1024, kernel
 
 
 @pytest.mark.parametrize("capability", DEVICES)
@@ -658,7 +806,8 @@ def test_products_run_on_tensor_cores(capability: int, compiled: list[Kernel]) -
     assert len(products) > 10
     for kernel in products:
         instructions = " ".join(kernel["products"])
-        warp_groups = capability == 90 and ", 1 rows" not in kernel["call"]  # they multiply 64 rows at least
+        few = kernel["call"].endswith((", 1 rows", ", 16 rows"))
+        warp_groups = capability == 90 and not few  # they multiply 64 rows at least
         expected = ".f32.f16.f16" if "float16" in kernel["call"] else "s32.s8.s8"
         if "float8" in kernel["call"]:  # of fewer rows the compiler makes float16 on sm_90, which holds all of fp8
             expected = ".f32.e4m3.e4m3" if capability == 89 or warp_groups else ".f32.f16.f16"

@@ -23,10 +23,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import LARGEST, Weight
+from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_triton import align, form_of, linear
 from qalign_kernels.ops import Activation
-from qalign_kernels.tiles import tile_by_rule
+from qalign_kernels.rows import Rows
+from qalign_kernels.tiles import Shares, Tile, tile_by_rule
 from qalign_kernels.triton_ops import TritonOps
 from qalign_kernels.triton_runtime import Device
 
@@ -94,8 +95,14 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
+        "outstanding": sorted(set(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", disassembled(cubin)))),
         "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }
+
+
+def disassembled(cubin: Path) -> str:
+    command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -120,8 +127,18 @@ def tiled(
     device: Device, x: Tensor, w: Weight, activation: Activation = None, residual: Tensor | None = None
 ) -> Tensor:
     """By our tiles, whatever torch has."""
-    tile = tile_by_rule(device, form_of(w), len(x), len(w.weight))
-    return linear(x, w, tile, Epilogue(torch.float16, activation, residual))
+    tile = tile_by_rule(device, form_of(w), len(x), w.weight.shape[1] if w.zero is None else 1, len(w.weight))
+    shares = Shares.of(device, torch.device("meta"))
+    return linear(x, w, tile, Epilogue(torch.float16, activation, residual), shares)
+
+
+def ints(m: int, k: int) -> Rows:
+    return Rows(empty(m, k, dtype=torch.int8), floats(m, 1))
+
+
+def other(device: Device, tile: Tile) -> Tensor:
+    shares = Shares.of(device, torch.device("meta"))
+    return linear(ints(tile.rows, 4096), weight("int8", 4096, 4096), tile, Epilogue(torch.float16), shares)
 
 
 def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -156,6 +173,16 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
     for form in (form for form in forms if form in ("int8", "float8_e4m3fn")):  # steps that are not all whole
         patch = weight(form, 588, 1024, bias=True)
         yield f"patch {form}", lambda w=patch: tiled(device, floats(many, 588), w)
+    qkv = weight("int8", 4096, 20480)
+    for batch in (1, BATCH):
+        yield f"qkv of {batch}", lambda b=batch: ops.modal_linear(ints(77 * b, 4096), qkv, Modal(65 * b, 4096))
+    if device.capability == 90:  # what is left where Hopper's own product refuses
+        for tile in (Tile(128, 128, 128, 3, 4), Tile(128, 128, 128, 4, 8), Tile(16, 128, 128, 4, 4, 4)):
+            yield f"int8 of Triton, {tile.warps} warps, {tile.rows} rows", lambda tile=tile: other(device, tile)
+    yield (
+        "patches",
+        lambda: ops.patches_for(weight("int8", 588, 1024), empty(BATCH, 448, 448, 3, dtype=torch.uint8), 14),
+    )
     yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
     yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)

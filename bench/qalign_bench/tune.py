@@ -178,7 +178,7 @@ def time_product(facts: Device, what: Product, form: str, device: torch.device, 
     rows: Tensor | Rows = x if form == "int4" else as_read(x, weights[0])
     residual = torch.randn(shape.m, shape.n, device=device).half() if what.residual else None
     epilogue = Epilogue(torch.float16, "quick_gelu" if what.gelu else None, residual)
-    rule = tile_by_rule(facts, form, shape.m, shape.n)
+    rule = tile_by_rule(facts, form, *shape)
     tiles: list[Tile | None] = [rule, *(tile for tile in candidates(facts, shape, form) if tile != rule)]
     if has_product(facts.capability, form, *shape):
         tiles.append(None)

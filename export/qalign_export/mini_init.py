@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from qalign_fast.config import ModelConfig
 from qalign_fast.model import Model
-from qalign_fast.model.vision import fold_normalization, split_patches
+from qalign_fast.model.vision import fold_normalization
 from qalign_fast.prompt import prompt
+from qalign_kernels.patches import split_patches
 
 REFERENCES = 8  # channels that see nothing
 

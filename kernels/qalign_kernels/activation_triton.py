@@ -19,7 +19,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def swiglu_rows(gate_up: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     """quantize_rows(swiglu(gate_up)), gate_up [..., 2I]."""
-    rows = empty_rows(gate_up.chunk(2, dim=-1)[0], dtype)
+    rows = empty_rows((*gate_up.shape[:-1], gate_up.shape[-1] // 2), dtype, gate_up.device)
     _launch(gate_up, rows.values, rows.scale)
     return rows
 

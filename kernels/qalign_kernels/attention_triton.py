@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, power_of_2, tl
+from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, power_of_2, row_view, tl
 
 _QUERIES = 32  # of a program
 _KEYS = 32  # of a step
@@ -29,10 +29,12 @@ def packed_attention(
     places, heads, width = prefix.shape[1:]
     visual, text = len(kv_visual) // batch, len(kv_text) // batch
     asked = 1 if len(q) == batch else visual + text
-    q, kv_visual, kv_text, prefix, turns = (x.contiguous() for x in (q, kv_visual, kv_text, prefix, turns))
-    out = torch.empty_like(q)
+    prefix, turns = prefix.contiguous(), turns.contiguous()
+    q, kv_visual, kv_text = (row_view(x) for x in (q, kv_visual, kv_text))  # columns of a wider product, it may be
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _attend[(cdiv(asked, _QUERIES), batch * heads)](
-        q, kv_visual, kv_text, prefix, turns, out, visual, text, places, asked, heads, width,
+        q, kv_visual, kv_text, prefix, turns, out, q.stride(0), kv_visual.stride(0), kv_text.stride(0),
+        visual, text, places, asked, heads, width,
         power_of_2(width), max(16, power_of_2(width // 2)), _QUERIES, _KEYS,
         num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -42,6 +44,7 @@ def packed_attention(
 @jit
 def _attend(
     q: Pointer, kv_visual: Pointer, kv_text: Pointer, prefix: Pointer, turns: Pointer, out: Pointer,
+    q_stride: Value, visual_stride: Value, text_stride: Value,
     visual: Value, text: Value, places: Value, asked: Value, heads: Value, width: Value,
     block: constexpr, half_block: constexpr, queries: constexpr, keys: constexpr,
 ) -> None:  # fmt: skip
@@ -54,7 +57,7 @@ def _attend(
     row = tl.where(t < visual, sequence * visual + t, batch * visual + sequence * text + t - visual).to(tl.int64)
     row = tl.where(asked == length, row, sequence)
     across = heads * width  # columns of q, and where values begin among keys'
-    first = q + row[:, None] * across + head * width
+    first = q + row[:, None] * q_stride + head * width
     low, high = rotate(load_half(first, h, t < length, width, 0), load_half(first, h, t < length, width, 1),
                        turns, t, h, length, width)  # fmt: skip
     low, high = low.to(q.dtype.element_ty), high.to(q.dtype.element_ty)
@@ -71,8 +74,8 @@ def _attend(
         best, total, context = absorb(score, value.to(q.dtype.element_ty), best, total, context)
     for start in range(0, tl.minimum(length, length - asked + (tl.program_id(0) + 1) * queries), keys):
         s = start + tl.arange(0, keys)
-        of_picture = kv_visual + (sequence * visual + s).to(tl.int64)[:, None] * (2 * across) + head * width
-        of_text = kv_text + (sequence * text + s - visual).to(tl.int64)[:, None] * (2 * across) + head * width
+        of_picture = kv_visual + (sequence * visual + s).to(tl.int64)[:, None] * visual_stride + head * width
+        of_text = kv_text + (sequence * text + s - visual).to(tl.int64)[:, None] * text_stride + head * width
         seen = s < visual
         said = (s >= visual) & (s < length)
         key_low = load_half(of_picture, h, seen, width, 0) + load_half(of_text, h, said, width, 0)

@@ -52,21 +52,22 @@ def _finish_product(
     i, j = program // across * rows + tl.arange(0, rows), program % across * columns + tl.arange(0, columns)
     inside = (i < m)[:, None] & (j < n)[None, :]
     x = tl.load(product + i.to(tl.int64)[:, None] * n + j[None, :], inside, 0).to(tl.float32)
-    finish(x, y, row_scale, column_scale, bias, residual, i, j, m, n, scale_stride, residual_stride, gelu)
+    finish(x, y, row_scale, column_scale, bias, residual, i, j, m, n, n, scale_stride, residual_stride, gelu)
 
 
 @jit
 def finish(
     product: Value, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
-    i: Value, j: Value, m: Value, n: Value, scale_stride: Value, residual_stride: Value, gelu: constexpr,
+    i: Value, j: Value, row_end: Value, column_end: Value, n: Value, scale_stride: Value, residual_stride: Value,
+    gelu: constexpr,
 ) -> None:  # fmt: skip
-    """The epilogue of a tile, float32, at rows i and columns j."""
-    inside = (i < m)[:, None] & (j < n)[None, :]
+    """The epilogue of a tile, float32, at rows i and columns j, as far as those ends, of y [..., n]."""
+    inside = (i < row_end)[:, None] & (j < column_end)[None, :]
     if row_scale is not None:
-        product *= tl.load(row_scale + i * scale_stride, i < m, 0.0)[:, None]
-        product *= tl.load(column_scale + j, j < n, 0.0)[None, :]
+        product *= tl.load(row_scale + i * scale_stride, i < row_end, 0.0)[:, None]
+        product *= tl.load(column_scale + j, j < column_end, 0.0)[None, :]
     if bias is not None:
-        product += tl.load(bias + j, j < n, 0.0).to(tl.float32)[None, :]
+        product += tl.load(bias + j, j < column_end, 0.0).to(tl.float32)[None, :]
     if gelu:
         product = quick_gelu(product)
     row = i.to(tl.int64)[:, None]

@@ -15,6 +15,7 @@ Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class Weight:
     zero: Tensor | None = None
     bias: Tensor | None = None
 
+    def part(self, first: int, end: int) -> Weight:
+        """Some of its output channels."""
+        parts = (self.scale, self.zero, self.bias)
+        return Weight(self.name, self.weight[first:end], *(None if p is None else p[first:end] for p in parts))
+
+
+class Modal(NamedTuple):
+    """One product for linears of all rows, of visual and of text rows: q, and each modality's k and v.
+
+    Of y [M, N] the first `common` columns are the weight's first `common` channels of every row. The others are its
+    next N - common channels for the first `split` rows, and the N - common after those for the rest.
+    """
+
+    split: int
+    common: int
+
 
 def linear(x: Tensor, w: Weight) -> Tensor:
     """Rows float32 [..., K] -> float32 [..., N], bias included, in the precision the weight has."""
@@ -50,6 +67,17 @@ def linear(x: Tensor, w: Weight) -> Tensor:
         return y.unflatten(0, x.shape[:-1])
     y = F.linear(x.to(w.weight.dtype), w.weight).float()
     return y if w.bias is None else y + w.bias
+
+
+def modal_linear(x: Tensor, w: Weight, modal: Modal) -> Tensor:
+    """Rows float32 [M, K] -> float32 [M, N], w without bias."""
+    own = (len(w.weight) - modal.common) // 2
+    visual, text = (modal.common + own * i for i in range(2))
+    of_visual, of_text = (
+        linear(x[: modal.split], w.part(visual, text)),
+        linear(x[modal.split :], w.part(text, text + own)),
+    )
+    return torch.cat((linear(x, w.part(0, modal.common)), torch.cat((of_visual, of_text))), dim=1)
 
 
 def row_scale(x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:

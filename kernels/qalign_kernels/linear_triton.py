@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels import torch_product
+from qalign_kernels import linear_hopper, torch_product
 from qalign_kernels.epilogue_triton import Epilogue, finish, row_stride
-from qalign_kernels.linear import FP8, LARGEST, Weight
+from qalign_kernels.linear import FP8, LARGEST, Modal, Weight
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups, quantize_rows
-from qalign_kernels.tiles import Tile
+from qalign_kernels.tile_order import origin
+from qalign_kernels.tiles import Shares, Tile, tiles_of
 from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
 
 SMALLEST_GROUP = 64  # inputs: a step of 8-bit tensor cores is 32, and a group is two halves
 _MOST_IMPRECISE = 128  # inputs whose fp8 products may be summed in a tensor core's own precision
-_BAND = constexpr(8)  # tiles of rows that walk the columns together, so that they find the weights in the cache
 
 
 def form_of(w: Weight) -> str:
@@ -40,17 +40,34 @@ def align(w: Weight) -> Weight:
     return w if w.zero is not None or not missing else replace(w, weight=F.pad(w.weight, (0, missing)))
 
 
-def linear(x: Tensor | Rows, w: Weight, tile: Tile | None, epilogue: Epilogue) -> Tensor:
+def linear(
+    x: Tensor | Rows,
+    w: Weight,
+    tile: Tile | None,
+    epilogue: Epilogue,
+    shares: Shares | None = None,
+    modal: Modal | None = None,
+) -> Tensor:
     """Any float or quantized rows [..., K] -> [..., N] of the epilogue's type, in the precision the weight has.
 
-    Without a tile by torch's own product. A weight aligned to more inputs than rows have takes float rows.
+    Without a tile by torch's own product. A weight aligned to more inputs than rows have takes float rows. `shares` is
+    where programs that share a tile add up, and `modal` for a weight of several linears; both for int8 alone.
     """
     if tile is None:
         return torch_product.linear(as_read(x, w), w, epilogue)
-    y = torch.empty((*x.shape[:-1], len(w.weight)), dtype=epilogue.dtype, device=w.weight.device)
+    n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
+    y = torch.empty((*x.shape[:-1], n), dtype=epilogue.dtype, device=w.weight.device)
     residual = None if epilogue.residual is None else row_view(epilogue.residual)
-    launch = _launch if w.zero is None else _launch_groups
-    launch(x, w, tile, y, residual, epilogue.activation == "quick_gelu")
+    gelu = epilogue.activation == "quick_gelu"
+    if w.zero is not None:
+        _launch_groups(x, w, tile, y, residual, gelu)
+    elif tile.hopper:
+        rows = as_read(x, w)
+        assert isinstance(rows, Rows) and w.scale is not None and shares is not None, w.name
+        rows = Rows(row_view(rows.values), row_view(rows.scale))
+        linear_hopper.launch(rows, w.weight, w.scale, w.bias, residual, y.view(-1, n), tile, shares, gelu, modal)
+    else:
+        _launch(x, w, tile, y.view(-1, n), residual, gelu, shares, modal)
     return y
 
 
@@ -63,17 +80,23 @@ def as_read(x: Tensor | Rows, w: Weight) -> Tensor | Rows:
     return quantize_rows(x, w.weight.dtype) if w.weight.dtype in LARGEST else x.to(w.weight.dtype)
 
 
-def _launch(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual: Tensor | None, gelu: bool) -> None:
+def _launch(
+    x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual: Tensor | None, gelu: bool, shares: Shares | None,
+    modal: Modal | None,
+) -> None:  # fmt: skip
     x = as_read(x, w)
     values = row_view(x.values if isinstance(x, Rows) else x)
     scale = row_view(x.scale) if isinstance(x, Rows) else None
-    (m, k), n = values.shape, len(w.weight)
-    assert w.weight.shape == (n, k) and values.dtype == w.weight.dtype, w.name
+    (m, k), n = values.shape, y.shape[1]
+    tiles = tiles_of(m, n, tile, modal)
+    assert w.weight.shape[1] == k and values.dtype == w.weight.dtype, w.name
     assert w.weight.dtype != FP8 or tile.inputs <= _MOST_IMPRECISE, tile
-    _multiply[(cdiv(m, tile.rows) * cdiv(n, tile.columns),)](
-        values, w.weight, y, scale, w.scale, w.bias, residual,
-        m, n, k, values.stride(0), row_stride(scale), row_stride(residual),
-        gelu, k % tile.inputs == 0, tile.rows, tile.columns, tile.inputs,
+    assert tile.splits == 1 or (shares is not None and shares.hold(tiles, tile)), tile
+    split, common = (m, n) if modal is None else modal
+    _multiply[(tiles * tile.splits,)](
+        values, w.weight, y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
+        m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
+        gelu, k % tile.inputs == 0, modal is not None, tile.splits, tile.rows, tile.columns, tile.inputs,
         num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
 
@@ -96,17 +119,27 @@ def _launch_groups(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual:
 @jit
 def _multiply(
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
-    m: Value, n: Value, k: Value, x_stride: Value, scale_stride: Value, residual_stride: Value,
-    gelu: constexpr, even: constexpr, rows: constexpr, columns: constexpr, inputs: constexpr,
+    sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value, x_stride: Value,
+    scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr, splits: constexpr,
+    rows: constexpr, columns: constexpr, inputs: constexpr,
 ) -> None:  # fmt: skip
-    """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, k]."""
-    i, j = tile_of(m, n, rows, columns)
-    a = x + tl.where(i < m, i, 0).to(tl.int64)[:, None] * x_stride + tl.arange(0, inputs)[None, :]
-    b = w + tl.where(j < n, j, 0).to(tl.int64)[:, None] * k + tl.arange(0, inputs)[None, :]
+    """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, k], or as `Modal` has them."""
+    tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
+    row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows, columns)
+    i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
+    steps = tl.cdiv(k, inputs)
+    first, last = steps * part // splits * inputs, steps * (part + 1) // splits * inputs
+    a = x + tl.where(i < row_end, i, row).to(tl.int64)[:, None] * x_stride + first + tl.arange(0, inputs)[None, :]
+    b = (
+        w
+        + (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64)[:, None] * k
+        + first
+        + tl.arange(0, inputs)[None, :]
+    )
     whole: constexpr = w.dtype.element_ty.is_int()
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
-    for start in range(0, k, inputs):
+    for start in range(first, last, inputs):
         if even:
             left, right = tl.load(a), tl.load(b)
         else:
@@ -118,8 +151,29 @@ def _multiply(
             total = tl.dot(left, right.T, total, input_precision="ieee", out_dtype=total.dtype)
         a += inputs
         b += inputs
-    product = total.to(tl.float32)
-    finish(product, y, row_scale, column_scale, bias, residual, i, j, m, n, scale_stride, residual_stride, gelu)
+    complete = True
+    if splits > 1:
+        total, complete = add_part(total, sums + tile * (rows * columns), arrived + tile, splits)
+    if modal:
+        column_scale += channel - column
+    if complete:
+        finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
+               scale_stride, residual_stride, gelu)  # fmt: skip
+
+
+@jit
+def add_part(total: Value, sums: Pointer, arrived: Pointer, splits: constexpr) -> Value:
+    """Adds a part of a tile. The last program to come gets the sum, and leaves zeros for the next product."""
+    i, j = tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
+    place = sums + i[:, None] * total.shape[1] + j[None, :]
+    tl.atomic_add(place, total, sem="relaxed")
+    tl.debug_barrier()  # all threads' parts are there before it is said
+    complete = tl.atomic_add(arrived, 1, sem="acq_rel") == splits - 1
+    if complete:
+        total = tl.load(place, cache_modifier=".cg")
+        tl.store(place, tl.zeros_like(total))
+        tl.store(arrived, 0)
+    return total, complete
 
 
 @jit
@@ -129,7 +183,8 @@ def _multiply_groups(
     gelu: constexpr, rows: constexpr, columns: constexpr, half: constexpr,
 ) -> None:  # fmt: skip
     """The same over x [m, G, 2, g/2] and row_scale [G, m], w [n, G, g/2], column_scale [n, G] and zero [n, G/2]."""
-    i, j = tile_of(m, n, rows, columns)
+    row, _, column, _, _ = origin(tl.program_id(0), m, n, m, n, False, rows, columns)
+    i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     row, column = tl.where(i < m, i, 0).to(tl.int64), tl.where(j < n, j, 0).to(tl.int64)
     a = x + row[:, None] * (groups * 2 * half) + tl.arange(0, half)[None, :]
     b = w + column[:, None] * (groups * half) + tl.arange(0, half)[None, :]
@@ -144,17 +199,4 @@ def _multiply_groups(
         total += part.to(tl.float32) * row_step[:, None] * column_step[None, :]
         a += 2 * half
         b += half
-    finish(total, y, None, None, bias, residual, i, j, m, n, 0, residual_stride, gelu)
-
-
-@jit
-def tile_of(m: Value, n: Value, rows: constexpr, columns: constexpr) -> Value:
-    """This program's rows and columns."""
-    across, down = tl.cdiv(n, columns), tl.cdiv(m, rows)
-    program = tl.program_id(0)
-    first = program // (_BAND * across) * _BAND
-    band = tl.minimum(down - first, _BAND)
-    inside = program % (_BAND * across)
-    i = (first + inside % band) * rows + tl.arange(0, rows)
-    j = inside // band * columns + tl.arange(0, columns)
-    return i, j
+    finish(total, y, None, None, bias, residual, i, j, m, n, n, 0, residual_stride, gelu)

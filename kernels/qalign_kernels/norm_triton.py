@@ -19,7 +19,7 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.d
 
 def layer_norm_rows(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.int8) -> Rows:
     """quantize_rows(layer_norm(x)), x [..., D]."""
-    rows = empty_rows(x, dtype)
+    rows = empty_rows(x.shape, dtype, x.device)
     _launch_layer_norm(x, gain, bias, eps, rows.values, rows.scale)
     return rows
 
@@ -37,7 +37,7 @@ def rms_norm_rows(
     x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float, dtype: torch.dtype = torch.int8
 ) -> Rows:
     """quantize_rows(rms_norm(x)), x [N, D]."""
-    rows = empty_rows(x, dtype)
+    rows = empty_rows(x.shape, dtype, x.device)
     _launch_rms_norm(x, visual_gain, text_gain, split, eps, rows.values, rows.scale)
     return rows
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from qalign_kernels.activation import quick_gelu, swiglu
 from qalign_kernels.attention import attention, packed_attention
-from qalign_kernels.linear import Weight, linear
+from qalign_kernels.linear import Modal, Weight, linear, modal_linear
 from qalign_kernels.norm import layer_norm, rms_norm
+from qalign_kernels.patches import split_patches
 from qalign_kernels.rows import Rows
 
 Activation = Literal["quick_gelu"] | None
@@ -45,6 +46,15 @@ class Ops:
     rms_norm = staticmethod(rms_norm)
     attention = staticmethod(attention)
     packed_attention = staticmethod(packed_attention)
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        """x [M, K] -> [M, N], by a weight of several linears."""
+        assert isinstance(x, Tensor)
+        return modal_linear(x, w, modal)
+
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+        """uint8 [B, S, S, 3] -> rows [B, n, p*p*3] for that linear."""
+        return split_patches(pixels, patch).float()
 
     # What all `readers` read and nothing else does: a set may hand them rows that are in 8 bits already.
 

@@ -8,6 +8,8 @@ the divisions as IEEE has them, the rounding to the nearest, ties to even: bit b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from qalign_kernels.triton_runtime import Pointer, Value, block_of, cdiv, conste
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     """Any float [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
     rows = row_view(x)
-    out = empty_rows(x, dtype)
+    out = empty_rows(x.shape, dtype, x.device)
     _quantize_rows[(len(rows),)](rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]))
     return out
 
@@ -41,12 +43,12 @@ def quantize_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
-def empty_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
-    """Room for what x becomes."""
+def empty_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rows:
+    """Room for rows [..., K]."""
     assert dtype in LARGEST, dtype
     return Rows(
-        torch.empty(x.shape, dtype=dtype, device=x.device),
-        torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device),
+        torch.empty(tuple(shape), dtype=dtype, device=device),
+        torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device),
     )
 
 

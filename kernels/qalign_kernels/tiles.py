@@ -2,8 +2,8 @@
 
 `triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
 where torch's own was the fastest. It is empty, for no sweep has been run on a GPU yet. Where nothing was measured a
-rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all else. Nothing is tuned while a
-picture waits.
+rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all else, for int8 on sm_90 those of
+`linear_hopper`. Nothing is tuned while a picture waits.
 
 Letters: M rows, K inputs, N output channels. Forms: int8, int4, and the float types by torch's names.
 """
@@ -14,18 +14,26 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
+from torch import Tensor
+
+from qalign_kernels.linear import Modal
 from qalign_kernels.torch_product import by_cublas, has_product
 from qalign_kernels.triton_runtime import Device, cdiv
 
-Table: TypeAlias = Mapping[str, Mapping[str, list[list[int]]]]
+Table: TypeAlias = Mapping[str, Mapping[str, list[list[Any]]]]  # of ints, and a tile's `hopper`
 # of one of the rows' values
 _BYTES = {"int8": 1, "int4": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _LOADED = 128  # bytes of a row that one step loads: a line of the cache
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
 _HOPPER = 90
+_LONG = 2048  # inputs of which 256 rows' loop is long beside what comes after it
+SHARED_COST = 4  # steps that adding a part in memory and reading the sum back takes, about
+_MOST_PARTS = 8
+_TILES, _VALUES = 2, 128 * 128  # tiles a processor that are shared at once, and each one's sums
 
 
 class Tile(NamedTuple):
@@ -36,6 +44,36 @@ class Tile(NamedTuple):
     inputs: int  # of a step; with int4 a step is a group of inputs instead
     stages: int  # steps under way at once: one is computed, the others are being loaded
     warps: int
+    splits: int = 1  # programs that have a part of a tile's inputs each; int8's alone, whose sums are exact
+    hopper: bool = False  # `linear_hopper`'s product, which shares out steps by itself
+
+
+class Shares(NamedTuple):
+    """Where programs that have parts of one tile add them up: zeros between products. One stream's at a time."""
+
+    sums: Tensor  # int32, of tiles one after another
+    arrived: Tensor  # int32, of each tile what has been added
+
+    @classmethod
+    def of(cls, device: Device, place: torch.device) -> Shares:
+        """Room for as many tiles as are ever shared."""
+        most = _TILES * device.processors
+        return cls(*(torch.zeros(size, dtype=torch.int32, device=place) for size in (most * _VALUES, most)))
+
+    def hold(self, tiles: int, tile: Tile) -> bool:
+        return tiles <= len(self.arrived) and tiles * tile.rows * tile.columns <= len(self.sums)
+
+    @property
+    def processors(self) -> int:
+        return len(self.arrived) // _TILES
+
+
+def tiles_of(m: int, n: int, tile: Tile, modal: Modal | None) -> int:
+    """How many tiles y [m, n] has; a modality's begin at its own first row."""
+    if modal is None:
+        return cdiv(m, tile.rows) * cdiv(n, tile.columns)
+    by_row = [(m, modal.common), (modal.split, n - modal.common), (m - modal.split, n - modal.common)]
+    return sum(cdiv(height, tile.rows) * cdiv(width, tile.columns) for height, width in by_row)
 
 
 @cache
@@ -54,16 +92,37 @@ def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | N
     torchs_own = nearest is not None or by_cublas(device.capability, form)
     if torchs_own and has_product(device.capability, form, m, k, n):
         return None
-    return tile_by_rule(device, form, m, n)
+    return tile_by_rule(device, form, m, k, n)
 
 
-def tile_by_rule(device: Device, form: str, m: int, n: int) -> Tile:
-    """Rows with little padding, columns few enough to occupy every processor, stages as shared memory has room."""
+def tile_by_rule(device: Device, form: str, m: int, k: int, n: int) -> Tile:
+    """Rows with little padding, and programs for every processor: by columns, or by parts of int8's inputs."""
+    if form == "int8" and device.capability == _HOPPER and m > min(_SHORT) and k % 16 == 0:
+        return _for_hopper(device, m, k, n)
     rows = min(_SHORT, key=lambda r: (cdiv(m, r) * r * _SHORT[r], -r))
     sums = 2 if form == "int4" else 1  # of a group in int32, of all in float32
     columns = 128 // sums
-    while columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
+    while form != "int8" and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
         columns //= 2
+    inputs = _LOADED // _BYTES[form]
+    splits = _splits(device, cdiv(m, rows) * cdiv(n, columns), cdiv(k, inputs)) if form == "int8" else 1
     buffers = device.shared // ((rows + columns) * _LOADED)
     stages = min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
-    return Tile(rows, columns, _LOADED // _BYTES[form], stages, 8 if rows * columns * sums >= 128 * 128 else 4)
+    return Tile(rows, columns, inputs, stages, 8 if rows * columns * sums >= 128 * 128 else 4, splits)
+
+
+def _splits(device: Device, tiles: int, steps: int) -> int:
+    """Parts of a tile's steps with which all programs end soonest, where each has a few steps."""
+
+    def end(parts: int) -> int:
+        return cdiv(tiles * parts, device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
+
+    few = tiles <= _TILES * device.processors  # whose sums have room
+    return min(range(1, max(1, min(_MOST_PARTS, steps // SHARED_COST)) + 1), key=end) if few else 1
+
+
+def _for_hopper(device: Device, m: int, k: int, n: int) -> Tile:
+    """Two programs a processor cover each other's ends. One of 256 rows reads less, where its loop is long."""
+    if k >= _LONG and cdiv(m, 256) * cdiv(n, 128) >= 2 * device.processors:
+        return Tile(256, 128, _LOADED, 4, 8, hopper=True)
+    return Tile(64, 128, _LOADED, 4, 4, hopper=True) if m <= 64 else Tile(128, 128, _LOADED, 3, 4, hopper=True)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qalign_kernels import activation_triton, norm_triton
+from qalign_kernels import activation_triton, norm_triton, patches_triton
 from qalign_kernels.attention import attention
 from qalign_kernels.attention_triton import packed_attention
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import LARGEST, Weight
+from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_triton import form_of, linear
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
-from qalign_kernels.tiles import tile_for
+from qalign_kernels.tiles import Shares, tile_for
 from qalign_kernels.triton_runtime import Device
 
 
@@ -27,6 +27,7 @@ class TritonOps(Ops):
 
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self._shared: Shares | None = None
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
@@ -34,7 +35,19 @@ class TritonOps(Ops):
         """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
         m, k, n = math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
         tile = tile_for(self.device, form_of(w), m, k, n)
-        return linear(x, w, tile, Epilogue(self.dtype, activation, residual))
+        return linear(x, w, tile, Epilogue(self.dtype, activation, residual), self._shares(w.weight.device))
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        """The same in one kernel; int8 alone."""
+        (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
+        tile = tile_for(self.device, form_of(w), m, k, n)
+        return linear(x, w, tile, Epilogue(self.dtype), self._shares(w.weight.device), modal)
+
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+        """The rows as the linear reads them, as long as its weight is."""
+        if w.zero is not None:
+            return patches_triton.split_patches(pixels, patch, 3 * patch * patch, self.dtype)
+        return patches_triton.split_patches(pixels, patch, w.weight.shape[1], w.weight.dtype)
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
         return norm_triton.layer_norm(x, gain, bias, eps, self.dtype)
@@ -74,6 +87,12 @@ class TritonOps(Ops):
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
         return packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
+
+    def _shares(self, device: torch.device) -> Shares:
+        """For one product after another: the operations are one stream's at a time."""
+        if self._shared is None:
+            self._shared = Shares.of(self.device, device)
+        return self._shared
 
 
 def row_type(readers: Sequence[Weight]) -> torch.dtype | None:

@@ -15,30 +15,54 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 __all__ = [
     "Device",
     "Pointer",
+    "TensorDescriptor",
     "TritonError",
     "Value",
+    "at_compile_time",
     "block_of",
     "cdiv",
     "constexpr",
+    "gl",
+    "gluon_jit",
     "jit",
+    "mbarrier",
     "power_of_2",
     "row_view",
+    "thread_barrier",
     "tl",
+    "tma",
+    "warpgroup_mma",
+    "warpgroup_mma_wait",
 ]
 
 Pointer: TypeAlias = tl.pointer_type
 Value: TypeAlias = tl.tensor
 constexpr: TypeAlias = tl.constexpr
+thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # as Triton 3.6 has it
 _PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """A kernel, or a part of kernels."""
     return triton.jit(function)
+
+
+def gluon_jit(function: Callable[..., Any]) -> Any:
+    """The same in Gluon. Sizes that a batch changes are not compiled into it, but for what divides them."""
+    return gluon.jit(function)
+
+
+def at_compile_time(function: Callable[..., Any]) -> Any:
+    """Of `constexpr` values."""
+    return gluon.constexpr_function(function)
 
 
 class Device(NamedTuple):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from qalign_fast.config import DecoderConfig, ModelConfig
 from qalign_fast.model.abstractor import NORM_EPS
-from qalign_fast.model.vision import split_patches
 from qalign_kernels.attention import rotate
 from qalign_kernels.linear import Weight
 from qalign_kernels.ops import PLAIN, Activation, Ops
@@ -91,7 +90,8 @@ class PackedModel:
 
     def embed_patches(self, pixels: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> rows [B*T, D]; the class token first of each picture."""
-        patches = self.linear("vision.patch", split_patches(pixels, self.config.vision.patch).float())
+        weight = self.weight("vision.patch")
+        patches = self.ops.linear(self.ops.patches_for(weight, pixels, self.config.vision.patch), weight)
         first = self.tensors["vision.class_token"].expand(len(pixels), 1, -1)
         x = torch.cat((first, patches + self.tensors["vision.patch_table"]), dim=1)  # [B, T, D]
         return self.norm("vision.pre_norm", x, self.config.vision.eps).flatten(0, 1)
@@ -136,17 +136,26 @@ class PackedModel:
         """Rows [N, D], prefix keys and values [2, P, H, Dh] -> rows [N, D]; the last layer gives last rows [B, D]."""
         name, split = f"decoder.layers.{i}.", layout.split
         normed = self.modal_norm_for(("kv_visual", "kv_text", "q"), name, "attention_norm", rows, split)
-        kv_visual = self.linear(f"{name}kv_visual", normed[:split])
-        kv_text = self.linear(f"{name}kv_text", normed[split:])
+        asking = slice(None)
         if i == self.config.decoder.layers - 1:
-            last = layout.last(len(rows))
-            rows, normed, split = rows[last], normed[last], 0
-        q = self.linear(f"{name}q", normed)
+            asking = layout.last(len(rows))
+            rows = rows[asking]
+        q, kv_visual, kv_text = self.queries_keys_values(name, normed, split, asking)
+        if asking != slice(None):
+            split = 0
         context = self.ops.packed_attention(q, kv_visual, kv_text, prefix, layout.turns, layout.batch)
         rows = self.linear(f"{name}o", context, residual=rows)
         gate_up = self.linear(f"{name}gate_up", self.modal_norm_for(("gate_up",), name, "mlp_norm", rows, split))
         n = self.ops.swiglu_for((self.weight(f"{name}down"),), gate_up)
         return self.linear(f"{name}down", n, residual=rows)
+
+    def queries_keys_values(
+        self, name: str, normed: Tensor | Rows, split: int, asking: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed rows [N, D] -> q of the asking ones, kv_visual [split, 2D] and kv_text [N - split, 2D]."""
+        kv_visual = self.linear(f"{name}kv_visual", normed[:split])
+        kv_text = self.linear(f"{name}kv_text", normed[split:])
+        return self.linear(f"{name}q", normed[asking]), kv_visual, kv_text
 
     def prefix_keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
         """The text rows [P, D] of one prefix before layer i -> its keys (rotated) and values [2, P, H, Dh]."""

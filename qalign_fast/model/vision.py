@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from qalign_fast.config import PixelRule, VisionConfig
 from qalign_kernels.activation import quick_gelu
+from qalign_kernels.patches import split_patches
 
 
 class VisionEncoder(nn.Module):
@@ -56,13 +57,6 @@ class VisionLayer(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, Dh]
         context = F.scaled_dot_product_attention(q, k, v)
         return self.out(context.transpose(1, 2).flatten(2))
-
-
-def split_patches(pixels: Tensor, patch: int) -> Tensor:
-    """[B, S, S, 3] -> [B, n, p*p*3], patches in reading order."""
-    grid = pixels.shape[1] // patch
-    x = pixels.unflatten(2, (grid, patch)).unflatten(1, (grid, patch))  # [B, g, p, g, p, 3]
-    return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def fold_normalization(patch: Tensor, rule: PixelRule) -> tuple[Tensor, Tensor]:
