@@ -34,7 +34,16 @@ from qalign_fast.cuda_engine import CudaModel, to_device
 from qalign_fast.levels import score_of
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import prompt
-from qalign_kernels import activation, activation_triton, attention, attention_triton, norm, norm_triton, torch_product
+from qalign_kernels import (
+    activation,
+    activation_triton,
+    attention,
+    attention_triton,
+    norm,
+    norm_triton,
+    tiles,
+    torch_product,
+)
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import FP8, Weight, fake_rows, linear, pack_nibbles, quantize_rows
 from qalign_kernels.linear_triton import align
@@ -43,7 +52,7 @@ from qalign_kernels.ops import PLAIN, Ops
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups
 from qalign_kernels.rows_triton import quantize_rows as fast_quantize_rows
-from qalign_kernels.tiles import Tile, tile_by_rule, tile_for
+from qalign_kernels.tiles import Tile, table_key, tile_by_rule, tile_for
 from qalign_kernels.triton_ops import TritonOps
 from qalign_kernels.triton_runtime import Device
 
@@ -535,27 +544,46 @@ def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
 
 
 def test_a_measured_tile_is_taken_before_the_rule() -> None:
-    table = {"86": {"int8": [[77, 4096, 4096, 32, 64, 128, 3, 4], [4928, 4096, 4096, 128, 128, 64, 3, 8]]}}
     device = DEVICES[86]
-    assert tile_for(device, "int8", 77, 4096, 4096, table) == Tile(32, 64, 128, 3, 4)
-    assert tile_for(device, "int8", 78, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the next measured M
-    assert tile_for(device, "int8", 9999, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the largest
+    lines = [[77, 4096, 4096, 32, 64, 128, 3, 4], [4928, 4096, 4096, 128, 128, 64, 3, 8]]
+    table = {table_key(device): {"int8": lines}}
+    for m, line in ((77, 0), (39, 0), (4928, 1), (2464, 1)):
+        assert tile_for(device, "int8", m, 4096, 4096, table) == Tile(*lines[line][3:])
     for other in ((device, "int4", 77, 4096, 4096), (DEVICES[80], "int8", 77, 4096, 4096), (device, "int8", 77, 1, 1)):
         assert tile_for(*other, table) == tile_by_rule(other[0], other[1], other[2], other[4])
+
+
+@pytest.mark.parametrize("m", [1, 77, 2463, 4929])
+def test_what_was_measured_for_many_rows_is_not_for_few_nor_for_more(m: int) -> None:
+    device, large = DEVICES[90], [256, 128, 128, 4, 8]
+    table = {table_key(device): {"int8": [[4928, 4096, 4096, *large]]}}
+    assert tile_for(device, "int8", m, 4096, 4096, table) == tile_by_rule(device, "int8", m, 4096)
+
+
+@pytest.mark.parametrize(("key", "taken"), [("90/132/3.6.0", True), ("90/114/3.6.0", False), ("90/132/3.8.0", False)])
+def test_what_another_device_or_triton_measured_is_not_taken(
+    key: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An H100 PCIe has 114 processors."""
+    monkeypatch.setattr(tiles, "TRITON", "3.6.0")
+    tile = [32, 64, 128, 3, 4]
+    found = tile_for(DEVICES[90], "int8", 77, 4096, 4096, {key: {"int8": [[77, 4096, 4096, *tile]]}})
+    assert found == (Tile(*tile) if taken else tile_by_rule(DEVICES[90], "int8", 77, 4096))
 
 
 def test_a_measured_line_without_a_tile_is_torchs_own_product_where_there_is_one() -> None:
     device, tile = DEVICES[90], [32, 64, 128, 3, 4]
     forms = ("int8", "float16", "float8_e4m3fn")
-    table = {"90": {form: [[16, 4096, 4096, *tile], [77, 4096, 4096]] for form in forms}}
+    key = table_key(device)
+    table = {key: {form: [[16, 4096, 4096, *tile], [32, 4096, 4096]] for form in forms}}
     for form in forms:
         assert tile_for(device, form, 17, 4096, 4096, table) is None
         assert tile_for(device, form, 16, 4096, 4096, table) == Tile(*tile)
-    for_all = {"90": {"int8": [[77, 4096, 4096]]}}
-    assert tile_for(device, "int8", 77, 4096, 4096, for_all) is None
-    few = tile_for(device, "int8", 16, 4096, 4096, for_all)  # _int_mm has more than 16 rows
+    without = {key: {"int8": [[32, 4096, 4096]]}}
+    assert tile_for(device, "int8", 32, 4096, 4096, without) is None
+    few = tile_for(device, "int8", 16, 4096, 4096, without)  # _int_mm has more than 16 rows
     assert few == tile_by_rule(device, "int8", 16, 4096)
-    assert tile_for(device, "int8", 77, 4095, 4096, {"90": {"int8": [[77, 4095, 4096]]}}) is not None
+    assert tile_for(device, "int8", 77, 4095, 4096, {key: {"int8": [[77, 4095, 4096]]}}) is not None
 
 
 @pytest.mark.parametrize(
@@ -597,7 +625,7 @@ def test_fp8_on_an_ada_gpu_is_torchs_own_since_it_keeps_to_the_stream(
     version: str, sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    table = {"89": {"float8_e4m3fn": [[77, 4096, 4096]]}}
+    table = {table_key(DEVICES[89]): {"float8_e4m3fn": [[77, 4096, 4096]]}}
     assert (tile_for(DEVICES[89], "float8_e4m3fn", 77, 4096, 4096, table) is None) == sound
 
 

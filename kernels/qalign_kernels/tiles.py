@@ -1,9 +1,10 @@
 """A product's form and shape on a device in, the tiles it runs with out, or None for torch's own product.
 
-`triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
-where torch's own was the fastest. It is empty, for no sweep has been run on a GPU yet. Where nothing was measured a
-rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all else. Nothing is tuned while a
-picture waits.
+`triton_tiles.json` holds what was measured: {`table_key`: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
+where torch's own was the fastest. A line holds for the device and the Triton that measured it, and for half its rows to
+all of them: what is fast for many leaves most of a device idle with few. It is empty, for no sweep has been run on a
+GPU yet. Where nothing was measured a rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all
+else. Nothing is tuned while a picture waits.
 
 Letters: M rows, K inputs, N output channels. Forms: int8, int4, and the float types by torch's names.
 """
@@ -17,7 +18,7 @@ from importlib.resources import files
 from typing import NamedTuple, TypeAlias
 
 from qalign_kernels.torch_product import by_cublas, has_product
-from qalign_kernels.triton_runtime import Device, cdiv
+from qalign_kernels.triton_runtime import TRITON, Device, cdiv
 
 Table: TypeAlias = Mapping[str, Mapping[str, list[list[int]]]]
 # of one of the rows' values
@@ -44,11 +45,15 @@ def measured() -> Table:
     return table
 
 
+def table_key(device: Device) -> str:
+    """Whose lines: "90/132/3.6.0" is of an H100's 132 processors of sm_90, measured with Triton 3.6.0."""
+    return f"{device.capability}/{device.processors}/{TRITON}"
+
+
 def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile | None:
-    """Measured with that K and N, for the next M upwards or the largest; else by rule."""
-    lines = (measured() if table is None else table).get(str(device.capability), {}).get(form, [])
-    known = sorted(line for line in lines if line[1:3] == [k, n])
-    nearest = next((line for line in known if line[0] >= m), known[-1] if known else None)
+    """Measured with that K and N, for M or the next upwards to twice as much; else by rule."""
+    lines = (measured() if table is None else table).get(table_key(device), {}).get(form, [])
+    nearest = min((line for line in lines if line[1:3] == [k, n] and m <= line[0] <= 2 * m), default=None)
     if nearest and nearest[3:]:
         return Tile(*nearest[3:])
     torchs_own = nearest is not None or by_cublas(device.capability, form)

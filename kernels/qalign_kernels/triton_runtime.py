@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 __all__ = [
+    "TRITON",
     "Device",
     "Pointer",
     "TritonError",
@@ -33,6 +34,7 @@ __all__ = [
 Pointer: TypeAlias = tl.pointer_type
 Value: TypeAlias = tl.tensor
 constexpr: TypeAlias = tl.constexpr
+TRITON: str = triton.__version__
 _PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
 
 
