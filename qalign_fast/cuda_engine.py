@@ -25,9 +25,21 @@ from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
+from qalign_kernels.attention import BACKENDS, attention_backends
 from qalign_kernels.ops import Ops
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products
+
+
+def between_products(precision: str) -> torch.dtype:
+    """The type of what lies there."""
+    return _DTYPES.get(precision, torch.float16)
+
+
+def attention_of(precision: str, device: str) -> str:
+    """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return BACKENDS[attention_backends(10 * major + minor, between_products(precision))[0]]
 
 
 class CudaModel(PackedModel):
@@ -146,7 +158,7 @@ def build_engine(
     from qalign_kernels.triton_runtime import Device
 
     manifest, place = artifact.manifest, torch.device(device)
-    facts, between = Device.of(place), _DTYPES.get(manifest.precision, torch.float16)
+    facts, between = Device.of(place), between_products(manifest.precision)
     ops = watch(TritonOps(facts, between))
     tensors = to_device(mapped, place, between)
     model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))

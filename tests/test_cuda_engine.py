@@ -19,8 +19,18 @@ from qalign_export.pack import FLOAT, Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import DeviceError, Scorer, devices
 from qalign_fast.artifact import open_artifact
-from qalign_fast.cuda_engine import BUCKETS, CudaEngine, CudaModel, bucket_of, fill_up, load_cuda, to_device
+from qalign_fast.cuda_engine import (
+    BUCKETS,
+    CudaEngine,
+    CudaModel,
+    attention_of,
+    bucket_of,
+    fill_up,
+    load_cuda,
+    to_device,
+)
 from qalign_fast.cuda_graphs import Direct, Graphs, Runner, Step
+from qalign_fast.describe import describe
 from qalign_fast.engine import Engine
 from qalign_fast.levels import score_of
 from qalign_fast.loading import load_engine
@@ -255,6 +265,27 @@ def test_an_engine_on_another_device_runs_there(packed: Path) -> None:
     assert engine.encode(np.zeros((1, 112, 112, 3), np.uint8)).device.type == "meta"
 
 
+class Layouts(Ops):
+    """Keeps how queries lay."""
+
+    def __init__(self) -> None:
+        self.queries: list[tuple[int, ...]] = []
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        self.queries.append(q.stride())
+        return PLAIN.attention(q, k, v, heads)
+
+
+def test_no_two_pictures_queries_lie_in_one_place(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    """cuDNN's attention refuses a batch's stride of 0, which one picture, as at load, does not show."""
+    ops = Layouts()
+    engine = engine_of(packed, Direct(torch.device("cpu")), ops)
+    engine.encode(expected["resized_uint8"][:2])
+    layers = engine.config.vision.layers + engine.config.abstractor.layers
+    assert len(ops.queries) == layers
+    assert all(0 not in strides for strides in ops.queries)
+
+
 def refused(path: Path, **choice: str) -> str:
     with pytest.raises(DeviceError) as caught:
         load_engine(path, **choice)  # type: ignore[arg-type]
@@ -351,6 +382,27 @@ def test_fp8_is_for_gpus_that_have_it(
         assert devices.choose_device(asked, devices.needs_of("fp8")) == "cuda:0"
 
 
+@pytest.mark.parametrize(
+    ("precision", "capability", "first"),
+    [
+        ("int8", (9, 0), "cuDNN"),
+        ("fp16", (9, 0), "cuDNN"),
+        ("int8", (8, 6), "flash"),
+        ("fp32", (9, 0), "efficient"),  # the others take 16 bits alone
+    ],
+)
+def test_info_says_which_attention_is_asked_for_on_a_gpu(
+    precision: str, capability: tuple[int, int], first: str, rounded: Rounded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    path = rounded("narrow-112", precision)
+    has_gpu(monkeypatch, "a GPU", capability)
+    facts = describe(path, device="cuda")
+    assert facts["engine"] == "torch on cuda:0"
+    assert facts["attention"] == f"torch's, {first}"
+    assert "attention" not in describe(path, device="cpu")
+
+
 def test_fp8_is_refused_on_an_apple_gpu(in_fp8: Path) -> None:
     assert "the fp8 kernels are for CUDA devices and CPUs; int8 and fp16 artifacts run" in refused(in_fp8, device="mps")
 
@@ -413,7 +465,8 @@ def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tole
     path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
     golden = np.load(GOLDEN / folder / "expected.npz")
     engine = load_engine(path, device="cuda")
-    assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", "Triton", precision)
+    attention = attention_of(precision, "cuda:0")
+    assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", f"Triton, {attention} attention", precision)
     found = scores(engine, golden["resized_uint8"])
     np.testing.assert_allclose(found, golden["score_quality_image"], rtol=0, atol=tolerance)
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -44,6 +45,7 @@ from qalign_kernels import (
     tiles,
     torch_product,
 )
+from qalign_kernels.attention import BACKENDS
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import FP8, Weight, fake_rows, linear, pack_nibbles, quantize_rows
 from qalign_kernels.linear_triton import align
@@ -59,6 +61,12 @@ from qalign_kernels.triton_runtime import Device
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FACTS = Device.of(DEVICE) if GPU else DEVICES[80]
+ENABLED = {
+    "cuDNN": torch.backends.cuda.cudnn_sdp_enabled,
+    "flash": torch.backends.cuda.flash_sdp_enabled,
+    "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "math": torch.backends.cuda.math_sdp_enabled,
+}
 BY_ROWS = [torch.int8, FP8] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
 FORMS = ["int8", "int4", "fp8"] if FP8 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
@@ -482,6 +490,54 @@ def test_packed_attention(sizes: tuple[int, ...], last: bool) -> None:
     halves = (on(x.half()) for x in others[:2])
     found = attention_triton.packed_attention(on(q.half()), *halves, on(others[2]), on(others[3]), sizes[0])
     assert (found.cpu() - expected).abs().max() <= 2e-3 * largest
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "asked"),
+    [
+        (90, torch.float16, ["cuDNN", "flash", "efficient", "math"]),
+        (86, torch.float16, ["flash", "cuDNN", "efficient", "math"]),
+        (90, torch.float32, ["efficient", "math"]),
+    ],
+)
+def test_torchs_attention_is_asked_for_by_name(capability: int, dtype: torch.dtype, asked: list[str]) -> None:
+    """In that order while it is called, and torch is left as it was."""
+    seen: list[list[str]] = []
+
+    def look(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        order = (BACKENDS.get(SDPBackend(one), "") for one in torch._C._get_sdp_priority_order())
+        seen.append([name for name in order if name and ENABLED[name]()])
+        return q
+
+    before = torch._C._get_sdp_priority_order()
+    ops, x = TritonOps(DEVICES[capability], dtype), torch.zeros(1, 2, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention.F, "scaled_dot_product_attention", look)
+        ops.attention(x, x, x, 2)
+    assert seen == [asked]
+    assert ops.name == f"Triton, {asked[0]} attention"
+    assert torch._C._get_sdp_priority_order() == before
+
+
+def test_attention_that_is_off_in_torch_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: False)
+    assert TritonOps(DEVICES[90], torch.float16).name == "Triton, flash attention"
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize(("queries", "keys"), [(1025, 1025), (64, 1089)])
+def test_every_attention_of_torchs_gives_the_same(queries: int, keys: int, batch: int) -> None:
+    """By name and alone, on the vision tower's and the abstractor's shapes, laid as the model lays them: the first one
+    asked for has to take them.
+    """
+    q = torch.randn(batch, queries, 3 * 1024, device=DEVICE).half()[..., :1024] / 8
+    k, v = (torch.randn(batch, keys, 1024, device=DEVICE).half() for _ in range(2))
+    expected = attention.attention(q.float(), k.float(), v.float(), 16)
+    first = attention.attention_backends(FACTS.capability, torch.float16)[0]
+    for backend in {first, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION}:
+        found = attention.attention_by([backend], q, k, v, 16)
+        assert (found.float() - expected).abs().max() < 2e-3 * v.abs().max(), backend
 
 
 @interpreted

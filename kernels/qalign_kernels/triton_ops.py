@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qalign_kernels import activation_triton, norm_triton
-from qalign_kernels.attention import attention
+from qalign_kernels.attention import BACKENDS, attention_backends, attention_by
 from qalign_kernels.attention_triton import packed_attention
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import LARGEST, Weight
@@ -23,10 +23,10 @@ from qalign_kernels.triton_runtime import Device
 class TritonOps(Ops):
     """Every result is of `dtype`; what comes in may be of any float type."""
 
-    name = "Triton"
-
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self._backends = attention_backends(device.capability, dtype)
+        self.name = f"Triton, {BACKENDS[self._backends[0]]} attention"
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
@@ -67,8 +67,8 @@ class TritonOps(Ops):
         return activation_triton.swiglu_rows(gate_up, eight) if eight else self.swiglu(gate_up)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """Without a mask, so that torch may take its flash kernel."""
-        return attention(q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
+        """Without a mask, so that torch may take its fast kernels."""
+        return attention_by(self._backends, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
 
     def packed_attention(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int

@@ -119,6 +119,7 @@ class PackedModel:
         name, config = f"abstractor.layers.{i}.", self.config.abstractor
         if i == 0:
             x, q, k, v = (self.tensors[f"{name}{part}"].expand(len(keys), -1, -1) for part in ("x", "q", "k", "v"))
+            q = q.contiguous()  # cuDNN's attention has no plan for sequences that lie in one place
         else:
             x = self.norm(f"{name}query_norm", x, NORM_EPS)
             q, k, v = (self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"]).chunk(3, dim=-1)
