@@ -397,6 +397,7 @@ def test_info_says_which_attention_is_asked_for_on_a_gpu(
     pytest.importorskip("triton", reason="Triton is for Linux")
     path = rounded("narrow-112", precision)
     has_gpu(monkeypatch, "a GPU", capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     facts = describe(path, device="cuda")
     assert facts["engine"] == "torch on cuda:0"
     assert facts["attention"] == f"torch's, {first}"

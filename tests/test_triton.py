@@ -493,14 +493,18 @@ def test_packed_attention(sizes: tuple[int, ...], last: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "asked"),
+    ("capability", "dtype", "cudnn", "asked"),
     [
-        (90, torch.float16, ["cuDNN", "flash", "efficient", "math"]),
-        (86, torch.float16, ["flash", "cuDNN", "efficient", "math"]),
-        (90, torch.float32, ["efficient", "math"]),
+        (90, torch.float16, 91900, ["cuDNN", "flash", "efficient", "math"]),
+        (86, torch.float16, 91900, ["flash", "cuDNN", "efficient", "math"]),
+        (90, torch.float16, 91002, ["flash", "efficient", "math"]),  # is wrong on a picture's 1025 rows
+        (90, torch.float16, None, ["flash", "efficient", "math"]),
+        (90, torch.float32, 91900, ["efficient", "math"]),
     ],
 )
-def test_torchs_attention_is_asked_for_by_name(capability: int, dtype: torch.dtype, asked: list[str]) -> None:
+def test_torchs_attention_is_asked_for_by_name(
+    capability: int, dtype: torch.dtype, cudnn: int | None, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In that order while it is called, and torch is left as it was."""
     seen: list[list[str]] = []
 
@@ -509,17 +513,18 @@ def test_torchs_attention_is_asked_for_by_name(capability: int, dtype: torch.dty
         seen.append([name for name in order if name and ENABLED[name]()])
         return q
 
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
     before = torch._C._get_sdp_priority_order()
     ops, x = TritonOps(DEVICES[capability], dtype), torch.zeros(1, 2, 32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention.F, "scaled_dot_product_attention", look)
-        ops.attention(x, x, x, 2)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", look)
+    ops.attention(x, x, x, 2)
     assert seen == [asked]
     assert ops.name == f"Triton, {asked[0]} attention"
     assert torch._C._get_sdp_priority_order() == before
 
 
 def test_attention_that_is_off_in_torch_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: False)
     assert TritonOps(DEVICES[90], torch.float16).name == "Triton, flash attention"
 
