@@ -376,6 +376,38 @@ def test_torchs_own_product_takes_last_rows_and_a_weight_aligned_to_more_inputs(
     close(own, ours.cpu(), 1e-6)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+def test_torchs_own_product_is_given_aligned_rows_and_scales(
+    dtype: torch.dtype, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kv_text's rows begin after 65 visual ones a picture: their scales at byte 260 or 520 of few pictures."""
+    seen = []
+
+    def look(values: Tensor, w: Tensor, scale_a: Tensor | None = None, **_: Any) -> Tensor:
+        seen.extend([values, *([] if scale_a is None else [scale_a])])
+        return torch.zeros(len(values), w.shape[1])
+
+    monkeypatch.setattr(torch, "_int_mm", look)
+    monkeypatch.setattr(torch, "_scaled_mm", look)
+    monkeypatch.setattr(torch_product, "finish_product", lambda product, scale, *_: (seen.append(scale), product)[1])
+    w = int8_weight(32, 16, bias=False) if dtype == torch.int8 else fp8_weight(32, 16, bias=False)
+    rows = Rows(*quantize_rows(torch.randn(77 * batch, 32), dtype))[65 * batch :]
+    fast_linear(rows, w, None, Epilogue(torch.float32))
+    values, scale = seen
+    assert values.data_ptr() % 16 == scale.data_ptr() % 16 == 0
+    assert torch.equal(values.float(), rows.values.float())
+    assert torch.equal(scale, rows.scale)
+
+
+@pytest.mark.skipif(not GPU or FP8 not in BY_ROWS, reason="needs a CUDA device that has fp8")
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_text_rows_of_few_pictures_are_multiplied_in_fp8(batch: int) -> None:
+    w, x = fp8_weight(128, 64), rand(77 * batch, 128)
+    rows = fast_quantize_rows(on(x), FP8)[65 * batch :]
+    close(fast_linear(rows, on(w), None, Epilogue(torch.float32)), expected_linear(x, w, False, None)[65 * batch :], 1e-2)
+
+
 @interpreted
 def test_int8_sums_are_exact_at_their_largest() -> None:
     k = 11008  # the longest row: 127 * 127 * 11008 needs 28 bits, more than a float32 has
