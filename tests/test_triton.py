@@ -27,6 +27,7 @@ from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from triton.runtime.errors import OutOfResources
 from triton_ahead import DEVICES, FP8_SINCE
 
 from qalign_export.pack import FLOAT, Recipe, pack
@@ -44,6 +45,7 @@ from qalign_kernels import (
     norm_triton,
     tiles,
     torch_product,
+    triton_ops,
 )
 from qalign_kernels.attention import BACKENDS
 from qalign_kernels.epilogue_triton import Epilogue
@@ -405,7 +407,8 @@ def test_torchs_own_product_is_given_aligned_rows_and_scales(
 def test_text_rows_of_few_pictures_are_multiplied_in_fp8(batch: int) -> None:
     w, x = fp8_weight(128, 64), rand(77 * batch, 128)
     rows = fast_quantize_rows(on(x), FP8)[65 * batch :]
-    close(fast_linear(rows, on(w), None, Epilogue(torch.float32)), expected_linear(x, w, False, None)[65 * batch :], 1e-2)
+    found, expected = fast_linear(rows, on(w), None, Epilogue(torch.float32)), expected_linear(x, w, False, None)
+    close(found, expected[65 * batch :], 1e-2)
 
 
 @interpreted
@@ -720,6 +723,63 @@ def test_fp8_on_an_ada_gpu_is_torchs_own_since_it_keeps_to_the_stream(
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
     table = {table_key(DEVICES[89]): {"float8_e4m3fn": [[77, 4096, 4096]]}}
     assert (tile_for(DEVICES[89], "float8_e4m3fn", 77, 4096, 4096, table) is None) == sound
+
+
+def out_of_resources() -> Exception:
+    return OutOfResources(240000, 232448, "shared memory")
+
+
+@pytest.mark.parametrize(
+    ("tile", "error"),
+    [
+        ([256, 256, 128, 4, 8], out_of_resources()),
+        ([256, 256, 128, 4, 8], RuntimeError("Triton Error [CUDA]: too many resources requested for launch")),
+        ([], RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul")),
+    ],
+)
+def test_a_measured_tile_that_is_refused_gives_way_to_the_rules_once(
+    tile: list[int], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Tile | None] = []
+    rule = tile_by_rule(DEVICES[90], "int8", 32, 16)
+
+    def run(x: Tensor, w: Weight, tile: Tile | None, epilogue: Epilogue) -> Tensor:
+        tried.append(tile)
+        if tile != rule:
+            raise error
+        return torch.zeros(32, 16)
+
+    monkeypatch.setattr(tiles, "measured", lambda: {table_key(DEVICES[90]): {"int8": [[32, 128, 16, *tile]]}})
+    monkeypatch.setattr(triton_ops, "linear", run)
+    ops, x, w = TritonOps(DEVICES[90], torch.float16), torch.zeros(32, 128), int8_weight(128, 16)
+    with pytest.warns(UserWarning, match="refused here .*; now Tile"):
+        ops.linear(x, w)
+    ops.linear(x, w)
+    assert tried == [Tile(*tile) if tile else None, rule, rule]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), out_of_resources()])
+def test_what_no_other_tile_would_help_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is full, and a refusal of the rule's own tile."""
+
+    def refuse(*_: object) -> Tensor:
+        raise error
+
+    table: dict[str, Any] = {table_key(DEVICES[90]): {"int8": [[32, 128, 16, 64, 64, 128, 3, 4]]}}
+    monkeypatch.setattr(tiles, "measured", lambda: table if isinstance(error, torch.OutOfMemoryError) else {})
+    monkeypatch.setattr(triton_ops, "linear", refuse)
+    with pytest.raises(type(error)):
+        TritonOps(DEVICES[90], torch.float16).linear(torch.zeros(32, 128), int8_weight(128, 16))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_a_tile_that_does_not_fit_this_gpu_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = [256, 256, 256, 8, 8]  # a megabyte of shared memory
+    monkeypatch.setattr(tiles, "measured", lambda: {table_key(FACTS): {"int8": [[77, 512, 512, *huge]]}})
+    x, w = rand(77, 512), int8_weight(512, 512)
+    with pytest.warns(UserWarning, match="refused here"):
+        y = TritonOps(FACTS, torch.float32).linear(on(x), on(w))
+    close(y, expected_linear(x, w, False, None), 1e-6)
 
 
 def test_the_rule_pads_little_and_occupies_the_device() -> None:

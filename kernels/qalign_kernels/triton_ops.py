@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from qalign_kernels.linear_triton import form_of, linear
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import tile_for
-from qalign_kernels.triton_runtime import Device
+from qalign_kernels.triton_runtime import Device, TritonError
 
 
 class TritonOps(Ops):
@@ -25,6 +26,7 @@ class TritonOps(Ops):
 
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self._refused: set[tuple[str, int, int, int]] = set()  # forms and shapes whose measured tile cannot be had
         self._backends = attention_backends(device.capability, dtype)
         self.name = f"Triton, {BACKENDS[self._backends[0]]} attention"
 
@@ -32,9 +34,19 @@ class TritonOps(Ops):
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
-        m, k, n = math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
-        tile = tile_for(self.device, form_of(w), m, k, n)
-        return linear(x, w, tile, Epilogue(self.dtype, activation, residual))
+        shape = form_of(w), math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
+        measured, rule = (tile_for(self.device, *shape, table) for table in (None, {}))
+        epilogue = Epilogue(self.dtype, activation, residual)
+        if measured != rule and shape not in self._refused:
+            try:
+                return linear(x, w, measured, epilogue)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TritonError) as error:  # most often, it takes more of the device than there is
+                self._refused.add(shape)
+                cause = str(error).partition("\n")[0]
+                warn(f"{shape}: {measured}, the fastest measured, is refused here ({cause}); now {rule}", stacklevel=2)
+        return linear(x, w, rule, epilogue)
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
         return norm_triton.layer_norm(x, gain, bias, eps, self.dtype)
