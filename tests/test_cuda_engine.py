@@ -5,8 +5,11 @@ Here the engine runs in plain torch on a CPU, launched by `Direct`; what needs C
 
 from __future__ import annotations
 
+import subprocess
+from collections import Counter
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 from conftest import FOLDERS, GOLDEN, PICTURES, Golden
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qalign_export.pack import FLOAT, Recipe
 from qalign_export.writer import export_artifact
@@ -34,6 +38,7 @@ from qalign_fast.describe import describe
 from qalign_fast.engine import Engine
 from qalign_fast.levels import score_of
 from qalign_fast.loading import load_engine
+from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import prompt
 from qalign_fast.torch_engine import FloatProducts, load_packed, read_packed
 from qalign_kernels.linear import FP8, Weight
@@ -172,20 +177,95 @@ def test_clips_of_any_length_are_decoded_without_a_bucket(packed: Path, expected
     np.testing.assert_allclose(found.logits, expected["logits_quality_video"][0], rtol=0, atol=1e-4)
 
 
-class Full(Direct):
-    """A device without room for more than two pictures."""
+class Refusing(Direct):
+    """A device that does no more than two at a time."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(torch.device("cpu"))
+        self.error = error
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+            raise self.error
         return step(x)
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
 def test_a_batch_without_room_is_a_device_error(packed: Path, expected: dict[str, np.ndarray]) -> None:
-    engine = engine_of(packed, Full(torch.device("cpu")))
-    with pytest.raises(DeviceError, match=r"4 pictures at a time do not fit .*2.00 GiB.\); a smaller batch may$"):
+    engine = engine_of(packed, Refusing(OUT_OF_MEMORY))
+    with pytest.raises(
+        DeviceError, match=r"no room for 3 pictures beside .*2.00 GiB.\); a smaller batch needs less, i"
+    ):
         engine.encode(expected["resized_uint8"][:3])
     assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`\nmore"),
+            "`cublasLtMatmul`",
+        ),
+        (subprocess.CalledProcessError(1, ["gcc"]), "CalledProcessError: Command '.'gcc'.' returned"),
+        ("OutOfResources", "OutOfResources: out of resource: shared memory, Required: 240000, Hardware limit: 232448"),
+    ],
+)
+def test_what_a_larger_batch_is_refused_by_is_a_device_error(
+    packed: Path, expected: dict[str, np.ndarray], error: Exception | str, says: str
+) -> None:
+    """Not at load alone: a bucket's kernels are compiled when it first comes."""
+    if isinstance(error, str):
+        errors = pytest.importorskip("triton.runtime.errors", reason="Triton is for Linux")
+        error = errors.OutOfResources(240000, 232448, "shared memory")
+    engine = engine_of(packed, Refusing(error))
+    tokens = torch.cat([engine.encode(expected["resized_uint8"][:2])] * 2)
+    for call in (lambda: engine.encode(expected["resized_uint8"][:3]), lambda: engine.decode(tokens, QUALITY)):
+        with pytest.raises(
+            DeviceError, match=rf"device 'cpu': .* failed \(.*{says}.*\); a smaller batch may do"
+        ) as one:
+            call()
+        assert "\n" not in str(one.value)
+    assert len(engine.decode(tokens[:2], QUALITY)) == 2
+
+
+def test_a_clip_without_room_is_a_device_error(
+    packed: Path, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(packed, Direct(torch.device("cpu")))
+    tokens = engine.encode(expected["resized_uint8"][:4]).reshape(1, -1, engine.config.decoder.width)
+
+    def full(*_: object) -> Tensor:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(PackedModel, "decode", full)
+    with pytest.raises(DeviceError, match=rf"no room for 1 times {tokens.shape[1]} visual tokens"):
+        engine.decode(tokens, QUALITY)
+
+
+class Called(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_positions_of_pictures_are_made_at_load(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    """They would be made again in every graph; a clip's are made for its length."""
+    engine = engine_of(packed, Direct(torch.device("cpu")))
+    tokens = engine.encode(expected["resized_uint8"][:2])
+    with Called() as pictures:
+        engine.decode(tokens, QUALITY)
+    with Called() as clip:
+        engine.decode(tokens.reshape(1, -1, tokens.shape[-1]), prompt("quality", "video"))
+    assert (pictures.names["cos"], clip.names["cos"]) == (0, 1)
 
 
 def wide(*halves: Tensor) -> list[Tensor]:
