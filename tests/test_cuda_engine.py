@@ -9,12 +9,14 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, GOLDEN, PICTURES, Golden
+from fake_streams import FakeCuda, FakeStream
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -175,6 +177,25 @@ def test_clips_of_any_length_are_decoded_without_a_bucket(packed: Path, expected
     found = Scorer(engine_of(packed, runner)).score_video(frames)
     assert [key for key, _ in runner.runs] == [("encode", 4)]
     np.testing.assert_allclose(found.logits, expected["logits_quality_video"][0], rtol=0, atol=1e-4)
+
+
+def test_two_callers_on_streams_of_their_own_get_their_own_scores(
+    packed: Path, expected: dict[str, np.ndarray], fake_cuda: FakeCuda
+) -> None:
+    """By the engine's graphs, as far as a CPU can replay them."""
+    engine, callers = engine_of(packed, Graphs(torch.device("cpu"))), [FakeStream("a"), FakeStream("b")]
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)  # as at load: weights are there after it
+    waiting = []
+    for caller, count in zip(callers, (1, 2), strict=True):
+        with torch.cuda.stream(caller):
+            which = some(expected, count, first=count)
+            waiting.append((caller, which, engine.encode(expected["resized_uint8"][which])))
+    for task in ("quality", "aesthetics"):
+        for caller, which, tokens in waiting:
+            with torch.cuda.stream(caller):
+                logits = engine.decode(tokens, prompt(task))
+            np.testing.assert_allclose(logits, expected[f"logits_{task}_image"][which], rtol=0, atol=1e-4)
+    assert not fake_cuda.races
 
 
 class Refusing(Direct):
@@ -579,6 +600,31 @@ def test_graphs_compute_what_their_steps_do(rounded: Rounded, expected: dict[str
         for task in ("quality", "aesthetics"):
             found, wanted = (e.decode(e.encode(pixels), prompt(task)) for e in (graphs, direct))
             np.testing.assert_array_equal(found, wanted)
+
+
+@on_gpu
+def test_threads_on_streams_of_their_own_get_their_own_scores(
+    rounded: Rounded, expected: dict[str, np.ndarray]
+) -> None:
+    path, found = rounded("narrow-112", "int8"), dict[int, np.ndarray]()
+    engine, direct = on_triton(path, Graphs(CUDA)), on_triton(path, Direct(CUDA))
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)
+
+    def call(first: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream(CUDA)):
+            many = [some(expected, count, first) for count in (1, 8, 3, 64, 2) * 4]
+            found[first] = np.concatenate([engine.decode(engine.encode(pixels[i]), QUALITY) for i in many])
+
+    pixels = expected["resized_uint8"]
+    threads = [Thread(target=call, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(threads)
+    for first, logits in found.items():
+        alone = [direct.decode(direct.encode(pixels[some(expected, n, first)]), QUALITY) for n in (1, 8, 3, 64, 2) * 4]
+        np.testing.assert_array_equal(logits, np.concatenate(alone))
 
 
 @on_gpu

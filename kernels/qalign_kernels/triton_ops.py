@@ -35,7 +35,7 @@ class TritonOps(Ops):
     ) -> Tensor:
         """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
         shape = form_of(w), math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
-        measured, rule = (tile_for(self.device, *shape, table) for table in (None, {}))
+        measured, rule = tile_for(self.device, *shape), tile_for(self.device, *shape, table={})
         epilogue = Epilogue(self.dtype, activation, residual)
         if measured != rule and shape not in self._refused:
             try:
