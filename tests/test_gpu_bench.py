@@ -14,6 +14,7 @@ from conftest import GOLDEN, ROOT
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from qalign_bench import tune
 from qalign_bench.device_export import DeviceSource, export, pack_on_device
 from qalign_bench.kernel_times import Span, median_step, step_of, table
 from qalign_bench.tune import (
@@ -106,6 +107,16 @@ def test_the_fastest_tile_that_ran_is_what_the_table_gives() -> None:
     assert json.loads(table_text({})) == {}
     assert "| int8 | 77 x 4096 x 4096 | 16 128 128 4 4 | 20.0 | 1 | 30.0 | 25.0 |" in summary(timings)
     assert "| int8 | 9856 x 4096 x 4096 | torch | 80.0 | 1 | 90.0 | 80.0 |" in summary(timings)
+
+
+def test_the_table_is_written_for_the_device_that_a_sweep_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile, path = Tile(16, 128, 128, 4, 4), tmp_path / "tiles.json"
+    path.write_text("{}")
+    monkeypatch.setattr(tune, "TABLE", path)
+    tune.write_table(H100._asdict(), [timing(tile, 2e-5)])
+    assert json.loads(path.read_text()) == {table_key(H100): {"int8": [[77, 4096, 4096, *tile]]}}
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "int4"])
