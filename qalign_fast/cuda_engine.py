@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import accumulate
 from threading import Lock
 
@@ -26,11 +28,23 @@ from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
+from qalign_kernels.attention import BACKENDS, attention_backends
 from qalign_kernels.linear import Modal
 from qalign_kernels.ops import Ops
 from qalign_kernels.rows import Rows
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products
+
+
+def between_products(precision: str) -> torch.dtype:
+    """The type of what lies there."""
+    return _DTYPES.get(precision, torch.float16)
+
+
+def attention_of(precision: str, device: str) -> str:
+    """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return BACKENDS[attention_backends(10 * major + minor, between_products(precision))[0]]
 
 
 class CudaModel(PackedModel):
@@ -77,46 +91,70 @@ class CudaEngine:
         self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
         self.kernels = model.ops.name
         self._model, self._constants, self._runner = model, constants, runner
+        visual = self.config.abstractor.tokens
+        self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # of pictures
         self._lock = Lock()  # buffers and graphs are one call's at a time
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        """Returns before the GPU is done, as tokens are read there."""
+        """Returns before the GPU is done, as tokens are read there. Raises DeviceError for what it does not do."""
         most = BUCKETS[-1]
         batches = [pixels[start : start + most] for start in range(0, len(pixels), most)]
-        with self._lock, self._runner.scope():
+        with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
             return torch.cat([self._run("encode", self._model.encode, x) for x in self._runner.upload(batches)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """Raises as `encode` does."""
         prefix, suffix = self._constants[prompt.name]
 
         def step(tokens: Tensor) -> Tensor:
-            return self._model.decode(tokens, prefix, suffix)
+            return self._model.decode(tokens, prefix, suffix, self._turns[prompt.name])
 
-        with self._lock, self._runner.scope():
-            if tokens.shape[1] == self.config.abstractor.tokens:
-                parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
-            else:  # clips are of many lengths, and their kernels are large
-                parts = [step(tokens)]
-            arrive = self._runner.download(torch.cat(parts))
-        logits: npt.NDArray[np.float32] = arrive().numpy()
-        return logits
+        with self._refusals(f"{len(tokens)} times {tokens.shape[1]} visual tokens"):
+            with self._lock, self._runner.scope():
+                if tokens.shape[1] == self.config.abstractor.tokens:
+                    parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
+                else:  # clips are of many lengths, and their kernels are large
+                    parts = [self._model.decode(tokens, prefix, suffix)]
+                arrive = self._runner.download(torch.cat(parts))
+            logits: npt.NDArray[np.float32] = arrive().numpy()
+            return logits
 
     def _run(self, name: str, step: Step, x: Tensor) -> Tensor:
         size = bucket_of(len(x))
+        return self._runner.run((name, size), step, fill_up(x, size))[: len(x)]
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """As DeviceErrors."""
         try:
-            return self._runner.run((name, size), step, fill_up(x, size))[: len(x)]
+            yield
         except torch.OutOfMemoryError as error:
             raise DeviceError(
-                f"device {self.device!r}: {size} pictures at a time do not fit beside the weights "
-                f"({one_line(error)}); a smaller batch may"
+                f"device {self.device!r}: no room for {what} beside the weights ({one_line(error)}); "
+                "a smaller batch needs less, int8 and int4 artifacts do too"
+            ) from error
+        except refusals() as error:
+            raise DeviceError(
+                f"device {self.device!r}: {what} failed ({type(error).__name__}: {one_line(error)}); "
+                "a smaller batch may do, device='cpu' works without CUDA and Triton"
             ) from error
 
 
 def fill_up(x: Tensor, size: int) -> Tensor:
     """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
     return x if len(x) == size else torch.cat((x, x[-1:].expand(size - len(x), *x.shape[1:])))
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What torch, its libraries and Triton, which runs compilers, raise for what a device does not do."""
+    found = (RuntimeError, OSError, subprocess.CalledProcessError)
+    if find_spec("triton") is None:
+        return found
+    from qalign_kernels.triton_runtime import TritonError
+
+    return (*found, TritonError)
 
 
 def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> CudaEngine:
@@ -126,12 +164,9 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     DeviceError for that, for weights that do not fit and for groups that the kernels do not have; ArtifactError as
     `read_packed` does.
     """
-    from qalign_kernels.triton_runtime import TritonError
-
     set_threads(threads)
     mapped, constants = read_packed(artifact)
     _check_groups(mapped, device)
-    refusals = (RuntimeError, OSError, subprocess.CalledProcessError, TritonError)  # Triton runs compilers
     try:
         engine = build_engine(artifact, device, mapped, constants)
         side = engine.config.pixels.side
@@ -140,7 +175,7 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     except torch.OutOfMemoryError as error:
         what = f"the {artifact.manifest.precision} weights and a picture do not fit ({one_line(error)})"
         raise DeviceError(f"device {device!r}: {what}; int8 and int4 artifacts need less memory") from error
-    except refusals as error:
+    except refusals() as error:
         raise DeviceError(
             f"device {device!r}: its first picture failed ({type(error).__name__}: {one_line(error)}); "
             "device='cpu' works without CUDA and Triton"
@@ -162,7 +197,7 @@ def build_engine(
     from qalign_kernels.triton_runtime import Device
 
     manifest, place = artifact.manifest, torch.device(device)
-    facts, between = Device.of(place), _DTYPES.get(manifest.precision, torch.float16)
+    facts, between = Device.of(place), between_products(manifest.precision)
     ops = watch(TritonOps(facts, between))
     tensors = to_device(mapped, place, between)
     model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))

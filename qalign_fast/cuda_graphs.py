@@ -1,7 +1,7 @@
 """Pictures and functions in, results on a device out: how a batch gets to a GPU, and how its work is launched there.
 
 `Graphs` is CUDA's form: pixels go up on a stream of their own, and a function's kernels are captured once for each
-shape and launched together. `Direct` copies and calls, on any device.
+shape and launched together on another, whatever stream the caller is on. `Direct` copies and calls, on any device.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qalign_fast.buckets import BUCKETS
+
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # [B, S, S, 3]
 Step: TypeAlias = Callable[[Tensor], Tensor]
+_SLOTS = 2
 _WARM_UPS = 2  # the first compiles kernels and lets libraries allocate, which a capture may not; the second is as later
 
 
@@ -29,7 +32,7 @@ class Runner(Protocol):
         ...
 
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
-        """Each batch on the device, in order. It holds until the next one is asked for."""
+        """Each batch, of no more than the largest bucket, on the device, in order."""
         ...
 
     def download(self, x: Tensor) -> Callable[[], Tensor]:
@@ -70,8 +73,8 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         with self.scope():
-            self._stream = _stream(device)  # the default one cannot be captured
-            self._pool = torch.cuda.graph_pool_handle()  # one, for no two graphs run at a time
+            self._stream = _stream(device)  # what graphs run on, one after another, for all share one pool of memory
+            self._pool = torch.cuda.graph_pool_handle()
             self._uploads = _Uploads(device)
         self._captured: dict[Hashable, _Captured] = {}
 
@@ -95,21 +98,26 @@ class Graphs:
         return wait
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
+        """x is the caller's stream's, and so is the result: nothing of the pool is handed out."""
+        current = torch.cuda.current_stream(self._device)
         if key not in self._captured:
             self._captured[key] = self._capture(step, x)
         captured = self._captured[key]
-        captured.input.copy_(x)
-        captured.graph.replay()
-        return captured.output.clone()
-
-    def _capture(self, step: Step, x: Tensor) -> _Captured:
-        static = x.clone()
-        current = torch.cuda.current_stream(self._device)
+        result = torch.empty_like(captured.output)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
+            captured.input.copy_(x)
+            captured.graph.replay()
+            result.copy_(captured.output)
+        current.wait_stream(self._stream)
+        return result
+
+    def _capture(self, step: Step, x: Tensor) -> _Captured:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            static = x.clone()
             for _ in range(_WARM_UPS):
                 step(static)
-        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do with CUDA meanwhile is no error of this capture
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
@@ -122,56 +130,59 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _event() -> torch.cuda.Event:
-    """One that was never recorded is not waited for."""
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+    """One that was never recorded is not waited for; a thread that waits leaves its core to others."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class _Slot:
+    """Room for one batch."""
+
     host: Tensor  # pinned, or the copy would not run beside anything
     device: Tensor
     sent: torch.cuda.Event = field(default_factory=_event)  # host is free
-    used: torch.cuda.Event = field(default_factory=_event)  # device is free
-
-    def make_room(self, shape: tuple[int, ...]) -> None:
-        """For a batch of that shape, if none as large was here before."""
-        if len(self.host) < shape[0]:
-            self.used.synchronize()
-            self.host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            self.device = torch.empty(shape, dtype=torch.uint8, device=self.device.device)
+    read: torch.cuda.Event = field(default_factory=_event)  # device is free
 
 
 class _Uploads:
-    """Two slots: while one's pictures are computed, the next batch goes into the other."""
+    """Two slots in turn: while one batch's pictures are computed, the next one's go up."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, _stream(device)
-        none = torch.empty(0, dtype=torch.uint8)
-        self._slots = [_Slot(none, none.to(device)) for _ in range(2)]
+        self._slots: Iterator[_Slot] | None = None  # whose turn it is
 
     def __call__(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
-        slots, under_way = cycle(self._slots), deque[tuple[_Slot, int]]()
+        under_way = deque[tuple[_Slot, int]]()
         for batch in batches:
-            under_way.append(self._send(next(slots), batch))
-            if len(under_way) == len(self._slots):
-                yield from self._use(*under_way.popleft())
+            under_way.append(self._send(batch))
+            if len(under_way) == _SLOTS:
+                yield self._take(*under_way.popleft())
         while under_way:
-            yield from self._use(*under_way.popleft())
+            yield self._take(*under_way.popleft())
 
-    def _send(self, slot: _Slot, batch: Pixels) -> tuple[_Slot, int]:
+    def _send(self, batch: Pixels) -> tuple[_Slot, int]:
+        if self._slots is None:
+            self._slots = cycle([self._slot(batch.shape[1:]) for _ in range(_SLOTS)])
+        slot = next(self._slots)
         slot.sent.synchronize()
-        slot.make_room(batch.shape)
         slot.host[: len(batch)].copy_(torch.from_numpy(np.ascontiguousarray(batch)))
-        self._stream.wait_event(slot.used)
+        self._stream.wait_event(slot.read)
         with torch.cuda.stream(self._stream):
             slot.device[: len(batch)].copy_(slot.host[: len(batch)], non_blocking=True)
         slot.sent.record(self._stream)
         return slot, len(batch)
 
-    def _use(self, slot: _Slot, count: int) -> Iterator[Tensor]:
-        compute = torch.cuda.current_stream(self._device)
-        compute.wait_event(slot.sent)
-        try:
-            yield slot.device[:count]
-        finally:
-            slot.used.record(compute)
+    def _slot(self, picture: tuple[int, ...]) -> _Slot:
+        """For the largest bucket. On the stream that writes it: another's memory may still be in use there."""
+        shape = (BUCKETS[-1], *picture)
+        with torch.cuda.stream(self._stream):
+            room = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        return _Slot(torch.empty(shape, dtype=torch.uint8, pin_memory=True), room)
+
+    def _take(self, slot: _Slot, count: int) -> Tensor:
+        """Out of the slot, so that it is free before anything is computed."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(slot.sent)
+        pixels = slot.device[:count].clone()
+        slot.read.record(current)
+        return pixels

@@ -26,7 +26,7 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         artifact = open_artifact(directory, verify=verify, remembered=True)
         manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
         if manifest.engines:
-            facts["engine"] = _engine(artifact, device)
+            facts |= _engine(artifact, device)
         facts |= _manifest(manifest, verify=verify) | _sizes(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     config = read_config(directory)
@@ -35,11 +35,16 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
     return facts | _sizes(config)
 
 
-def _engine(artifact: Artifact, device: str) -> str:
+def _engine(artifact: Artifact, device: str) -> dict[str, str]:
     try:
-        return str(choose(artifact, device, "auto"))
+        chosen = choose(artifact, device, "auto")
     except QAlignError as error:
-        return f"none here: {error}"
+        return {"engine": f"none here: {error}"}
+    if chosen.engine != "torch" or not chosen.place.startswith("cuda"):
+        return {"engine": str(chosen)}
+    from qalign_fast.cuda_engine import attention_of
+
+    return {"engine": str(chosen), "attention": f"torch's, {attention_of(artifact.manifest.precision, chosen.place)}"}
 
 
 def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:

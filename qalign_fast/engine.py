@@ -18,7 +18,7 @@ class Engine(Protocol):
     name: str
     device: str
     precision: str
-    kernels: str  # what computes: "plain torch", "native" and an instruction set, "onnxruntime"
+    kernels: str  # what computes: "plain torch", "native" and an instruction set, "Triton" and whose attention, ...
     in_flight: int  # batches that several threads may have under way with profit; all engines may be called by several
     config: ModelConfig
     prompts: tuple[Prompt, ...]  # what it can answer

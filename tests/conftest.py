@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_streams import FakeCuda
 
 from qalign_export.fidelity import generate_pictures
 from qalign_export.pack import Recipe, pack
@@ -101,6 +102,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "cannot be run" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """In place of torch.cuda's streams, events and graphs, on a CPU."""
+    cuda = FakeCuda()
+    for name, value in cuda.functions().items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with cuda:
+        yield cuda
 
 
 @pytest.fixture(params=FOLDERS)

@@ -5,28 +5,45 @@ Here the engine runs in plain torch on a CPU, launched by `Direct`; what needs C
 
 from __future__ import annotations
 
+import subprocess
+from collections import Counter
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, GOLDEN, PICTURES, Golden
+from fake_streams import FakeCuda, FakeStream
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qalign_export.pack import FLOAT, Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import DeviceError, Scorer, devices
 from qalign_fast.artifact import open_artifact
-from qalign_fast.cuda_engine import BUCKETS, CudaEngine, CudaModel, bucket_of, fill_up, load_cuda, to_device
+from qalign_fast.cuda_engine import (
+    BUCKETS,
+    CudaEngine,
+    CudaModel,
+    attention_of,
+    bucket_of,
+    fill_up,
+    load_cuda,
+    to_device,
+)
 from qalign_fast.cuda_graphs import Direct, Graphs, Runner, Step
+from qalign_fast.describe import describe
 from qalign_fast.engine import Engine
 from qalign_fast.levels import score_of
 from qalign_fast.loading import load_engine
+from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import prompt
 from qalign_fast.torch_engine import FloatProducts, load_packed, read_packed
-from qalign_kernels.linear import FP8, Weight
+from qalign_kernels.linear import FP8, Modal, Weight
 from qalign_kernels.ops import PLAIN, Activation, Ops
 from qalign_kernels.rows import Rows
 
@@ -162,20 +179,114 @@ def test_clips_of_any_length_are_decoded_without_a_bucket(packed: Path, expected
     np.testing.assert_allclose(found.logits, expected["logits_quality_video"][0], rtol=0, atol=1e-4)
 
 
-class Full(Direct):
-    """A device without room for more than two pictures."""
+def test_two_callers_on_streams_of_their_own_get_their_own_scores(
+    packed: Path, expected: dict[str, np.ndarray], fake_cuda: FakeCuda
+) -> None:
+    """By the engine's graphs, as far as a CPU can replay them."""
+    engine, callers = engine_of(packed, Graphs(torch.device("cpu"))), [FakeStream("a"), FakeStream("b")]
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)  # as at load: weights are there after it
+    waiting = []
+    for caller, count in zip(callers, (1, 2), strict=True):
+        with torch.cuda.stream(caller):
+            which = some(expected, count, first=count)
+            waiting.append((caller, which, engine.encode(expected["resized_uint8"][which])))
+    for task in ("quality", "aesthetics"):
+        for caller, which, tokens in waiting:
+            with torch.cuda.stream(caller):
+                logits = engine.decode(tokens, prompt(task))
+            np.testing.assert_allclose(logits, expected[f"logits_{task}_image"][which], rtol=0, atol=1e-4)
+    assert not fake_cuda.races
+
+
+class Refusing(Direct):
+    """A device that does no more than two at a time."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(torch.device("cpu"))
+        self.error = error
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+            raise self.error
         return step(x)
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+
 def test_a_batch_without_room_is_a_device_error(packed: Path, expected: dict[str, np.ndarray]) -> None:
-    engine = engine_of(packed, Full(torch.device("cpu")))
-    with pytest.raises(DeviceError, match=r"4 pictures at a time do not fit .*2.00 GiB.\); a smaller batch may$"):
+    engine = engine_of(packed, Refusing(OUT_OF_MEMORY))
+    with pytest.raises(
+        DeviceError, match=r"no room for 3 pictures beside .*2.00 GiB.\); a smaller batch needs less, i"
+    ):
         engine.encode(expected["resized_uint8"][:3])
     assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`\nmore"),
+            "`cublasLtMatmul`",
+        ),
+        (subprocess.CalledProcessError(1, ["gcc"]), "CalledProcessError: Command '.'gcc'.' returned"),
+        ("OutOfResources", "OutOfResources: out of resource: shared memory, Required: 240000, Hardware limit: 232448"),
+    ],
+)
+def test_what_a_larger_batch_is_refused_by_is_a_device_error(
+    packed: Path, expected: dict[str, np.ndarray], error: Exception | str, says: str
+) -> None:
+    """Not at load alone: a bucket's kernels are compiled when it first comes."""
+    if isinstance(error, str):
+        errors = pytest.importorskip("triton.runtime.errors", reason="Triton is for Linux")
+        error = errors.OutOfResources(240000, 232448, "shared memory")
+    engine = engine_of(packed, Refusing(error))
+    tokens = torch.cat([engine.encode(expected["resized_uint8"][:2])] * 2)
+    for call in (lambda: engine.encode(expected["resized_uint8"][:3]), lambda: engine.decode(tokens, QUALITY)):
+        with pytest.raises(
+            DeviceError, match=rf"device 'cpu': .* failed \(.*{says}.*\); a smaller batch may do"
+        ) as one:
+            call()
+        assert "\n" not in str(one.value)
+    assert len(engine.decode(tokens[:2], QUALITY)) == 2
+
+
+def test_a_clip_without_room_is_a_device_error(
+    packed: Path, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(packed, Direct(torch.device("cpu")))
+    tokens = engine.encode(expected["resized_uint8"][:4]).reshape(1, -1, engine.config.decoder.width)
+
+    def full(*_: object) -> Tensor:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(PackedModel, "decode", full)
+    with pytest.raises(DeviceError, match=rf"no room for 1 times {tokens.shape[1]} visual tokens"):
+        engine.decode(tokens, QUALITY)
+
+
+class Called(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_positions_of_pictures_are_made_at_load(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    """They would be made again in every graph; a clip's are made for its length."""
+    engine = engine_of(packed, Direct(torch.device("cpu")))
+    tokens = engine.encode(expected["resized_uint8"][:2])
+    with Called() as pictures:
+        engine.decode(tokens, QUALITY)
+    with Called() as clip:
+        engine.decode(tokens.reshape(1, -1, tokens.shape[-1]), prompt("quality", "video"))
+    assert (pictures.names["cos"], clip.names["cos"]) == (0, 1)
 
 
 def wide(*halves: Tensor) -> list[Tensor]:
@@ -196,6 +307,10 @@ class Halves(Ops):
             (x,) = wide(x)
         (added,) = [None] if residual is None else wide(residual)
         return super().linear(x, w, activation=activation, residual=added).half()
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        assert isinstance(x, Tensor)
+        return PLAIN.modal_linear(*wide(x), w, modal).half()
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
         return PLAIN.layer_norm(*wide(x), gain, bias, eps).half()
@@ -253,6 +368,27 @@ def test_an_engine_on_another_device_runs_there(packed: Path) -> None:
     engine = load_packed(open_artifact(packed), device="meta")
     assert engine.device == "meta"
     assert engine.encode(np.zeros((1, 112, 112, 3), np.uint8)).device.type == "meta"
+
+
+class Layouts(Ops):
+    """Keeps how queries lay."""
+
+    def __init__(self) -> None:
+        self.queries: list[tuple[int, ...]] = []
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        self.queries.append(q.stride())
+        return PLAIN.attention(q, k, v, heads)
+
+
+def test_no_two_pictures_queries_lie_in_one_place(packed: Path, expected: dict[str, np.ndarray]) -> None:
+    """cuDNN's attention refuses a batch's stride of 0, which one picture, as at load, does not show."""
+    ops = Layouts()
+    engine = engine_of(packed, Direct(torch.device("cpu")), ops)
+    engine.encode(expected["resized_uint8"][:2])
+    layers = engine.config.vision.layers + engine.config.abstractor.layers
+    assert len(ops.queries) == layers
+    assert all(0 not in strides for strides in ops.queries)
 
 
 def refused(path: Path, **choice: str) -> str:
@@ -351,6 +487,28 @@ def test_fp8_is_for_gpus_that_have_it(
         assert devices.choose_device(asked, devices.needs_of("fp8")) == "cuda:0"
 
 
+@pytest.mark.parametrize(
+    ("precision", "capability", "first"),
+    [
+        ("int8", (9, 0), "cuDNN"),
+        ("fp16", (9, 0), "cuDNN"),
+        ("int8", (8, 6), "flash"),
+        ("fp32", (9, 0), "efficient"),  # the others take 16 bits alone
+    ],
+)
+def test_info_says_which_attention_is_asked_for_on_a_gpu(
+    precision: str, capability: tuple[int, int], first: str, rounded: Rounded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    path = rounded("narrow-112", precision)
+    has_gpu(monkeypatch, "a GPU", capability)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    facts = describe(path, device="cuda")
+    assert facts["engine"] == "torch on cuda:0"
+    assert facts["attention"] == f"torch's, {first}"
+    assert "attention" not in describe(path, device="cpu")
+
+
 def test_fp8_is_refused_on_an_apple_gpu(in_fp8: Path) -> None:
     assert "the fp8 kernels are for CUDA devices and CPUs; int8 and fp16 artifacts run" in refused(in_fp8, device="mps")
 
@@ -413,7 +571,8 @@ def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tole
     path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
     golden = np.load(GOLDEN / folder / "expected.npz")
     engine = load_engine(path, device="cuda")
-    assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", "Triton", precision)
+    attention = attention_of(precision, "cuda:0")
+    assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", f"Triton, {attention} attention", precision)
     found = scores(engine, golden["resized_uint8"])
     np.testing.assert_allclose(found, golden["score_quality_image"], rtol=0, atol=tolerance)
 
@@ -445,6 +604,31 @@ def test_graphs_compute_what_their_steps_do(rounded: Rounded, expected: dict[str
         for task in ("quality", "aesthetics"):
             found, wanted = (e.decode(e.encode(pixels), prompt(task)) for e in (graphs, direct))
             np.testing.assert_array_equal(found, wanted)
+
+
+@on_gpu
+def test_threads_on_streams_of_their_own_get_their_own_scores(
+    rounded: Rounded, expected: dict[str, np.ndarray]
+) -> None:
+    path, found = rounded("narrow-112", "int8"), dict[int, np.ndarray]()
+    engine, direct = on_triton(path, Graphs(CUDA)), on_triton(path, Direct(CUDA))
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)
+
+    def call(first: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream(CUDA)):
+            many = [some(expected, count, first) for count in (1, 8, 3, 64, 2) * 4]
+            found[first] = np.concatenate([engine.decode(engine.encode(pixels[i]), QUALITY) for i in many])
+
+    pixels = expected["resized_uint8"]
+    threads = [Thread(target=call, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(threads)
+    for first, logits in found.items():
+        alone = [direct.decode(direct.encode(pixels[some(expected, n, first)]), QUALITY) for n in (1, 8, 3, 64, 2) * 4]
+        np.testing.assert_array_equal(logits, np.concatenate(alone))
 
 
 @on_gpu

@@ -14,6 +14,7 @@ from conftest import GOLDEN, ROOT
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from qalign_bench import tune
 from qalign_bench.device_export import DeviceSource, export, pack_on_device
 from qalign_bench.kernel_times import Span, median_step, step_of, table
 from qalign_bench.tune import (
@@ -31,7 +32,7 @@ from qalign_bench.tune import (
 from qalign_export.source import ONE_ALIGN
 from qalign_fast import Scorer
 from qalign_fast.prompt import prompt
-from qalign_kernels.tiles import Tile, tile_for
+from qalign_kernels.tiles import Tile, table_key, tile_for
 from qalign_kernels.triton_runtime import Device
 
 H100 = Device(90, 132, 227 * 1024)
@@ -95,15 +96,27 @@ def test_the_fastest_tile_that_ran_is_what_the_table_gives() -> None:
         timing(None, 8e-5, m=9856, by="torch"),
     ]
     assert fastest(timings)["int8", Shape(77, 4096, 4096)].tile == list(fast)
-    before = {"90": {"int8": [[77, 4096, 4096, *slow], [1, 1, 1, *slow]]}, "86": {"int4": []}}
-    after = json.loads(table_text(with_fastest(before, 90, timings)))
+    key = table_key(H100)
+    before = {key: {"int8": [[77, 4096, 4096, *slow], [1, 1, 1, *slow]]}, "90/132/3.5.0": {"int8": [[77, 1, 1]]}}
+    after = json.loads(table_text(with_fastest(before, H100, timings)))
     assert tile_for(H100, "int8", 77, 4096, 4096, after) == fast
     assert tile_for(H100, "int8", 4000, 4096, 4096, after) == slow
     assert tile_for(H100, "int8", 9000, 4096, 4096, after) is None  # torch's own was faster
-    assert [1, 1, 1, *slow] in after["90"]["int8"]  # what was not measured this time stays
+    assert [1, 1, 1, *slow] in after[key]["int8"]  # what was not measured this time stays
+    assert after["90/132/3.5.0"] == before["90/132/3.5.0"]  # and what another Triton measured
     assert json.loads(table_text({})) == {}
     assert "| int8 | 77 x 4096 x 4096 | 16 128 128 4 4 | 20.0 | 1 | 30.0 | 25.0 |" in summary(timings)
     assert "| int8 | 9856 x 4096 x 4096 | torch | 80.0 | 1 | 90.0 | 80.0 |" in summary(timings)
+
+
+def test_the_table_is_written_for_the_device_that_a_sweep_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile, path = Tile(16, 128, 128, 4, 4), tmp_path / "tiles.json"
+    path.write_text("{}")
+    monkeypatch.setattr(tune, "TABLE", path)
+    tune.write_table(H100._asdict(), [timing(tile, 2e-5)])
+    assert json.loads(path.read_text()) == {table_key(H100): {"int8": [[77, 4096, 4096, *tile]]}}
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "int4"])

@@ -23,10 +23,12 @@ import torch
 from conftest import GOLDEN
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from triton.runtime.errors import OutOfResources
 from triton_ahead import DEVICES, FP8_SINCE
 
 from qalign_export.pack import FLOAT, Recipe, pack
@@ -43,8 +45,11 @@ from qalign_kernels import (
     norm,
     norm_triton,
     patches_triton,
+    tiles,
     torch_product,
+    triton_ops,
 )
+from qalign_kernels.attention import BACKENDS
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import FP8, Modal, Weight, fake_rows, linear, modal_linear, pack_nibbles, quantize_rows
 from qalign_kernels.linear_triton import align
@@ -54,13 +59,19 @@ from qalign_kernels.patches import split_patches
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups
 from qalign_kernels.rows_triton import quantize_rows as fast_quantize_rows
-from qalign_kernels.tiles import Shares, Tile, tile_by_rule, tile_for
+from qalign_kernels.tiles import Shares, Tile, table_key, tile_by_rule, tile_for
 from qalign_kernels.triton_ops import TritonOps
 from qalign_kernels.triton_runtime import Device
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FACTS = Device.of(DEVICE) if GPU else DEVICES[80]
+ENABLED = {
+    "cuDNN": torch.backends.cuda.cudnn_sdp_enabled,
+    "flash": torch.backends.cuda.flash_sdp_enabled,
+    "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "math": torch.backends.cuda.math_sdp_enabled,
+}
 BY_ROWS = [torch.int8, FP8] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
 FORMS = ["int8", "int4", "fp8"] if FP8 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
@@ -441,13 +452,13 @@ def test_patches_of_pixels_are_the_contracts(dtype: torch.dtype) -> None:
 def test_hoppers_product_is_the_others_to_the_bit(shape: tuple[int, int, int], tile: Tile) -> None:
     m, k, n = shape
     x, w, residual, shares = rand(m, k), int8_weight(k, n), torch.randn(m, n).half(), Shares.of(FACTS, DEVICE)
-    rows = fast_quantize_rows(on(x))
+    rows, small = fast_quantize_rows(on(x)), Tile(64, 64, 128, 3, 4)
     for epilogue in (
         Epilogue(torch.float16, "quick_gelu"),
         Epilogue(torch.float32),
         Epilogue(torch.float16, None, on(residual)),
     ):
-        other = fast_linear(rows, on(w), Tile(64, 64, 128, 3, 4), epilogue)
+        other = fast_linear(rows, on(w), small, epilogue)
         for _ in range(5):
             found = fast_linear(rows, on(w), tile, epilogue, shares)
             assert torch.equal(found, other) if epilogue.activation is None else torch.allclose(found, other, rtol=1e-3)
@@ -455,7 +466,40 @@ def test_hoppers_product_is_the_others_to_the_bit(shape: tuple[int, int, int], t
             assert not shares.arrived.any()
     modal, stacked = Modal(m * 65 // 77, 0), on(int8_weight(k, 2 * n, bias=False))
     close(fast_linear(rows, stacked, tile, Epilogue(torch.float32), shares, modal),
-          fast_linear(rows, stacked, Tile(64, 64, 128, 3, 4), Epilogue(torch.float32), None, modal).cpu(), 0)  # fmt: skip
+          fast_linear(rows, stacked, small, Epilogue(torch.float32), None, modal).cpu(), 0)  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+def test_torchs_own_product_is_given_aligned_rows_and_scales(
+    dtype: torch.dtype, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kv_text's rows begin after 65 visual ones a picture: their scales at byte 260 or 520 of few pictures."""
+    seen = []
+
+    def look(values: Tensor, w: Tensor, scale_a: Tensor | None = None, **_: Any) -> Tensor:
+        seen.extend([values, *([] if scale_a is None else [scale_a])])
+        return torch.zeros(len(values), w.shape[1])
+
+    monkeypatch.setattr(torch, "_int_mm", look)
+    monkeypatch.setattr(torch, "_scaled_mm", look)
+    monkeypatch.setattr(torch_product, "finish_product", lambda product, scale, *_: (seen.append(scale), product)[1])
+    w = int8_weight(32, 16, bias=False) if dtype == torch.int8 else fp8_weight(32, 16, bias=False)
+    rows = Rows(*quantize_rows(torch.randn(77 * batch, 32), dtype))[65 * batch :]
+    fast_linear(rows, w, None, Epilogue(torch.float32))
+    values, scale = seen
+    assert values.data_ptr() % 16 == scale.data_ptr() % 16 == 0
+    assert torch.equal(values.float(), rows.values.float())
+    assert torch.equal(scale, rows.scale)
+
+
+@pytest.mark.skipif(not GPU or FP8 not in BY_ROWS, reason="needs a CUDA device that has fp8")
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_text_rows_of_few_pictures_are_multiplied_in_fp8(batch: int) -> None:
+    w, x = fp8_weight(128, 64), rand(77 * batch, 128)
+    rows = fast_quantize_rows(on(x), FP8)[65 * batch :]
+    found, expected = fast_linear(rows, on(w), None, Epilogue(torch.float32)), expected_linear(x, w, False, None)
+    close(found, expected[65 * batch :], 1e-2)
 
 
 @interpreted
@@ -578,6 +622,59 @@ def test_packed_attention(sizes: tuple[int, ...], last: bool) -> None:
     assert (found.cpu() - expected).abs().max() <= 2e-3 * largest
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "cudnn", "asked"),
+    [
+        (90, torch.float16, 91900, ["cuDNN", "flash", "efficient", "math"]),
+        (86, torch.float16, 91900, ["flash", "cuDNN", "efficient", "math"]),
+        (90, torch.float16, 91002, ["flash", "efficient", "math"]),  # is wrong on a picture's 1025 rows
+        (90, torch.float16, None, ["flash", "efficient", "math"]),
+        (90, torch.float32, 91900, ["efficient", "math"]),
+    ],
+)
+def test_torchs_attention_is_asked_for_by_name(
+    capability: int, dtype: torch.dtype, cudnn: int | None, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that order while it is called, and torch is left as it was."""
+    seen: list[list[str]] = []
+
+    def look(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        order = (BACKENDS.get(SDPBackend(one), "") for one in torch._C._get_sdp_priority_order())
+        seen.append([name for name in order if name and ENABLED[name]()])
+        return q
+
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    before = torch._C._get_sdp_priority_order()
+    ops, x = TritonOps(DEVICES[capability], dtype), torch.zeros(1, 2, 32)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", look)
+    ops.attention(x, x, x, 2)
+    assert seen == [asked]
+    assert ops.name == f"Triton, {asked[0]} attention"
+    assert torch._C._get_sdp_priority_order() == before
+
+
+def test_attention_that_is_off_in_torch_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: False)
+    assert TritonOps(DEVICES[90], torch.float16).name == "Triton, flash attention"
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("batch", [1, 2, 64])
+@pytest.mark.parametrize(("queries", "keys"), [(1025, 1025), (64, 1089)])
+def test_every_attention_of_torchs_gives_the_same(queries: int, keys: int, batch: int) -> None:
+    """By name and alone, on the vision tower's and the abstractor's shapes, laid as the model lays them: the first one
+    asked for has to take them.
+    """
+    q = torch.randn(batch, queries, 3 * 1024, device=DEVICE).half()[..., :1024] / 8
+    k, v = (torch.randn(batch, keys, 1024, device=DEVICE).half() for _ in range(2))
+    expected = attention.attention(q.float(), k.float(), v.float(), 16)
+    first = attention.attention_backends(FACTS.capability, torch.float16)[0]
+    for backend in {first, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION}:
+        found = attention.attention_by([backend], q, k, v, 16)
+        assert (found.float() - expected).abs().max() < 2e-3 * v.abs().max(), backend
+
+
 @interpreted
 def test_a_sequence_does_not_see_another() -> None:
     q, visual, text, *others = sequences(2, 9, 4, 5, 2, 16)
@@ -655,27 +752,46 @@ def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
 
 
 def test_a_measured_tile_is_taken_before_the_rule() -> None:
-    table = {"86": {"int8": [[77, 4096, 4096, 32, 64, 128, 3, 4], [4928, 4096, 4096, 128, 128, 64, 3, 8]]}}
     device = DEVICES[86]
-    assert tile_for(device, "int8", 77, 4096, 4096, table) == Tile(32, 64, 128, 3, 4)
-    assert tile_for(device, "int8", 78, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the next measured M
-    assert tile_for(device, "int8", 9999, 4096, 4096, table) == Tile(128, 128, 64, 3, 8)  # the largest
+    lines = [[77, 4096, 4096, 32, 64, 128, 3, 4], [4928, 4096, 4096, 128, 128, 64, 3, 8]]
+    table = {table_key(device): {"int8": lines}}
+    for m, line in ((77, 0), (39, 0), (4928, 1), (2464, 1)):
+        assert tile_for(device, "int8", m, 4096, 4096, table) == Tile(*lines[line][3:])
     for other in ((device, "int4", 77, 4096, 4096), (DEVICES[80], "int8", 77, 4096, 4096), (device, "int8", 77, 1, 1)):
         assert tile_for(*other, table) == tile_by_rule(*other)
+
+
+@pytest.mark.parametrize("m", [1, 77, 2463, 4929])
+def test_what_was_measured_for_many_rows_is_not_for_few_nor_for_more(m: int) -> None:
+    device, large = DEVICES[90], [256, 128, 128, 4, 8]
+    table = {table_key(device): {"int8": [[4928, 4096, 4096, *large]]}}
+    assert tile_for(device, "int8", m, 4096, 4096, table) == tile_by_rule(device, "int8", m, 4096, 4096)
+
+
+@pytest.mark.parametrize(("key", "taken"), [("90/132/3.6.0", True), ("90/114/3.6.0", False), ("90/132/3.8.0", False)])
+def test_what_another_device_or_triton_measured_is_not_taken(
+    key: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An H100 PCIe has 114 processors."""
+    monkeypatch.setattr(tiles, "TRITON", "3.6.0")
+    tile = [32, 64, 128, 3, 4]
+    found = tile_for(DEVICES[90], "int8", 77, 4096, 4096, {key: {"int8": [[77, 4096, 4096, *tile]]}})
+    assert found == (Tile(*tile) if taken else tile_by_rule(DEVICES[90], "int8", 77, 4096, 4096))
 
 
 def test_a_measured_line_without_a_tile_is_torchs_own_product_where_there_is_one() -> None:
     device, tile = DEVICES[90], [32, 64, 128, 3, 4]
     forms = ("int8", "float16", "float8_e4m3fn")
-    table = {"90": {form: [[16, 4096, 4096, *tile], [77, 4096, 4096]] for form in forms}}
+    key = table_key(device)
+    table = {key: {form: [[16, 4096, 4096, *tile], [32, 4096, 4096]] for form in forms}}
     for form in forms:
         assert tile_for(device, form, 17, 4096, 4096, table) is None
         assert tile_for(device, form, 16, 4096, 4096, table) == Tile(*tile)
-    for_all = {"90": {"int8": [[77, 4096, 4096]]}}
-    assert tile_for(device, "int8", 77, 4096, 4096, for_all) is None
-    few = tile_for(device, "int8", 16, 4096, 4096, for_all)  # _int_mm has more than 16 rows
+    without = {key: {"int8": [[32, 4096, 4096]]}}
+    assert tile_for(device, "int8", 32, 4096, 4096, without) is None
+    few = tile_for(device, "int8", 16, 4096, 4096, without)  # _int_mm has more than 16 rows
     assert few == tile_by_rule(device, "int8", 16, 4096, 4096)
-    assert tile_for(device, "int8", 77, 4095, 4096, {"90": {"int8": [[77, 4095, 4096]]}}) is not None
+    assert tile_for(device, "int8", 77, 4095, 4096, {key: {"int8": [[77, 4095, 4096]]}}) is not None
 
 
 @pytest.mark.parametrize(
@@ -717,8 +833,80 @@ def test_fp8_on_an_ada_gpu_is_torchs_own_since_it_keeps_to_the_stream(
     version: str, sound: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    table = {"89": {"float8_e4m3fn": [[77, 4096, 4096]]}}
+    table = {table_key(DEVICES[89]): {"float8_e4m3fn": [[77, 4096, 4096]]}}
     assert (tile_for(DEVICES[89], "float8_e4m3fn", 77, 4096, 4096, table) is None) == sound
+
+
+def out_of_resources() -> Exception:
+    return OutOfResources(240000, 232448, "shared memory")
+
+
+@pytest.mark.parametrize(
+    ("tile", "error"),
+    [
+        ([256, 256, 128, 4, 8], out_of_resources()),
+        ([256, 256, 128, 4, 8], RuntimeError("Triton Error [CUDA]: too many resources requested for launch")),
+        ([], RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul")),
+    ],
+)
+def test_a_measured_tile_that_is_refused_gives_way_to_the_rules_once(
+    tile: list[int], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Tile | None] = []
+    rule = tile_by_rule(DEVICES[90], "int8", 32, 128, 16)
+
+    def run(x: Tensor, w: Weight, tile: Tile | None, *_: object) -> Tensor:
+        tried.append(tile)
+        if tile != rule:
+            raise error
+        return torch.zeros(32, 16)
+
+    monkeypatch.setattr(tiles, "measured", lambda: {table_key(DEVICES[90]): {"int8": [[32, 128, 16, *tile]]}})
+    monkeypatch.setattr(triton_ops, "linear", run)
+    ops, x, w = TritonOps(DEVICES[90], torch.float16), torch.zeros(32, 128), int8_weight(128, 16)
+    with pytest.warns(UserWarning, match="refused here .*; others stand in"):
+        ops.linear(x, w)
+    ops.linear(x, w)
+    assert tried == [Tile(*tile) if tile else None, rule, rule]
+
+
+def test_hoppers_product_gives_way_to_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Tile | None] = []
+
+    def run(x: Tensor, w: Weight, tile: Tile | None, *_: object) -> Tensor:
+        tried.append(tile)
+        if tile and tile.hopper:
+            raise RuntimeError("Triton Error [CUDA]: invalid argument")  # as for a matrix that TMA cannot read
+        return torch.zeros(32, 16)
+
+    monkeypatch.setattr(triton_ops, "linear", run)
+    with pytest.warns(UserWarning, match="refused here"):
+        TritonOps(DEVICES[90], torch.float16).linear(torch.zeros(32, 128), int8_weight(128, 16))
+    assert [tile.hopper for tile in tried if tile] == [True, False]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), out_of_resources()])
+def test_what_no_other_tile_would_help_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is full, and a refusal of the rule's own tile."""
+
+    def refuse(*_: object) -> Tensor:
+        raise error
+
+    table: dict[str, Any] = {table_key(DEVICES[80]): {"int8": [[32, 128, 16, 64, 64, 128, 3, 4]]}}
+    monkeypatch.setattr(tiles, "measured", lambda: table if isinstance(error, torch.OutOfMemoryError) else {})
+    monkeypatch.setattr(triton_ops, "linear", refuse)
+    with pytest.raises(type(error)):
+        TritonOps(DEVICES[80], torch.float16).linear(torch.zeros(32, 128), int8_weight(128, 16))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_a_tile_that_does_not_fit_this_gpu_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    huge = [256, 256, 256, 8, 8]  # a megabyte of shared memory
+    monkeypatch.setattr(tiles, "measured", lambda: {table_key(FACTS): {"int8": [[77, 512, 512, *huge]]}})
+    x, w = rand(77, 512), int8_weight(512, 512)
+    with pytest.warns(UserWarning, match="refused here"):
+        y = TritonOps(FACTS, torch.float32).linear(on(x), on(w))
+    close(y, expected_linear(x, w, False, None), 1e-6)
 
 
 def test_the_rule_pads_little_and_occupies_the_device() -> None:

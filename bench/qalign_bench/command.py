@@ -67,7 +67,7 @@ def tune(options: Options, *, form: str) -> None:
     timings, found = tiles.tune(place, batches=options.batches)
     print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
     try:
-        tiles.write_table(found["facts"]["capability"], timings)
+        tiles.write_table(found["facts"], timings)
     except OSError as error:
         raise QAlignError(f"{tiles.TABLE}: {error.strerror}") from error
 

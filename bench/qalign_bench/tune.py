@@ -39,7 +39,7 @@ from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import FP8, Weight, pack_nibbles
 from qalign_kernels.linear_triton import as_read, linear
 from qalign_kernels.rows import Rows
-from qalign_kernels.tiles import Tile, tile_by_rule
+from qalign_kernels.tiles import Tile, table_key, tile_by_rule
 from qalign_kernels.torch_product import has_product
 from qalign_kernels.triton_runtime import Device, cdiv
 
@@ -103,7 +103,7 @@ def main() -> None:
     options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(summary(timings))
     if options.table and options.device != "cpu":
-        write_table(found["facts"]["capability"], timings)
+        write_table(found["facts"], timings)
     if not timings:
         sys.exit("no time was left for a single shape")
 
@@ -297,28 +297,28 @@ def fastest(timings: Sequence[Timing]) -> dict[tuple[str, Shape], Timing]:
     return found
 
 
-def with_fastest(table: dict[str, Any], capability: int, timings: Sequence[Timing]) -> dict[str, Any]:
-    """The table with these in place of what it had for the same form and shape."""
-    of_device = dict(table.get(str(capability), {}))
+def with_fastest(table: dict[str, Any], facts: Device, timings: Sequence[Timing]) -> dict[str, Any]:
+    """The table with these in place of what it had for the same form and shape on that device, by this Triton."""
+    of_device = dict(table.get(table_key(facts), {}))
     for (form, shape), t in fastest(timings).items():
         others = [line for line in of_device.get(form, []) if line[:3] != list(shape)]
         of_device[form] = sorted([*others, [*shape, *(t.tile or [])]], key=lambda line: (line[1:3], line[0]))
-    return table | {str(capability): of_device}
+    return table | {table_key(facts): of_device}
 
 
-def write_table(capability: int, timings: Sequence[Timing]) -> None:
+def write_table(facts: dict[str, int], timings: Sequence[Timing]) -> None:
     """Puts the fastest into the table that products are run by."""
-    TABLE.write_text(table_text(with_fastest(json.loads(TABLE.read_text()), capability, timings)))
+    TABLE.write_text(table_text(with_fastest(json.loads(TABLE.read_text()), Device(**facts), timings)))
 
 
 def table_text(table: dict[str, Any]) -> str:
     """JSON, a product a line."""
     devices = []
-    for capability, forms in sorted(table.items()):
+    for key, forms in sorted(table.items()):
         parts = [
             f'  "{form}": [\n' + ",\n".join(f"   {line}" for line in lines) + "\n  ]" for form, lines in forms.items()
         ]
-        devices.append(f' "{capability}": {{\n' + ",\n".join(parts) + "\n }")
+        devices.append(f' "{key}": {{\n' + ",\n".join(parts) + "\n }")
     return "{\n" + ",\n".join(devices) + "\n}\n" if devices else "{}\n"
 
 

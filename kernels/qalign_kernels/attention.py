@@ -13,9 +13,42 @@ head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from threading import Lock
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+BACKENDS = {  # torch's kernels on a GPU, as they are told of
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.MATH: "math",
+}
+_HOPPER = 90
+_SOUND_CUDNN = 91501  # before, it read past queries that are no multiple of 128, as 1025 is (pytorch/pytorch#169849)
+_one_at_a_time = Lock()  # which backends torch takes is the process's, and is put back afterwards
+
+
+def attention_backends(capability: int, dtype: torch.dtype) -> list[SDPBackend]:
+    """Which of torch's kernels `attention` is to take on an NVIDIA GPU, the first that can: cuDNN's on Hopper, which
+    alone has that GPU's instructions, else flash. Neither takes float32. What torch.backends.cuda has off stays off.
+    """
+    cudnn, flash, efficient, math = BACKENDS
+    fast = {
+        cudnn: torch.backends.cuda.cudnn_sdp_enabled() and (torch.backends.cudnn.version() or 0) >= _SOUND_CUDNN,
+        flash: torch.backends.cuda.flash_sdp_enabled(),
+    }
+    order = (cudnn, flash) if capability == _HOPPER else (flash, cudnn)
+    return [*(one for one in order if fast[one] and dtype != torch.float32), efficient, math]
+
+
+def attention_by(backends: Sequence[SDPBackend], q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`attention` by the first of torch's kernels that can; RuntimeError where none can."""
+    with _one_at_a_time, sdpa_kernel([*backends], set_priority=True):
+        return attention(q, k, v, heads)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -1,9 +1,10 @@
 """A product's form and shape on a device in, the tiles it runs with out, or None for torch's own product.
 
-`triton_tiles.json` holds what was measured: {capability: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
-where torch's own was the fastest. It is empty, for no sweep has been run on a GPU yet. Where nothing was measured a
-rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all else, for int8 on sm_90 those of
-`linear_hopper`. Nothing is tuned while a picture waits.
+`triton_tiles.json` holds what was measured: {`table_key`: {form: [[M, K, N, *Tile], ...]}}, a line of M, K and N alone
+where torch's own was the fastest. A line holds for the device and the Triton that measured it, and for half its rows to
+all of them: what is fast for many leaves most of a device idle with few. It is empty, for no sweep has been run on a
+GPU yet. Where nothing was measured a rule says: cuBLAS for floats and for fp8 as far as it has those, our tiles for all
+else, for int8 on sm_90 those of `linear_hopper`. Nothing is tuned while a picture waits.
 
 Letters: M rows, K inputs, N output channels. Forms: int8, int4, and the float types by torch's names.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from qalign_kernels.linear import Modal
 from qalign_kernels.torch_product import by_cublas, has_product
-from qalign_kernels.triton_runtime import Device, cdiv
+from qalign_kernels.triton_runtime import TRITON, Device, cdiv
 
 Table: TypeAlias = Mapping[str, Mapping[str, list[list[Any]]]]  # of ints, and a tile's `hopper`
 # of one of the rows' values
@@ -82,11 +83,15 @@ def measured() -> Table:
     return table
 
 
+def table_key(device: Device) -> str:
+    """Whose lines: "90/132/3.6.0" is of an H100's 132 processors of sm_90, measured with Triton 3.6.0."""
+    return f"{device.capability}/{device.processors}/{TRITON}"
+
+
 def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile | None:
-    """Measured with that K and N, for the next M upwards or the largest; else by rule."""
-    lines = (measured() if table is None else table).get(str(device.capability), {}).get(form, [])
-    known = sorted(line for line in lines if line[1:3] == [k, n])
-    nearest = next((line for line in known if line[0] >= m), known[-1] if known else None)
+    """Measured with that K and N, for M or the next upwards to twice as much; else by rule."""
+    lines = (measured() if table is None else table).get(table_key(device), {}).get(form, [])
+    nearest = min((line for line in lines if line[1:3] == [k, n] and m <= line[0] <= 2 * m), default=None)
     if nearest and nearest[3:]:
         return Tile(*nearest[3:])
     torchs_own = nearest is not None or by_cublas(device.capability, form)
@@ -95,10 +100,21 @@ def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | N
     return tile_by_rule(device, form, m, k, n)
 
 
+def tiles_for(device: Device, form: str, m: int, k: int, n: int) -> list[Tile | None]:
+    """`tile_for`'s, then what stands in where the device refuses that: the rule's, and one of Triton's."""
+    shape = form, m, k, n
+    return list(dict.fromkeys((tile_for(device, *shape), tile_for(device, *shape, {}), _of_triton(device, *shape))))
+
+
 def tile_by_rule(device: Device, form: str, m: int, k: int, n: int) -> Tile:
-    """Rows with little padding, and programs for every processor: by columns, or by parts of int8's inputs."""
+    """Where torch's own product is not taken."""
     if form == "int8" and device.capability == _HOPPER and m > min(_SHORT) and k % 16 == 0:
         return _for_hopper(device, m, k, n)
+    return _of_triton(device, form, m, k, n)
+
+
+def _of_triton(device: Device, form: str, m: int, k: int, n: int) -> Tile:
+    """Rows with little padding, and programs for every processor: by columns, or by parts of int8's inputs."""
     rows = min(_SHORT, key=lambda r: (cdiv(m, r) * r * _SHORT[r], -r))
     sums = 2 if form == "int4" else 1  # of a group in int32, of all in float32
     columns = 128 // sums
@@ -117,7 +133,7 @@ def _splits(device: Device, tiles: int, steps: int) -> int:
     def end(parts: int) -> int:
         return cdiv(tiles * parts, device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
 
-    few = tiles <= _TILES * device.processors  # whose sums have room
+    few = tiles <= device.processors  # whose sums have room, though a modality's tiles begin anew
     return min(range(1, max(1, min(_MOST_PARTS, steps // SHARED_COST)) + 1), key=end) if few else 1
 
 

@@ -21,6 +21,7 @@ from qalign_kernels.rows import Rows
 from qalign_kernels.triton_runtime import row_view
 
 _CUBLAS_BY_ROW = 90  # elsewhere torch takes CUTLASS's products by rows and channels
+_ALIGNED = 16  # bytes
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -62,7 +63,7 @@ def _of_floats(x: Tensor, w: Weight, epilogue: Epilogue) -> Tensor:
 
 def _of_rows(x: Rows, w: Weight, epilogue: Epilogue) -> Tensor:
     assert w.scale is not None, w.name
-    values, scale = row_view(x.values).contiguous(), row_view(x.scale).contiguous()
+    values, scale = _aligned(row_view(x.values)), _aligned(row_view(x.scale))
     if values.dtype != FP8:
         return finish_product(torch._int_mm(values, w.weight.T), scale, w.scale, w.bias, epilogue)
     dtype = _fp8_result(values.device, epilogue.dtype)
@@ -72,6 +73,12 @@ def _of_rows(x: Rows, w: Weight, epilogue: Epilogue) -> Tensor:
     if dtype == epilogue.dtype and w.bias is None and epilogue.activation is None and epilogue.residual is None:
         return product
     return finish_product(product, None, None, w.bias, epilogue)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous from an address that cuBLAS takes: a slice's scales may begin at any multiple of 4 bytes."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % _ALIGNED else x
 
 
 def _fp8_result(device: torch.device, wanted: torch.dtype) -> torch.dtype:

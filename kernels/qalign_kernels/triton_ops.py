@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from warnings import warn
 
 import torch
 from torch import Tensor
 
 from qalign_kernels import activation_triton, norm_triton, patches_triton
-from qalign_kernels.attention import attention
+from qalign_kernels.attention import BACKENDS, attention_backends, attention_by
 from qalign_kernels.attention_triton import packed_attention
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_triton import form_of, linear
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
-from qalign_kernels.tiles import Shares, tile_for
-from qalign_kernels.triton_runtime import Device
+from qalign_kernels.tiles import Shares, Tile, tiles_for
+from qalign_kernels.triton_runtime import Device, TritonError
 
 
 class TritonOps(Ops):
     """Every result is of `dtype`; what comes in may be of any float type."""
 
-    name = "Triton"
-
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self._shared: Shares | None = None
+        self._refused: set[tuple[str, int, int, int, Tile | None]] = set()  # forms and shapes, and what cannot be had
+        self._backends = attention_backends(device.capability, dtype)
+        self.name = f"Triton, {BACKENDS[self._backends[0]]} attention"
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
-        m, k, n = math.prod(x.shape[:-1]), x.shape[-1], len(w.weight)
-        tile = tile_for(self.device, form_of(w), m, k, n)
-        return linear(x, w, tile, Epilogue(self.dtype, activation, residual), self._shares(w.weight.device))
+        return self._product(x, w, Epilogue(self.dtype, activation, residual))
 
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
         """The same in one kernel; int8 alone."""
-        (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
-        tile = tile_for(self.device, form_of(w), m, k, n)
-        return linear(x, w, tile, Epilogue(self.dtype), self._shares(w.weight.device), modal)
+        return self._product(x, w, Epilogue(self.dtype), modal)
 
     def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
         """The rows as the linear reads them, as long as its weight is."""
@@ -80,13 +78,32 @@ class TritonOps(Ops):
         return activation_triton.swiglu_rows(gate_up, eight) if eight else self.swiglu(gate_up)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """Without a mask, so that torch may take its flash kernel."""
-        return attention(q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
+        """Without a mask, so that torch may take its fast kernels."""
+        return attention_by(self._backends, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
 
     def packed_attention(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
         return packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
+
+    def _product(self, x: Tensor | Rows, w: Weight, epilogue: Epilogue, modal: Modal | None = None) -> Tensor:
+        """By the tile that is said to be the fastest, or by the next one where the device refuses it."""
+        n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
+        shape = form_of(w), math.prod(x.shape[:-1]), x.shape[-1], n
+        *others, last = (tile for tile in tiles_for(self.device, *shape) if modal is None or tile is not None)
+        shares = self._shares(w.weight.device)
+        for tile in (tile for tile in others if (*shape, tile) not in self._refused):
+            try:
+                return linear(x, w, tile, epilogue, shares, modal)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TritonError) as error:  # most often, it takes more of the device than there is
+                self._refused.add((*shape, tile))
+                warn(
+                    f"{shape}: {tile} is refused here ({str(error).partition(chr(10))[0]}); others stand in",
+                    stacklevel=3,
+                )
+        return linear(x, w, last, epilogue, shares, modal)
 
     def _shares(self, device: torch.device) -> Shares:
         """For one product after another: the operations are one stream's at a time."""

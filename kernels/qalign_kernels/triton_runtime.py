@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 __all__ = [
+    "TRITON",
     "Device",
     "Pointer",
     "TensorDescriptor",
@@ -47,6 +48,7 @@ Pointer: TypeAlias = tl.pointer_type
 Value: TypeAlias = tl.tensor
 constexpr: TypeAlias = tl.constexpr
 thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # as Triton 3.6 has it
+TRITON: str = triton.__version__
 _PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
 
 

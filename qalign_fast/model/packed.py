@@ -34,11 +34,7 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Layout:
         """Positions are counted from `start`."""
-        width = config.width // config.heads
-        frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
-        positions = torch.arange(start, start + visual + text, device=device).float()
-        angle = positions.outer(frequency).repeat(1, 2)  # both halves turn alike
-        return cls(batch, batch * visual, torch.stack((angle.cos(), angle.sin())))
+        return cls(batch, batch * visual, turns_of(config, start, visual + text, device))
 
     def rows(self, visual: Tensor, text: Tensor) -> Tensor:
         """[B, V, D] and, the same for all, [S, D] -> [N, D]."""
@@ -48,6 +44,15 @@ class Layout(NamedTuple):
         """Which of `count` rows are each sequence's last."""
         text = (count - self.split) // self.batch
         return slice(self.split + text - 1, None, text)
+
+
+def turns_of(config: DecoderConfig, start: int, count: int, device: torch.device) -> Tensor:
+    """[2, T, Dh]: cosines and sines of `count` positions from `start`."""
+    width = config.width // config.heads
+    frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
+    positions = torch.arange(start, start + count, device=device).float()
+    angle = positions.outer(frequency).repeat(1, 2)  # both halves turn alike
+    return torch.stack((angle.cos(), angle.sin()))
 
 
 class PackedModel:
@@ -69,14 +74,22 @@ class PackedModel:
             queries = self.abstractor_layer(i, queries, keys, values)
         return self.visual_tokens(queries)
 
-    def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
-        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> logits [B, 5]."""
+    def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor, turns: Tensor | None = None) -> Tensor:
+        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> logits [B, 5].
+
+        `turns`: `self.turns` of these, where they are made once for many.
+        """
         batch, visual = tokens.shape[:2]
-        layout = Layout.of(self.config.decoder, batch, visual, len(suffix), prefix.shape[2], tokens.device)
+        turns = self.turns(visual, prefix, suffix) if turns is None else turns
+        layout = Layout(batch, batch * visual, turns)
         rows = layout.rows(tokens, suffix)
         for i in range(self.config.decoder.layers):
             rows = self.decoder_layer(i, rows, layout, prefix[i])
         return self.logits(rows)
+
+    def turns(self, visual: int, prefix: Tensor, suffix: Tensor) -> Tensor:
+        """[2, V+S, Dh] of sequences of so many visual tokens between these."""
+        return turns_of(self.config.decoder, prefix.shape[2], visual + len(suffix), suffix.device)
 
     def linear(
         self, name: str, x: Tensor | Rows, activation: Activation = None, residual: Tensor | None = None
@@ -119,6 +132,7 @@ class PackedModel:
         name, config = f"abstractor.layers.{i}.", self.config.abstractor
         if i == 0:
             x, q, k, v = (self.tensors[f"{name}{part}"].expand(len(keys), -1, -1) for part in ("x", "q", "k", "v"))
+            q = q.contiguous()  # cuDNN's attention has no plan for sequences that lie in one place
         else:
             x = self.norm(f"{name}query_norm", x, NORM_EPS)
             q, k, v = (self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"]).chunk(3, dim=-1)
