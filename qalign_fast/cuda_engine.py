@@ -10,14 +10,16 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qalign_fast.artifact import Artifact
+from qalign_fast.artifact import Artifact, Manifest
 from qalign_fast.buckets import BUCKETS, bucket_of
+from qalign_fast.compile_ahead import compile_ahead
 from qalign_fast.config import ModelConfig
 from qalign_fast.cuda_graphs import Graphs, Runner, Step
 from qalign_fast.engine import Tokens
@@ -26,6 +28,9 @@ from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
 from qalign_kernels.ops import Ops
+
+if TYPE_CHECKING:
+    from qalign_kernels.triton_runtime import Device  # Triton is for Linux
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products; of other precisions float16
 
@@ -117,7 +122,9 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     _check_groups(mapped, device)
     refusals = (RuntimeError, OSError, subprocess.CalledProcessError, TritonError)  # Triton runs compilers
     try:
-        engine = build_engine(artifact, device, mapped, constants)
+        manifest = artifact.manifest
+        compile_ahead(manifest.config, manifest.precision, mapped, constants, torch.device(device))
+        engine = build_engine(manifest, device, mapped, constants)
         side = engine.config.pixels.side
         engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), engine.prompts[0])
         return engine
@@ -132,27 +139,47 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
 
 
 def build_engine(
-    artifact: Artifact,
+    manifest: Manifest,
     device: str,
     mapped: dict[str, Tensor],
-    constants: dict[str, Constants],
+    constants: Mapping[str, Constants],
     runner: Runner | None = None,
     watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_packed`'s. `runner`: graphs unless another is given; `watch` may put
-    something between the model and its operations.
+    """`mapped` and `constants` are `read_packed`'s, or already on the device. `runner`: graphs unless another is given;
+    `watch` may put something between the model and its operations.
     """
-    from qalign_kernels.triton_ops import TritonOps
     from qalign_kernels.triton_runtime import Device
 
-    manifest, place = artifact.manifest, torch.device(device)
-    facts, between = Device.of(place), _DTYPES.get(manifest.precision, torch.float16)
-    ops = watch(TritonOps(facts, between))
-    tensors = to_device(mapped, place, between)
-    model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))
-    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
+    place = torch.device(device)
+    facts, precision = Device.of(place), manifest.precision
+    model, there = build_model(manifest.config, precision, mapped, constants, place, facts, watch)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
-    return CudaEngine(model, manifest.precision, there, prompts, device, runner or Graphs(place))
+    return CudaEngine(model, precision, there, prompts, device, runner or Graphs(place))
+
+
+def build_model(
+    config: ModelConfig,
+    precision: str,
+    mapped: dict[str, Tensor],
+    constants: Mapping[str, Constants],
+    place: torch.device,
+    facts: Device,
+    watch: Callable[[Ops], Ops] = lambda ops: ops,
+) -> tuple[CudaModel, dict[str, Constants]]:
+    """The model, and the constants where it is."""
+    from qalign_kernels.triton_ops import TritonOps
+
+    between = between_of(precision)
+    ops = watch(TritonOps(facts, between))
+    model = CudaModel(config, to_device(mapped, place, between), ops, TritonOps(facts, torch.float32))
+    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
+    return model, there
+
+
+def between_of(precision: str) -> torch.dtype:
+    """What lies between products."""
+    return _DTYPES.get(precision, torch.float16)
 
 
 # what rows are made of or added to: a float32 there would make float32 of all that follows
