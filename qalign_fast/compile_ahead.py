@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,64 +28,69 @@ Constants: TypeAlias = tuple[Tensor, Tensor]  # a prompt's prefix [L, 2, P, H, D
 _FEWEST = 4  # cores with which a pool takes less time than it costs to start
 
 
-def compile_ahead(
-    config: ModelConfig,
-    precision: str,
-    tensors: Mapping[str, Tensor],
-    constants: Mapping[str, Constants],
-    device: torch.device,
-    processes: int | None = None,
-) -> bool:
-    """Of packed tensors as `build_engine` takes them; whether all is compiled now. Nothing is done twice.
+class Launches(NamedTuple):
+    """What says which kernels a model launches: packed tensors as `build_engine` takes them, of which shapes count."""
 
-    Nobody needs to wait for it on a machine of few cores: there, and where the pool fails, a kernel is compiled when it
-    is first launched.
+    config: ModelConfig
+    precision: str
+    tensors: Mapping[str, Tensor]
+    constants: Mapping[str, Constants]  # by prompt
+
+    def on_meta(self) -> Launches:
+        tensors = {name: _on_meta(x) for name, x in self.tensors.items()}
+        constants = {name: (_on_meta(prefix), _on_meta(suffix)) for name, (prefix, suffix) in self.constants.items()}
+        return Launches(self.config, self.precision, tensors, constants)
+
+
+def compile_ahead(models: Sequence[Launches], device: torch.device, processes: int | None = None) -> bool:
+    """Whether all is compiled now. Nothing is compiled twice on a machine.
+
+    Nothing waits for it either where there are few cores, or where the pool fails: a kernel is then compiled when it is
+    first launched.
     """
     from qalign_kernels.ahead import Pool, cores
-    from qalign_kernels.triton_runtime import Device, cache_folder
+    from qalign_kernels.triton_runtime import Device, cache_folder, interprets
 
     facts = Device.of(device)
-    shapes = {name: _shape_of(x) for name, x in tensors.items()}
-    of_prompts = {name: (_shape_of(prefix), _shape_of(suffix)) for name, (prefix, suffix) in constants.items()}
-    mark = cache_folder() / f"qalign-fast-{_identity(config, precision, shapes, of_prompts, facts)}"
-    if mark.exists():
+    known = {
+        cache_folder() / f"qalign-fast-{_identity(model, facts)}": model for model in (m.on_meta() for m in models)
+    }
+    missing = {mark: model for mark, model in known.items() if not mark.exists()}
+    if not missing:
         return True
-    if processes is None and cores() < _FEWEST:
+    if interprets() or (processes is None and cores() < _FEWEST):
         return False
-    with Pool("qalign_fast.compile_ahead:walk", facts, (config, precision, shapes, of_prompts), processes) as pool:
+    with Pool("qalign_fast.compile_ahead:walk", facts, tuple(missing.values()), processes) as pool:
         whole = pool.wait()
-    if whole:
+    for mark in missing if whole else ():
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return whole
 
 
-def walk(
-    device: Device,
-    config: ModelConfig,
-    precision: str,
-    tensors: Mapping[str, Tensor],
-    constants: Mapping[str, Constants],
-    batches: Sequence[int] = BUCKETS,
-) -> Iterator[str]:
-    """Every step that the engine captures, of its own model; all tensors are on the meta device."""
+def walk(device: Device, *models: Launches, batches: Sequence[int] = BUCKETS) -> Iterator[str]:
+    """Every step that their engines capture, on the meta device."""
+    for model in models:
+        for batch in batches:
+            _launch(device, model, batch)
+            yield f"{model.precision}, batch {batch}"
+
+
+@torch.inference_mode()
+def _launch(device: Device, launches: Launches, batch: int) -> None:
     from qalign_fast.cuda_engine import between_of, build_model
 
-    meta, between = torch.device("meta"), between_of(precision)
+    config, precision, tensors, constants = launches
+    meta, between, side = torch.device("meta"), between_of(precision), config.pixels.side
     model, there = build_model(config, precision, dict(tensors), constants, meta, device)
-    side = config.pixels.side
+    tokens = torch.empty(batch, config.abstractor.tokens, config.decoder.width, dtype=between, device=meta)
     # prompts of the same lengths launch the same kernels
-    prompts = {tuple(x.shape for x in pair): pair for pair in there.values()}
-    with torch.inference_mode():
-        for batch in batches:
-            tokens = torch.empty(batch, config.abstractor.tokens, config.decoder.width, dtype=between, device=meta)
-            for prefix, suffix in prompts.values():  # first what takes longest
-                model.decode(tokens, prefix, suffix)
-            model.encode(torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta))
-            yield f"batch {batch}"
+    for prefix, suffix in {tuple(x.shape for x in pair): pair for pair in there.values()}.values():
+        model.decode(tokens, prefix, suffix)  # first what takes the compiler longest
+    model.encode(torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta))
 
 
-def _shape_of(x: Tensor) -> Tensor:
+def _on_meta(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device="meta")
 
 

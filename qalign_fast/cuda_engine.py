@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qalign_fast.artifact import Artifact, Manifest
 from qalign_fast.buckets import BUCKETS, bucket_of
-from qalign_fast.compile_ahead import compile_ahead
+from qalign_fast.compile_ahead import Launches, compile_ahead
 from qalign_fast.config import ModelConfig
 from qalign_fast.cuda_graphs import Graphs, Runner, Step
 from qalign_fast.engine import Tokens
@@ -123,7 +123,7 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     refusals = (RuntimeError, OSError, subprocess.CalledProcessError, TritonError)  # Triton runs compilers
     try:
         manifest = artifact.manifest
-        compile_ahead(manifest.config, manifest.precision, mapped, constants, torch.device(device))
+        compile_ahead([Launches(manifest.config, manifest.precision, mapped, constants)], torch.device(device))
         engine = build_engine(manifest, device, mapped, constants)
         side = engine.config.pixels.side
         engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), engine.prompts[0])

@@ -59,7 +59,9 @@ class Idle:
 class Pool:
     """Processes that compile what a walk launches on a device. `arguments` follow the device, and can be pickled."""
 
-    def __init__(self, walk: str, device: Device, arguments: tuple[Any, ...] = (), processes: int | None = None) -> None:
+    def __init__(
+        self, walk: str, device: Device, arguments: tuple[Any, ...] = (), processes: int | None = None
+    ) -> None:
         self._claims = tempfile.TemporaryDirectory(prefix="qalign-fast-")
         self._changed, self._done = Condition(), dict[int, int]()  # process -> parts of the walk it has done
         self.whole = True  # no process has failed

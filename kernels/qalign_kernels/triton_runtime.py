@@ -29,6 +29,7 @@ __all__ = [
     "cache_hook",
     "cdiv",
     "constexpr",
+    "interprets",
     "jit",
     "power_of_2",
     "row_view",
@@ -101,3 +102,8 @@ def cache_hook(skips: Callable[[str, str], bool]) -> None:
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     return Path(triton.knobs.cache.dir)
+
+
+def interprets() -> bool:
+    """Whether kernels are run by the interpreter, which compiles nothing."""
+    return bool(triton.knobs.runtime.interpret)
