@@ -34,12 +34,13 @@ OUT=${OUT:-bench/results}
 MODELS=${MODELS:-${TMPDIR:-/tmp}/qalign-fast-models}
 DEVICE=${DEVICE:-cuda}
 MODEL=${MODEL:-random:one-align}
-PART_SECONDS=350
+PART_SECONDS=335
 PARTS=("$@")
 ((${#PARTS[@]})) || PARTS=(1 2 3)
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
+TESTS=(tests/test_triton.py tests/test_cuda_engine.py tests/test_compile_ahead.py) # of which some are for a GPU
 FAILED=()
 declare -A RUNNING=() # name -> process id, of what was started and not yet waited for
 PART_END=$PART_SECONDS
@@ -49,7 +50,7 @@ PART_END=$PART_SECONDS
 start() {
   local seconds=$1 name=$2
   shift 2
-  QALIGN_GPU_SH=$$-$name timeout --foreground --signal=INT --kill-after=5 "$seconds" "$@" 2>"$OUT/gpu_$name.log" </dev/null &
+  QALIGN_GPU_SH=$$-$name timeout --foreground --signal=INT --kill-after=5 "$seconds" "$@" 2>"$OUT/gpu_$name.log" </dev/null 3>&- &
   RUNNING[$name]=$!
 }
 
@@ -109,7 +110,7 @@ finish() {
     done
     end_leftovers "$name"
   done
-  "$PYTHON" -m qalign_bench.gpu_summary "$OUT"
+  "$PYTHON" -m qalign_bench.gpu_summary "$OUT" >&3
   if ((${#FAILED[@]})); then
     printf 'failed: %s\n' "${FAILED[@]}" >&2
     ((status)) || status=1
@@ -121,7 +122,7 @@ finish() {
 compile() {
   [[ $DEVICE == cpu ]] ||
     start 60 compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
-      "${PRECISIONS[@]/#/--precision=}" >&2
+      "${PRECISIONS[@]/#/--precision=}" --processes "$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))" >&2
 }
 
 compiled() {
@@ -130,11 +131,11 @@ compiled() {
 
 versions() {
   "$PYTHON" -c "import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
-cuda = torch.version.cuda and torch.cuda.is_available()
-print(f'torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, Triton', end=' ')
-print(triton.__version__, '' if not cuda else torch.cuda.get_device_name(), flush=True)" || exit 2
-  [[ $DEVICE == cpu ]] ||
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
+print(f'torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}')" || exit 2
+  [[ $DEVICE == cpu ]] && return
+  "$PYTHON" -c "import torch
+print(f'{torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}')" 2>&1 | tail -n 1
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
 }
 
 # throughput SECONDS NAME OPTION ...: leaves $OUT/gpu_NAME.json
@@ -154,15 +155,15 @@ profile() {
 
 part_1() {
   local chosen="not compiled and not tensor_cores" many=() # what is compiled ahead is tested everywhere, for minutes
-  rm -f "$OUT"/gpu_{ceilings,graphs,throughput_*,profile_*}.json
+  rm -f "$OUT"/gpu_{ceilings,graphs,throughput_*,profile_*}.json "$OUT/gpu_tests.txt"
   compile
   limited 35 ceilings "$PYTHON" -m qalign_bench.ceilings --device "$DEVICE" "${BATCHES[@]/#/--batch=}" \
     --json "$OUT/gpu_ceilings.json" >"$OUT/gpu_ceilings.md"
   compiled
   [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
   "$PYTHON" -c "import xdist" 2>/dev/null && many=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-  limited 70 tests "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_triton.py tests/test_cuda_engine.py \
-    -k "$chosen" "${many[@]}" --durations 5 >&2
+  limited 70 tests "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
+    --durations 5 >"$OUT/gpu_tests.txt"
   [[ $DEVICE == cpu ]] ||
     limited 25 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
       "${BATCHES[@]/#/--batch=}" --batch=2 --json "$OUT/gpu_graphs.json" >&2
@@ -234,6 +235,7 @@ elif ! "$PYTHON" -c "import sys, torch; sys.exit(torch.cuda.get_device_capabilit
 fi
 read -ra PRECISIONS <<<"${PRECISIONS:-int8 fp8 fp16}"
 versions
+exec 3>&1 # a signal may come while a part's output goes into a file
 trap 'exit 130' INT TERM HUP
 trap finish EXIT
 for part in "${PARTS[@]}"; do

@@ -16,6 +16,7 @@ import torch
 from qalign_bench.random_model import PRECISION, launches, make
 from qalign_export.pack import PRECISIONS
 from qalign_fast.compile_ahead import compile_ahead
+from qalign_kernels.ahead import cores
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     started, precisions = time.perf_counter(), options.precision or [PRECISION]
     models = [launches(make(options.model, precision, torch.device("meta"))) for precision in precisions]
-    whole = compile_ahead(models, torch.device(options.device), options.processes)
+    whole = compile_ahead(models, torch.device(options.device), options.processes or cores())
     print(
         f"{', '.join(precisions)}: {'compiled' if whole else 'not all compiled'}, {time.perf_counter() - started:.0f} s"
     )

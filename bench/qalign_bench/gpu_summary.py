@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 Json: TypeAlias = Any
 Lines: TypeAlias = list[list[str]]  # a table's, of cells
+_SHOWN = 20  # tests that fail
 # of kernels, by their names; the first that is found in one
 KINDS = {
     "attention": r"_attend|fmha|flash|attention|sdpa",
@@ -55,6 +56,7 @@ def tables(folder: Path, predicted: Sequence[Json]) -> Iterator[tuple[list[str],
     yield SPEED, [speed(run, prediction(run, predicted)) for run in runs]
     yield STAGES, [line for run in runs for line in stages(run, profiles, prediction(run, predicted))]
     yield PROFILE, [step(profile) for profile in profiles]
+    yield TESTS, tests(folder / "gpu_tests.txt")
     yield GRAPHS, [line for name, found in known if name == "graphs" for line in graphs(found)]
     yield CEILINGS, [line for name, found in known if name == "ceilings" for line in ceilings(found["rows"])]
     yield TILES, [line for name, found in known if name.startswith("tune_") for line in tiles(found["times"])]
@@ -74,6 +76,7 @@ SPEED = [
 ]
 STAGES = ["contestant", "batch", "stage", "ms", "predicted", "ratio"]
 PROFILE = ["a step of", "batch", "us", "gaps", "kernels and copies"]
+TESTS = ["tests on the device", ""]
 GRAPHS = ["graphs beside direct launches", "batch", "largest difference of a logit"]
 CEILINGS = ["of libraries", "shape", "TFLOPS, TOPS or GB/s"]
 TILES = ["product", "M x K x N", "fastest", "us", "TOPS", "us by rule", "us of torch", "times as fast as the rule"]
@@ -132,6 +135,20 @@ def step(profile: Json) -> list[str]:
     launches = sum(kernel["times"] for kernel in profile["kernels"])
     gaps = f"{100 * profile['gap_share']:.1f} %"
     return [profile["precision"], str(profile["batch"]), f"{profile['step_us']:.0f}", gaps, str(launches)]
+
+
+def tests(path: Path) -> Lines:
+    """How many there are of each outcome, as pytest names it, and which did not pass."""
+    if not path.is_file():
+        return []
+    # "name PASSED [ 5%]", or, of several processes, "[gw1] [  5%] PASSED name"
+    found = re.findall(
+        r"^(?:\[gw\d+\] \[.*?\] (\w+) (\S.*)|(\S+::.*) ([A-Z]{4,}) +\[.*)$", path.read_text(), re.MULTILINE
+    )
+    outcomes = [(a or d, b or c) for a, b, c, d in found]
+    counts = Counter(outcome for outcome, _ in outcomes)
+    bad = [[name.strip(), outcome] for outcome, name in outcomes if outcome in ("FAILED", "ERROR")]
+    return [[outcome.lower(), str(count)] for outcome, count in counts.items()] + bad[:_SHOWN]
 
 
 def graphs(found: Json) -> Iterator[list[str]]:
