@@ -129,13 +129,26 @@ compiled() {
   [[ $DEVICE == cpu ]] || finished 60 compile
 }
 
-versions() {
-  "$PYTHON" -c "import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
-print(f'torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}')" || exit 2
-  [[ $DEVICE == cpu ]] && return
-  "$PYTHON" -c "import torch
-print(f'{torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}')" 2>&1 | tail -n 1
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
+# check: says what is here; the status is 3 where there is no fp8, 1 where nothing can be run
+check() {
+  "$PYTHON" - "$DEVICE" <<'PYTHON'
+import sys
+
+import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
+
+from qalign_fast.devices import device_problem
+
+print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}", flush=True)
+if sys.argv[1] != "cpu":
+    if problem := device_problem(sys.argv[1]):
+        sys.exit(problem)
+    try:
+        cudnn = torch.backends.cudnn.version()
+    except RuntimeError as error:
+        cudnn = str(error).splitlines()[0]
+    print(f"{torch.cuda.get_device_name(sys.argv[1])}, cuDNN {cudnn}", flush=True)
+    sys.exit(0 if torch.cuda.get_device_capability(sys.argv[1]) >= (8, 9) else 3)
+PYTHON
 }
 
 # throughput SECONDS NAME OPTION ...: leaves $OUT/gpu_NAME.json
@@ -225,16 +238,16 @@ for part in "${PARTS[@]}"; do
 done
 mkdir -p "$OUT" "$MODELS"
 OUT=$(cd "$OUT" && pwd)
+[[ $DEVICE == cpu ]] && export TRITON_INTERPRET=1
+check
+case $? in
+  0) PRECISIONS=${PRECISIONS:-int8 fp8 fp16} ;;
+  3) PRECISIONS=${PRECISIONS:-int8 fp16} ;;
+  *) exit 2 ;;
+esac
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
 read -ra BATCHES <<<"${BATCHES:-1 8 64}"
-if [[ $DEVICE == cpu ]]; then
-  export TRITON_INTERPRET=1
-elif ! "$PYTHON" -c "import sys; from qalign_fast.devices import device_problem; sys.exit(device_problem('$DEVICE'))"; then
-  exit 2
-elif ! "$PYTHON" -c "import sys, torch; sys.exit(torch.cuda.get_device_capability('$DEVICE') < (8, 9))"; then
-  PRECISIONS=${PRECISIONS:-int8 fp16}
-fi
-read -ra PRECISIONS <<<"${PRECISIONS:-int8 fp8 fp16}"
-versions
+read -ra PRECISIONS <<<"$PRECISIONS"
 exec 3>&1 # a signal may come while a part's output goes into a file
 trap 'exit 130' INT TERM HUP
 trap finish EXIT

@@ -344,7 +344,7 @@ def test_the_summary_is_of_what_there_is_beside_what_was_predicted(
 STAND_IN = """#!/usr/bin/env bash
 # Python as far as gpu.sh is concerned: writes down what it is asked to do, and does nothing or, where told to, waits
 [[ $* == *gpu_summary* ]] && exec {python} "$@"
-[[ $1 == -c ]] && exit 0
+[[ $1 == -c || $1 == - ]] && exit {status}
 echo "$*" >>{log}
 if [[ $* == *{slow}* ]]; then
   setsid sleep 300 &
@@ -359,7 +359,9 @@ fi
 def script(tmp_path: Path, *parts: str, slow: str = "nothing", **settings: str) -> subprocess.Popen[str]:
     """gpu.sh on a device that is said to be one, its commands in tmp_path/log."""
     python = tmp_path / "python"
-    python.write_text(STAND_IN.format(python=sys.executable, log=tmp_path / "log", slow=slow))
+    python.write_text(
+        STAND_IN.format(python=sys.executable, log=tmp_path / "log", slow=slow, status=3 if "no_fp8" in settings else 0)
+    )
     python.chmod(0o755)
     names = {"PYTHON": str(python), "OUT": str(tmp_path / "out"), "MODELS": str(tmp_path / "models")}
     command = [str(ROOT / "bench/gpu.sh"), *parts]
@@ -396,6 +398,14 @@ def test_every_part_ends_within_six_minutes_and_measures_what_it_says(tmp_path: 
             part = str(int(ended[1]) + 1)
     assert limits.keys() == {"1", "2", "3"}
     assert all(seconds < 330 for seconds in limits.values()), limits
+
+
+def test_a_gpu_without_fp8_is_asked_for_none(tmp_path: Path) -> None:
+    process = script(tmp_path, "1", "2", no_fp8="1")
+    assert process.wait(120) == 0
+    asked = (tmp_path / "log").read_text()
+    assert not re.search(r"--precision[ =]fp8", asked)
+    assert "--precision=int8 --precision=fp16" in asked
 
 
 def gone(pid: int) -> bool:

@@ -6,7 +6,8 @@
 Results are garbage, for no kernel is run. But all that leads there is, on the real torch, Triton and onnxruntime: a
 device is found, kernels are compiled and loaded, buffers bound, graphs captured, and onnxruntime says which operators
 its CUDA provider takes. A wait, or a copy from or to the host, inside a capture is said on stderr. torch's attention
-has to be kept off cuDNN: torch.backends.cuda.enable_cudnn_sdp(False). Needs gcc and nm; tried with torch 2.11.0 and
+has to be kept off cuDNN: torch.backends.cuda.enable_cudnn_sdp(False). `bench/gpu.sh` runs, but for its tests, whose
+numbers are wrong, and its profiles, which see nothing on the device. Needs gcc and nm; tried with torch 2.11.0 and
 2.14.1 and onnxruntime-gpu 1.31.1, all for CUDA 13.
 """
 
