@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
-# Checks and measures this project on an NVIDIA GPU, in under nine minutes:
+# Checks and measures this project on an NVIDIA GPU, in three parts of less than six minutes each:
 #
-#   PYTHON=path/to/python bench/gpu.sh [PART ...]
+#   PYTHON=path/to/python bench/gpu.sh [PART ...]      default: 1 2 3
 #
-#   tests    every Triton kernel against its contract, and the CUDA engine, on the device
-#   tune     tiles of the model's matrix products beside torch's own; the fastest go into triton_tiles.json
-#   engine   pictures a second at full size (random weights, made on the device), by precision and batch
-#   peer     upstream's way beside ours in one run: its own code where QALIGN_UPSTREAM is a checkout of Q-Align (with
-#            QALIGN_UPSTREAM_PYTHON for what it needs), else hf-eager
-#   budget   a batch's time by operation, beside the least that the device's arithmetic and memory allow
-#   onnx     as engine, on onnxruntime's CUDA provider in fp16: only where it is named, for its graphs take minutes to
-#            write, and PYTHON must have onnxruntime-gpu
+#   1     versions; what the GPU's libraries reach at the model's shapes, while all cores compile; every kernel against its
+#         contract and the engine, on the device; graphs beside direct launches, bit for bit; at full size (random
+#         weights, made on the device) pictures a second, and where a step's time goes, kernel by kernel
+#   2     upstream's way beside ours in one run: its own code where QALIGN_UPSTREAM is a checkout of Q-Align (with
+#         QALIGN_UPSTREAM_PYTHON for what it needs), and hf-eager where that is not, or fails
+#   3     tiles of the model's matrix products beside one another and torch's own: the fastest go into triton_tiles.json,
+#         product by product; then pictures a second with that table
+#   onnx  pictures a second on onnxruntime's CUDA provider in fp16: only where it is named, for its graphs take minutes
+#         to write, and PYTHON must have onnxruntime-gpu
 #
-# All but the last by default; one that fails does not stop the next, and the status is then 1. PYTHON (python3) has torch
-# for CUDA, and pytest, safetensors, Pillow, typer, rich, onnx; the package need not be installed in it.
+# Results come as they are measured, a JSON file each; the summary has those of all parts that OUT holds, beside what was
+# predicted (bench/results/predicted.json). It is printed at the end, at a signal too. What fails does not stop the next;
+# the status is then 1. PYTHON (python3) has torch for CUDA, and pytest, safetensors, Pillow, typer, rich, onnx; the package
+# need not be installed in it. pytest-xdist makes part 1 shorter.
 #
-#   OUT      where JSON and logs go; default bench/results
-#   MODELS   where models are kept, 37 GB (onnx: 17 more); default below TMPDIR
+#   OUT         where JSON and logs go; default bench/results
+#   PRECISIONS  default "int8 fp8 fp16", without fp8 where the device has none
+#   BATCHES     default "1 8 64"
+#   REPEAT      forwards timed of each contestant and batch; default 15 to 45
+#   TUNE_SECONDS   of each precision's sweep; default 125 for int8, 45 for fp8
+#   MODELS      what onnx needs, 17 GB, and what is kept without a GPU; default below TMPDIR
 #   DEVICE, MODEL   cuda and random:one-align; to try the script without a GPU:
 #                   DEVICE=cpu MODEL=random:tests/golden/narrow-112 OUT=/tmp/out MODELS=/tmp/models bench/gpu.sh
-set -uo pipefail
+set -um -o pipefail # m: what runs in the background has a process group of its own, and hears of SIGINT
 cd "$(dirname "$0")/.." || exit 2
 
 PYTHON=${PYTHON:-python3}
@@ -27,152 +34,226 @@ OUT=${OUT:-bench/results}
 MODELS=${MODELS:-${TMPDIR:-/tmp}/qalign-fast-models}
 DEVICE=${DEVICE:-cuda}
 MODEL=${MODEL:-random:one-align}
-PRECISIONS=(int8 int4 fp16)  # and fp8 where the device has it
-BATCHES=(--batch 1 --batch 8 --batch 64)
-TUNE=(--table)
+PART_SECONDS=335
+PARTS=("$@")
+((${#PARTS[@]})) || PARTS=(1 2 3)
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
+TESTS=(tests/test_triton.py tests/test_cuda_engine.py tests/test_compile_ahead.py) # of which some are for a GPU
 FAILED=()
+declare -A RUNNING=() # name -> process id, of what was started and not yet waited for
+PART_END=$PART_SECONDS
 
-# limited SECONDS NAME COMMAND ...: runs it, its stderr in a log, and remembers a failure. At the end of its time it is
-# interrupted, at which a bench prints what it has
-limited() {
-  local seconds=$1 name=$2 status=0
+# start SECONDS NAME COMMAND ...: in the background, its stderr in a log. At the end of its time it is interrupted, at which
+# a bench prints what it has
+start() {
+  local seconds=$1 name=$2
   shift 2
-  echo "== $name" >&2
-  timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>"$OUT/gpu_$name.log" || status=$?
+  QALIGN_GPU_SH=$$-$name timeout --foreground --signal=INT --kill-after=5 "$seconds" "$@" 2>"$OUT/gpu_$name.log" </dev/null 3>&- &
+  RUNNING[$name]=$!
+}
+
+# finished SECONDS NAME: waits for what was started, and remembers a failure
+finished() {
+  local seconds=$1 name=$2 status=0
+  wait "${RUNNING[$name]}" || status=$?
+  unset "RUNNING[$name]"
+  end_leftovers "$name"
   if ((status)); then
-    FAILED+=("$name: status $status$( ((status == 124)) && echo ", over its $seconds s")")
+    FAILED+=("$name: status $status$( ((status == 124 || status == 137)) && echo ", over its $seconds s")")
     tail -n 5 "$OUT/gpu_$name.log" >&2
   fi
   return "$status"
 }
 
-tests() {
-  # what is compiled ahead for other GPUs is tested everywhere, and takes minutes
-  limited 95 tests "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_triton.py tests/test_cuda_engine.py \
-    -k "not compiled and not tensor_cores" --durations 5
-}
-
-tune() {
-  limited 65 tune "$PYTHON" -m qalign_bench.tune --device "$DEVICE" --seconds 45 --json "$OUT/gpu_tune.json" "${TUNE[@]}"
-  cp kernels/qalign_kernels/triton_tiles.json "$OUT/gpu_triton_tiles.json"
-}
-
-# model SECONDS NAME OPTION ...: makes $MODELS/NAME unless it is there
-model() {
-  local seconds=$1 name=$2
+# limited SECONDS NAME COMMAND ...: both, in no more time than the part has left
+limited() {
+  local seconds=$1 name=$2 left=$((PART_END - SECONDS))
   shift 2
-  [[ -d $MODELS/$name ]] ||
-    limited "$seconds" "model_$name" "$PYTHON" -m qalign_bench.device_export "$MODEL" "$MODELS/$name" --device "$DEVICE" "$@"
+  ((seconds > left)) && seconds=$left
+  if ((seconds < 3)); then
+    FAILED+=("$name: no time was left for it")
+    return 1
+  fi
+  echo "== $name, at most $seconds s, at ${SECONDS} s" >&2
+  start "$seconds" "$name" "$@"
+  finished "$seconds" "$name"
 }
 
-# throughput SECONDS NAME PRECISION OPTION ...: leaves $OUT/gpu_NAME.json
-throughput() {
-  local seconds=$1 name=$2 precision=$3
-  shift 3
-  model 15 "$precision" --precision "$precision" && measure "$seconds" "$name" "$precision" --engine torch "$@"
-}
-
-# measure SECONDS NAME MODEL OPTION ...
-measure() {
-  local seconds=$1 name=$2 model=$3
-  shift 3
-  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODELS/$model" --device "$DEVICE" \
-    --json "$@" >"$OUT/gpu_$name.json"
-}
-
-engine() {
-  local precision
-  for precision in "${PRECISIONS[@]}"; do
-    throughput 40 "throughput_$precision" "$precision" "${BATCHES[@]}" --repeat 40
+# end_leftovers NAME: what it has started and left behind, a worker in a session of its own for one, would hold the GPU
+# that the next one needs
+end_leftovers() {
+  local left
+  mapfile -t left < <(grep -lzxF "QALIGN_GPU_SH=$$-$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3)
+  ((${#left[@]})) || return 0
+  echo "ending what $1 left running: ${left[*]}" >&2
+  kill -KILL "${left[@]}" 2>/dev/null
+  for _ in {1..20}; do
+    [[ -n $(nvidia-smi --query-compute-apps=pid --format=csv,noheader 2>/dev/null) ]] || break
+    sleep 0.5
   done
 }
 
-peer() {
-  local peer=hf-eager
-  [[ -n ${QALIGN_UPSTREAM:-} ]] && peer=upstream=$QALIGN_UPSTREAM
-  throughput 100 peer "${PRECISIONS[0]}" "${BATCHES[@]}" --repeat 20 --peer "$peer" \
-    --peer-python "${QALIGN_UPSTREAM_PYTHON:-$PYTHON}"
-}
-
-budget() {
-  local precision batch
-  rm -f "$OUT/gpu_budget.json"
-  for precision in "${PRECISIONS[@]:0:1}" fp16; do
-    for batch in 1 "${BATCHES[-1]}"; do
-      model 15 "$precision" --precision "$precision" &&
-        limited 15 "budget_${precision}_$batch" "$PYTHON" -m qalign_bench.budget "$MODELS/$precision" --device "$DEVICE" \
-          --batch "$batch" --json "$OUT/gpu_budget.json" >"$OUT/gpu_budget_${precision}_$batch.md"
+finish() {
+  local status=$? name
+  trap '' INT TERM HUP
+  trap - EXIT
+  for name in "${!RUNNING[@]}"; do
+    FAILED+=("$name: interrupted at $SECONDS s")
+    kill -INT "${RUNNING[$name]}" 2>/dev/null # `timeout`, which passes it on
+  done
+  for name in "${!RUNNING[@]}"; do
+    for _ in {1..40}; do # for what it has to be printed
+      kill -0 "${RUNNING[$name]}" 2>/dev/null || break
+      sleep 0.1
     done
+    end_leftovers "$name"
   done
+  "$PYTHON" -m qalign_bench.gpu_summary "$OUT" >&3
+  if ((${#FAILED[@]})); then
+    printf 'failed: %s\n' "${FAILED[@]}" >&2
+    ((status)) || status=1
+  fi
+  exit "$status"
 }
 
-onnx() {
-  model 400 fp16-onnx --precision fp16 --engine onnx-cuda &&
-    measure 120 throughput_onnx fp16-onnx --engine onnx-cuda "${BATCHES[@]}" --repeat 60
+# compile: the engine's kernels of all precisions, by all cores, beside what comes next; `compiled` waits for it
+compile() {
+  [[ $DEVICE == cpu ]] ||
+    start 60 compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
+      "${PRECISIONS[@]/#/--precision=}" --processes "$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))" >&2
 }
 
-# A line for each run of every JSON file of this script, and one for each station of each budget
-summary() {
-  "$PYTHON" - "$OUT"/gpu_budget.json "$OUT"/gpu_throughput_*.json "$OUT"/gpu_peer.json <<'PYTHON'
-import json
+compiled() {
+  [[ $DEVICE == cpu ]] || finished 60 compile
+}
+
+# check: says what is here; the status is 3 where there is no fp8, 1 where nothing can be run
+check() {
+  "$PYTHON" - "$DEVICE" <<'PYTHON'
 import sys
-from collections import defaultdict
-from pathlib import Path
 
-print(f"{'contestant':34} {'batch':>5} {'pictures/s':>11} {'ms':>9} {'GB there':>9} {'of the peak':>11}")
-for path in map(Path, sys.argv[2:]):
-    if not path.is_file() or not path.stat().st_size:
-        continue
-    for run in json.loads(path.read_text())["runs"]:
-        memory, share = run["peak_memory_bytes"]["device"], run["peak_share"]
-        gb, part = (f"{memory / 1e9:.2f}" if memory else "-"), (f"{100 * share:.0f} %" if share else "-")
-        name = f"{run['contestant']}, {run['kernels'] or run['precision']}"[:34]
-        print(f"{name:34} {run['batch']:5} {run['images_per_second']:11.1f} {run['ms_p50']:9.2f} {gb:>9} {part:>11}")
+import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
 
-budgets = Path(sys.argv[1])
-if budgets.is_file():
-    print(f"\n{'station':34} {'batch':>5} {'ms a picture':>12} {'least ms':>9} {'of that':>8}")
-    for found in json.loads(budgets.read_text()):
-        stations = defaultdict(list)
-        for row in found["operations"]:
-            stations[row["station"]].append(row)
-        for station, rows in stations.items():
-            ms, least = (sum(row[key] for row in rows) for key in ("ms", "least_ms"))
-            name = f"{found['precision']} {station}"
-            print(f"{name:34} {found['batch']:5} {ms:12.3f} {least:9.3f} {100 * least / ms:6.0f} %")
+from qalign_fast.devices import device_problem
+
+print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}", flush=True)
+if sys.argv[1] != "cpu":
+    if problem := device_problem(sys.argv[1]):
+        sys.exit(problem)
+    try:
+        cudnn = torch.backends.cudnn.version()
+    except RuntimeError as error:
+        cudnn = str(error).splitlines()[0]
+    print(f"{torch.cuda.get_device_name(sys.argv[1])}, cuDNN {cudnn}", flush=True)
+    sys.exit(0 if torch.cuda.get_device_capability(sys.argv[1]) >= (8, 9) else 3)
 PYTHON
 }
 
-"$PYTHON" -c "import onnx, PIL, pytest, rich, safetensors, torch, triton, typer" || exit 2
-if [[ $DEVICE == cpu ]]; then
-  export TRITON_INTERPRET=1
-  PRECISIONS+=(fp8)
-  BATCHES=(--batch 1 --batch 2)
-  TUNE=(--batch 1)
-elif ! "$PYTHON" -c "import sys; from qalign_fast.devices import device_problem; sys.exit(device_problem('$DEVICE'))"; then
-  exit 2
-else
-  "$PYTHON" -c "import sys, torch; sys.exit(torch.cuda.get_device_capability('$DEVICE') < (8, 9))" && PRECISIONS+=(fp8)
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv >&2
-fi
+# throughput SECONDS NAME OPTION ...: leaves $OUT/gpu_NAME.json
+throughput() {
+  local seconds=$1 name=$2
+  shift 2
+  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODEL" --device "$DEVICE" \
+    --engine torch --work "$MODELS" --json "${BATCHES[@]/#/--batch=}" "$@" ${REPEAT:+--repeat="$REPEAT"} >"$OUT/gpu_$name.json"
+}
+
+# profile SECONDS PRECISION
+profile() {
+  [[ $DEVICE == cpu ]] ||
+    limited "$1" "profile_$2" "$PYTHON" -m qalign_bench.kernel_times "$MODEL" --precision "$2" --device "$DEVICE" \
+      "${BATCHES[@]/#/--batch=}" --json "$OUT/gpu_profile_$2.json" >"$OUT/gpu_profile_$2.md"
+}
+
+part_1() {
+  local chosen="not compiled and not tensor_cores" many=() # what is compiled ahead is tested everywhere, for minutes
+  rm -f "$OUT"/gpu_{ceilings,graphs,throughput_*,profile_*}.json "$OUT/gpu_tests.txt"
+  compile
+  limited 35 ceilings "$PYTHON" -m qalign_bench.ceilings --device "$DEVICE" "${BATCHES[@]/#/--batch=}" \
+    --json "$OUT/gpu_ceilings.json" >"$OUT/gpu_ceilings.md"
+  compiled
+  [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
+  "$PYTHON" -c "import xdist" 2>/dev/null && many=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
+  limited 70 tests "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
+    --durations 5 >"$OUT/gpu_tests.txt"
+  [[ $DEVICE == cpu ]] ||
+    limited 25 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
+      "${BATCHES[@]/#/--batch=}" --batch=2 --json "$OUT/gpu_graphs.json" >&2
+  throughput 45 "throughput_${PRECISIONS[0]}" --precision "${PRECISIONS[0]}" --repeat 45
+  profile 25 "${PRECISIONS[0]}"
+  for precision in "${PRECISIONS[@]:1}"; do
+    throughput 32 "throughput_$precision" --precision "$precision" --repeat 15
+    profile 17 "$precision"
+  done
+}
+
+part_2() {
+  local precisions=("${PRECISIONS[@]/#/--precision=}") peers=(hf-eager) peer name
+  rm -f "$OUT"/gpu_peer_*.json
+  compile
+  compiled
+  [[ -n ${QALIGN_UPSTREAM:-} ]] && peers=("upstream=$QALIGN_UPSTREAM" hf-eager)
+  for peer in "${peers[@]}"; do
+    name=peer_${peer%%=*}
+    throughput 165 "$name" "${precisions[@]::2}" --repeat 15 --peer "$peer" \
+      --peer-python "${QALIGN_UPSTREAM_PYTHON:-$PYTHON}" && break
+  done
+}
+
+part_3() {
+  local form precision seconds
+  rm -f "$OUT"/gpu_{tune_*,tuned_*}.json
+  for precision in "${PRECISIONS[@]::2}"; do # cuBLAS's floats are nothing to sweep beside
+    case $precision in
+      int8) form=int8 seconds=${TUNE_SECONDS:-125} ;;
+      fp8) form=float8_e4m3fn seconds=${TUNE_SECONDS:-45} ;;
+      *) continue ;;
+    esac
+    limited "$((seconds + 15))" "tune_$precision" "$PYTHON" -m qalign_bench.tune --device "$DEVICE" --form "$form" \
+      --seconds "$seconds" "${BATCHES[@]/#/--batch=}" --json "$OUT/gpu_tune_$precision.json" --table \
+      >"$OUT/gpu_tune_$precision.md"
+    cp kernels/qalign_kernels/triton_tiles.json "$OUT/gpu_triton_tiles.json"
+  done
+  compile
+  compiled
+  for precision in "${PRECISIONS[@]::2}"; do
+    throughput 45 "tuned_$precision" --precision "$precision" --repeat 30
+  done
+}
+
+part_onnx() {
+  [[ -d $MODELS/fp16-onnx ]] ||
+    limited 400 model_onnx "$PYTHON" -m qalign_bench.device_export "$MODEL" "$MODELS/fp16-onnx" --device "$DEVICE" \
+      --precision fp16 --engine onnx-cuda &&
+    limited 120 throughput_onnx "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODELS/fp16-onnx" \
+      --device "$DEVICE" --engine onnx-cuda --json "${BATCHES[@]/#/--batch=}" --repeat 60 >"$OUT/gpu_throughput_onnx.json"
+}
+
+for part in "${PARTS[@]}"; do
+  if [[ ! $part =~ ^([123]|onnx)$ ]]; then
+    echo "no part $part; there are: 1, 2, 3, onnx" >&2
+    exit 2
+  fi
+done
 mkdir -p "$OUT" "$MODELS"
 OUT=$(cd "$OUT" && pwd)
-
-PARTS=("$@")
-((${#PARTS[@]})) || PARTS=(tests tune engine peer budget)
+[[ $DEVICE == cpu ]] && export TRITON_INTERPRET=1
+check
+case $? in
+  0) PRECISIONS=${PRECISIONS:-int8 fp8 fp16} ;;
+  3) PRECISIONS=${PRECISIONS:-int8 fp16} ;;
+  *) exit 2 ;;
+esac
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
+read -ra BATCHES <<<"${BATCHES:-1 8 64}"
+read -ra PRECISIONS <<<"$PRECISIONS"
+exec 3>&1 # a signal may come while a part's output goes into a file
+trap 'exit 130' INT TERM HUP
+trap finish EXIT
 for part in "${PARTS[@]}"; do
-  case $part in
-    tests | tune | engine | peer | budget | onnx) "$part" ;;
-    *)
-      echo "no part $part; there are: tests, tune, engine, peer, budget, onnx" >&2
-      exit 2
-      ;;
-  esac
+  PART_END=$((SECONDS + PART_SECONDS))
+  [[ $part == onnx ]] && PART_END=$((SECONDS + 540))
+  "part_$part"
+  echo "part $part: $((SECONDS - PART_END + PART_SECONDS)) s" >&2
 done
-
-summary
-if ((${#FAILED[@]})); then
-  printf 'failed: %s\n' "${FAILED[@]}" >&2
-  exit 1
-fi

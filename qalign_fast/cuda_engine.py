@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import accumulate
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qalign_fast.artifact import Artifact
+from qalign_fast.artifact import Artifact, Manifest
 from qalign_fast.buckets import BUCKETS, bucket_of
+from qalign_fast.compile_ahead import Launches, compile_ahead
 from qalign_fast.config import ModelConfig
 from qalign_fast.cuda_graphs import Graphs, Runner, Step
 from qalign_fast.engine import Tokens
@@ -33,18 +35,21 @@ from qalign_kernels.linear import Modal
 from qalign_kernels.ops import Ops
 from qalign_kernels.rows import Rows
 
+if TYPE_CHECKING:
+    from qalign_kernels.triton_runtime import Device  # Triton is for Linux
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products
 
 
-def between_products(precision: str) -> torch.dtype:
-    """The type of what lies there."""
+def between_of(precision: str) -> torch.dtype:
+    """The type of what lies between products."""
     return _DTYPES.get(precision, torch.float16)
 
 
 def attention_of(precision: str, device: str) -> str:
     """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
     major, minor = torch.cuda.get_device_capability(device)
-    return BACKENDS[attention_backends(10 * major + minor, between_products(precision))[0]]
+    return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
 
 
 class CudaModel(PackedModel):
@@ -168,7 +173,9 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     mapped, constants = read_packed(artifact)
     _check_groups(mapped, device)
     try:
-        engine = build_engine(artifact, device, mapped, constants)
+        manifest = artifact.manifest
+        compile_ahead([Launches(manifest.config, manifest.precision, mapped, constants)], torch.device(device))
+        engine = build_engine(manifest, device, mapped, constants)
         side = engine.config.pixels.side
         engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), engine.prompts[0])
         return engine
@@ -183,27 +190,42 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
 
 
 def build_engine(
-    artifact: Artifact,
+    manifest: Manifest,
     device: str,
     mapped: dict[str, Tensor],
-    constants: dict[str, Constants],
+    constants: Mapping[str, Constants],
     runner: Runner | None = None,
     watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_packed`'s. `runner`: graphs unless another is given; `watch` may put
-    something between the model and its operations.
+    """`mapped` and `constants` are `read_packed`'s, or already on the device. `runner`: graphs unless another is given;
+    `watch` may put something between the model and its operations.
     """
-    from qalign_kernels.triton_ops import TritonOps
     from qalign_kernels.triton_runtime import Device
 
-    manifest, place = artifact.manifest, torch.device(device)
-    facts, between = Device.of(place), between_products(manifest.precision)
-    ops = watch(TritonOps(facts, between))
-    tensors = to_device(mapped, place, between)
-    model = CudaModel(manifest.config, tensors, ops, TritonOps(facts, torch.float32))
-    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
+    place = torch.device(device)
+    facts, precision = Device.of(place), manifest.precision
+    model, there = build_model(manifest.config, precision, mapped, constants, place, facts, watch)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
-    return CudaEngine(model, manifest.precision, there, prompts, device, runner or Graphs(place))
+    return CudaEngine(model, precision, there, prompts, device, runner or Graphs(place))
+
+
+def build_model(
+    config: ModelConfig,
+    precision: str,
+    mapped: dict[str, Tensor],
+    constants: Mapping[str, Constants],
+    place: torch.device,
+    facts: Device,
+    watch: Callable[[Ops], Ops] = lambda ops: ops,
+) -> tuple[CudaModel, dict[str, Constants]]:
+    """The model, and the constants where it is."""
+    from qalign_kernels.triton_ops import TritonOps
+
+    between = between_of(precision)
+    ops = watch(TritonOps(facts, between))
+    model = CudaModel(config, to_device(mapped, place, between), ops, TritonOps(facts, torch.float32))
+    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
+    return model, there
 
 
 # what rows are made of or added to: a float32 there would make float32 of all that follows

@@ -19,6 +19,7 @@ from qalign_export.fidelity import generate_pictures
 from qalign_export.pack import Recipe, pack
 from qalign_export.source import open_source
 from qalign_export.writer import export_artifact
+from qalign_fast import cuda_engine
 from qalign_fast.engine import Engine
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
@@ -32,6 +33,9 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
 # Test processes side by side share the cores.
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+# Kernels of models as small as the tests' are compiled as they come: a pool of processes for each load costs more.
+cuda_engine.compile_ahead = lambda *_: False
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -413,10 +413,9 @@ def test_what_is_no_artifact_is_exported_once(tmp_path: Path) -> None:
     assert checkpoint.parameters == str(GOLDEN / "narrow-112")
     given = get(str(first.directory), None)
     assert (given.directory, given.parameters) == (first.directory, reference)
-    assert first.has_these
-    assert given.has_these
+    assert first.numbers == given.numbers == "parameter"
     other = dataclasses.replace(given.manifest, source={"name": reference, "sha256": "of other numbers"})
-    assert not dataclasses.replace(given, manifest=other).has_these
+    assert dataclasses.replace(given, manifest=other).numbers is None
     with pytest.raises(QAlignError, match="has no precision 'bf16'; available: fp32"):
         get(str(first.directory), "bf16")
 
@@ -435,6 +434,7 @@ def test_peers_are_scripts_with_a_spec() -> None:
         "threads": 2,
         "seed": SEED,
         "random_numbers": str(ROOT / "export/qalign_export/random_numbers.py"),
+        "numbers": "parameter",
         "checkout": "/code",
     }
     assert nf4.spec["precision"] == "nf4"

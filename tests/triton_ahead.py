@@ -2,9 +2,9 @@
 
     python triton_ahead.py CAPABILITY ... -> a JSON line for each kernel compiled for each of them
 
-A driver that compiles for that GPU and launches nothing stands in for CUDA's, and the operations run on tensors of the
-model's true shapes that hold no data: what is compiled is what a GPU of that kind would run, its own tiles included,
-those too that torch's own product is taken before.
+A driver that compiles for that GPU and launches nothing (`qalign_kernels.ahead`'s) stands in for CUDA's, and the
+operations run on tensors of the model's true shapes that hold no data: what is compiled is what such a GPU would
+run, its own tiles included, those too that torch's own product is taken before.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
+from qalign_kernels.ahead import Idle
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_triton import align, form_of, linear
@@ -29,7 +29,7 @@ from qalign_kernels.ops import Activation
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Shares, Tile, tile_by_rule
 from qalign_kernels.triton_ops import TritonOps
-from qalign_kernels.triton_runtime import Device
+from qalign_kernels.triton_runtime import Device, set_driver
 
 DEVICES = {
     80: Device(80, 108, 163 * 1024),  # A100
@@ -42,33 +42,8 @@ BATCH = 64
 FP8_SINCE = 89
 
 
-class Driver:
-    """What Triton asks of a driver between a launch and the device."""
-
-    def __init__(self, device: Device) -> None:
-        self.device, self.utils = device, self
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.device.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.device.capability  # compiled kernels are kept by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": 1 << 30}  # what a kernel takes is for the test to judge
-
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
-        return None, None, 0, 0, 1024  # module, function, registers, spills, threads at most
-
-    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *_: None
-
-
 def main(capability: int) -> None:
-    triton.runtime.driver.set_active(Driver(DEVICES[capability]))
+    set_driver(Idle(DEVICES[capability]))
     for label, call in calls(TritonOps(DEVICES[capability], torch.float16)):
 
         def report(module: None, function: None, name: str, files: dict[str, str], _: str, label: str = label) -> None:

@@ -34,7 +34,8 @@ def bench(
         str | None,
         typer.Option(
             help="Artifact; or a checkpoint, a Hub id, random:one-align, random:mini or random:FOLDER (of a "
-            "config.json), which are exported first. Default: the embedded model.",
+            "config.json), which are exported first; a random one for a named CUDA device is made there, in no file. "
+            "Default: the embedded model.",
             show_default=False,
         ),
     ] = None,

@@ -106,7 +106,7 @@ def on_cuda(artifact: Path, device: str) -> Subject:
         watched.append(TimedOps(ops, CudaClock()))
         return watched[0]
 
-    engine = build_engine(opened, device, *read_packed(opened), Direct(torch.device(device)), watch)
+    engine = build_engine(opened.manifest, device, *read_packed(opened), Direct(torch.device(device)), watch)
     return Subject(engine, watched[0], ARITHMETIC[engine.precision], _FLOAT.get(engine.precision, "fp16"))
 
 

@@ -64,12 +64,15 @@ def tune(options: Options, *, form: str) -> None:
     place = choose_device("cuda" if options.device == "auto" else options.device)
     if not place.startswith("cuda"):
         raise WrongOptionError("--tune", f"is for NVIDIA GPUs, not for {place!r}")
-    timings, found = tiles.tune(place, batches=options.batches)
-    print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
     try:
-        tiles.write_table(found["facts"], timings)
+        timings, found = tiles.tune(
+            place,
+            batches=options.batches,
+            keep=lambda timings, found: tiles.write_table(found["facts"], timings),
+        )
     except OSError as error:
         raise QAlignError(f"{tiles.TABLE}: {error.strerror}") from error
+    print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
 
 
 def check(options: Options, plot: Path | None) -> None:

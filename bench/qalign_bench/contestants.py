@@ -36,7 +36,7 @@ _KNOWN = {
 
 def our_contestant(model: Model, options: Options) -> Contestant:
     spec = {
-        "model": str(model.directory),
+        "model": model.loaded,
         "engine": model.engine,
         "precision": model.manifest.precision,
         "device": options.device,
@@ -49,8 +49,12 @@ def our_contestant(model: Model, options: Options) -> Contestant:
     return Contestant(name, argv, spec, model.weights_bytes, _settings(options))
 
 
-def peer_contestants(options: Options, parameters: str | None, config: ModelConfig | None) -> list[Contestant]:
-    """`parameters`: the checkpoint or `random:` geometry, of these sizes, that all load; None for pixels alone."""
+def peer_contestants(
+    options: Options, parameters: str | None, config: ModelConfig | None, numbers: str | None = None
+) -> list[Contestant]:
+    """`parameters`: the checkpoint or `random:` geometry, of these sizes, that all load; None for pixels alone.
+    `numbers`: what of `random_numbers` makes random ones.
+    """
     found = []
     for text in options.peers:
         name, peer, own = _parse(text)
@@ -62,6 +66,7 @@ def peer_contestants(options: Options, parameters: str | None, config: ModelConf
             "threads": options.threads,
             "seed": SEED,
             "random_numbers": random_numbers.__file__,
+            "numbers": numbers or "parameter",
         }
         python = sys.executable if peer.ours else options.peer_python
         argv = (python, str(_PEERS / peer.script))  # a script, so that any interpreter can run it

@@ -2,50 +2,28 @@
 
     python -m qalign_bench.device_export random:one-align OUT --precision int8 --device cuda
 
-What `export_artifact` writes of that geometry, uncalibrated, but that the random numbers are of the device's generator:
-the same sizes and the same speed, and other scores, which mean nothing in either.
+What `export_artifact` writes of that geometry, uncalibrated, but that the random numbers are `random_model`'s: the same
+sizes and the same speed, and other scores, which mean nothing in either.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from qalign_export.pack import PRECISIONS, Packed, Recipe, pack
-from qalign_export.random_numbers import deviation, is_gain
-from qalign_export.source import RandomSource
+from qalign_bench.random_model import DeviceSource, manifest_of, pack_on_device
+from qalign_export.pack import PRECISIONS, Packed
 from qalign_export.tensor_file import TensorFile
 from qalign_export.unfinished import unfinished
 from qalign_export.writer import ENGINES, write_graphs
-from qalign_fast import __version__
-from qalign_fast.artifact import MANIFEST, PROMPTS, Manifest, PromptEntry, hash_file
-from qalign_fast.levels import LEVEL_IDS, LEVELS
-from qalign_fast.prompt import MEDIA, Prompt, prompt
-from qalign_fast.weights import Source, parameter_shapes
-
-TASKS = ("quality", "aesthetics")
-
-
-class DeviceSource(RandomSource):
-    """Random parameters of the same spread, made on the device."""
-
-    def __init__(self, reference: str, device: torch.device) -> None:
-        super().__init__(reference)
-        self.device = device
-
-    def sha256(self) -> str:
-        return hashlib.sha256(f"{self.name} on {self.device.type}".encode()).hexdigest()
-
-    def _make(self, source: Source) -> Tensor:
-        noise = torch.empty(source.shape, device=self.device).normal_(0, deviation(source.name, source.shape))
-        return source.take(noise + 1 if is_gain(source.name, source.shape) else noise)
+from qalign_fast.artifact import MANIFEST, PROMPTS, PromptEntry, hash_file
+from qalign_fast.weights import parameter_shapes
 
 
 def main() -> None:
@@ -61,7 +39,8 @@ def main() -> None:
 
 def export(source: DeviceSource, out: Path, precision: str, engine: str = "torch") -> None:
     """Raises ArtifactError where `out` cannot be written."""
-    prompts = [prompt(task, medium) for task in TASKS for medium in MEDIA]
+    manifest = manifest_of(source, precision)
+    prompts = [entry.prompt for entry in manifest.prompts]
     with unfinished(out) as partial:
         weights = partial / f"torch/model_{precision}.safetensors"
         weights.parent.mkdir()
@@ -71,42 +50,20 @@ def export(source: DeviceSource, out: Path, precision: str, engine: str = "torch
         if engine != "torch":
             parts = write_graphs(engine, weights, source.config, partial, f"_{precision}")
             shutil.rmtree(weights.parent)
-        entries = _write_prompts(packed, partial / PROMPTS, prompts)
+        _write_prompts(packed, partial / PROMPTS, manifest.prompts)
         paths = [path for path in partial.rglob("*") if path.is_file()]
-        manifest = Manifest(
-            name=source.name,
-            source={"name": source.name, "sha256": source.sha256()},
-            license="none: random numbers",
-            config=source.config,
-            levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
-            prompts=entries,
-            precision=precision,
-            quantization=None if precision == "fp32" else {"calibration_pictures": 0, "higher": {}},
-            engines={engine: parts},
-            files={path.relative_to(partial).as_posix(): hash_file(path) for path in paths},
-            fidelity=None,
-            made_with={"qalign-fast": __version__, "torch": str(torch.__version__)},
-        )
-        (partial / MANIFEST).write_text(manifest.to_json(), "utf-8")
+        files = {path.relative_to(partial).as_posix(): hash_file(path) for path in paths}
+        written = replace(manifest, engines={engine: parts}, files=files)
+        (partial / MANIFEST).write_text(written.to_json(), "utf-8")
 
 
-def pack_on_device(
-    source: DeviceSource, precision: str, prompts: list[Prompt], write: Callable[[str, Tensor], None]
-) -> Packed:
-    """`pack`, whose own tensors are made where the parameters are."""
-    torch.manual_seed(0)
-    side = source.config.pixels.side
-    with torch.device(source.device):
-        return pack(source, Recipe(precision), prompts, torch.empty(0, side, side, 3, dtype=torch.uint8), write)
-
-
-def _write_prompts(packed: Packed, path: Path, prompts: list[Prompt]) -> tuple[PromptEntry, ...]:
+def _write_prompts(packed: Packed, path: Path, entries: Sequence[PromptEntry]) -> None:
     tensors = {}
-    for p in prompts:
-        tensors[f"{p.name}.prefix"] = packed.prefixes[p.prefix].cpu().clone(memory_format=torch.contiguous_format)
-        tensors[f"{p.name}.suffix"] = packed.suffixes[p.suffix].cpu().clone(memory_format=torch.contiguous_format)
+    for entry in entries:
+        prefix, suffix = packed.prefixes[entry.prompt.prefix], packed.suffixes[entry.prompt.suffix]
+        tensors[entry.prefix] = prefix.cpu().clone(memory_format=torch.contiguous_format)
+        tensors[entry.suffix] = suffix.cpu().clone(memory_format=torch.contiguous_format)
     save_file(tensors, path)
-    return tuple(PromptEntry(p, f"{p.name}.prefix", f"{p.name}.suffix") for p in prompts)
 
 
 if __name__ == "__main__":

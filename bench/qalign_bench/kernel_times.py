@@ -1,6 +1,8 @@
-"""An artifact and a batch in, what a GPU does in one step of it out: time by kernel, launches, and the gaps between.
+"""A model and a batch in, what a GPU does in one step of it out: time by kernel, launches, and the gaps between.
 
-    python -m qalign_bench.kernel_times ARTIFACT [--batch 64] [--device cuda] [--json OUT] [--trace OUT.json]
+    python -m qalign_bench.kernel_times random:one-align --precision int8 --batch 1 --batch 64 [--json OUT]
+
+The model is an artifact, or made on the GPU. JSON is a list, written after each batch; --trace has the last batch's.
 
 A step is a batch's pixels in the host's memory to its logits there. It lasts from the first thing the device does for
 it to the last; what no kernel and no copy covers is a gap. Several steps are profiled one by one: told is the middle
@@ -24,9 +26,10 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from qalign_bench.environment import environment
+from qalign_bench.random_model import open_engine
 from qalign_bench.report import markdown_table
+from qalign_export.pack import PRECISIONS
 from qalign_fast.engine import Engine
-from qalign_fast.loading import load_engine
 
 _STEPS = 7
 _SHOWN = 20  # kernels
@@ -58,20 +61,23 @@ class Step:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("model", help="an artifact, random:one-align, random:mini or random:FOLDER")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of a random model; default: int8")
+    parser.add_argument("--batch", type=int, action="append", help="default: 64")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trace", type=Path, help="the last step, for chrome://tracing")
     options = parser.parse_args()
-    engine = load_engine(options.artifact, device=options.device, engine="torch")
+    engine = open_engine(options.model, options.precision, options.device)
     if not engine.device.startswith("cuda"):
         sys.exit(f"device {engine.device!r}: kernels are seen on a CUDA device only")
-    step = median_step(profile_steps(engine, options.batch, options.trace))
-    print(table(step))
-    if options.json:
-        found = {"artifact": options.artifact.name, "precision": engine.precision, "batch": options.batch}
-        options.json.write_text(json.dumps(found | as_json(step), indent=1) + "\n")
+    found: list[dict[str, Any]] = []
+    for batch in options.batch or [64]:
+        step = median_step(profile_steps(engine, batch, options.trace))
+        print(f"batch {batch}\n\n{table(step)}\n", flush=True)
+        found.append({"model": options.model, "precision": engine.precision, "batch": batch} | as_json(step))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def profile_steps(engine: Engine, batch: int, trace: Path | None) -> list[Step]:

@@ -34,7 +34,7 @@ class Model:
     """An artifact and the engine to run it with."""
 
     reference: str  # what was asked for
-    directory: Path
+    directory: Path | None  # None: random numbers, made where they run when they are loaded
     manifest: Manifest
     checkpoint: str | None  # what it was exported from here: a directory, or `random:` and a geometry
     engine: str  # or "auto": what `load_engine` picks
@@ -47,6 +47,8 @@ class Model:
     @property
     def weights_bytes(self) -> int:
         """Those of the engine that has the largest files, where it is not known which one will run."""
+        if self.directory is None:
+            return 0
         engines = self.manifest.engines if self.engine == "auto" else (self.engine,)
         return max(weights_bytes(self.directory, engine) or 0 for engine in engines)
 
@@ -64,12 +66,25 @@ class Model:
         return name if name.startswith(RANDOM) else None
 
     @property
-    def has_these(self) -> bool:
-        """Whether this artifact's numbers are those of `parameters`: random ones may have been made in another way."""
+    def loaded(self) -> str:
+        """What a worker is told to load."""
+        return self.reference if self.directory is None else str(self.directory)
+
+    @property
+    def numbers(self) -> str | None:
+        """What of `random_numbers` gives a peer the numbers that this model has of `parameters`; None where none does:
+        random ones may have been made in another way. Of a checkpoint they are its own.
+        """
+        from qalign_bench.random_model import DeviceSource
         from qalign_export.source import open_source
 
         assert self.parameters
-        return bool(self.checkpoint) or self.manifest.source["sha256"] == open_source(self.parameters).sha256()
+        if self.directory is not None and self.checkpoint:
+            return "parameter"
+        sha256 = self.manifest.source["sha256"]
+        if sha256 == DeviceSource(self.parameters).sha256():
+            return "counted"
+        return "parameter" if sha256 == open_source(self.parameters).sha256() else None
 
 
 def prepare(
@@ -80,10 +95,16 @@ def prepare(
     remark: Callable[[str], None],
     done: Callable[[int, int], None],
     device: str = "auto",
+    in_file: bool = False,
 ) -> Model:
-    """Finds or makes the artifact. Raises what `export_artifact` and `find_model` raise, DeviceError for a precision
-    or engine that a given artifact does not have.
+    """Finds or makes the artifact; random numbers for a named CUDA device are made there, unless `in_file`.
+
+    Raises what `export_artifact` and `find_model` raise, DeviceError for a precision or engine that a given artifact
+    does not have.
     """
+    on_device = device.startswith("cuda") and engine in ("auto", "torch") and not in_file
+    if reference and reference.startswith(RANDOM) and on_device:
+        return _on_device(reference, precision or DEFAULT_PRECISION)
     directory = None if reference and reference.startswith(RANDOM) else find_model(reference)
     checkpoint = choice = None
     if directory is None or not is_artifact(directory):
@@ -101,6 +122,13 @@ def prepare(
         choice = str(choose(Artifact(directory, manifest), device, engine))
     shown = reference or f"the embedded {manifest.name} model"
     return Model(shown, directory, manifest, checkpoint, engine, choice)
+
+
+def _on_device(reference: str, precision: str) -> Model:
+    from qalign_bench.random_model import DeviceSource, manifest_of
+
+    manifest = manifest_of(DeviceSource(reference), precision)
+    return Model(reference, None, manifest, reference, "torch")
 
 
 def require_tasks(model: Model, tasks: tuple[str, ...]) -> None:

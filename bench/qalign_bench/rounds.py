@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,10 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        self._process.kill()
+        """It and what it has started: nothing may hold a GPU that the next one needs."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its session's first process leads a group of that number
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._errors):
             assert file is not None

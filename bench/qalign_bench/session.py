@@ -13,6 +13,7 @@ from qalign_bench.noise import Noise
 from qalign_bench.options import Options
 from qalign_fast.config import ModelConfig
 
+_FROM_FILES = ("startup",)  # what reads a model's files, so that random numbers must be in some
 Run: TypeAlias = dict[str, Any]  # one contestant in one case, as JSON has it; see record.py
 
 
@@ -35,10 +36,8 @@ class Session:
         """The artifact for every precision and engine asked for."""
         options = self.options
         pairs = dict.fromkeys(product(options.precisions, options.engines))
-        models = [
-            prepare(options.model, precision, engine, options.work, self.remark, self._exporting, options.device)
-            for precision, engine in pairs
-        ]
+        rest = options.work, self.remark, self._exporting, options.device, options.scenario in _FROM_FILES
+        models = [prepare(options.model, precision, engine, *rest) for precision, engine in pairs]
         for model in models:
             require_tasks(model, options.tasks)
         self.facts["model"] = models[0].reference

@@ -36,8 +36,9 @@ def measure(session: Session) -> None:
         parameters = models[0].parameters
         if parameters is None:
             raise WrongOptionError("--model", "peers need a checkpoint or random:..., whose parameters they load too")
-        peers = peer_contestants(session.options, parameters, models[0].config)
-        session.facts["same_numbers"] = all(model.has_these for model in models)
+        numbers = models[0].numbers
+        peers = peer_contestants(session.options, parameters, models[0].config, numbers)
+        session.facts["same_numbers"] = numbers is not None and all(model.numbers == numbers for model in models)
         if not session.facts["same_numbers"]:
             session.remark("the artifact's random numbers are not the peers': their scores are not compared")
     compare(session, models, [*ours, *peers])

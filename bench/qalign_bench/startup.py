@@ -76,7 +76,7 @@ def measure(session: Session) -> None:
 def _start(session: Session, model: Model, found: _Starts) -> None:
     options = session.options
     picture = options.files[0] if options.files else _bundled_picture()
-    asked = {"model": str(model.directory), "engine": model.engine, "picture": picture, "tasks": options.tasks}
+    asked = {"model": model.loaded, "engine": model.engine, "picture": picture, "tasks": options.tasks}
     spec = json.dumps(asked | {"device": options.device, "threads": options.threads})
     started = time.perf_counter()
     command = [sys.executable, "-P", "-c", _SCRIPT, spec]
@@ -103,6 +103,7 @@ def _bundled_picture() -> str:
 
 def _drop_pages(model: Model) -> None:
     for name in model.manifest.files:
+        assert model.directory  # this scenario's models are in files
         with (model.directory / name).open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -3,10 +3,12 @@
     qalign-fast bench operations --tune        or, with what gpu.sh asks:
     python -m qalign_bench.tune --json OUT [--seconds 120] [--form int8] [--batch 64] [--table] [--device cuda]
 
-Every product of OneAlign's at some batches, largest share of the arithmetic first, in each tile that may suit it and by
-torch's own product where there is one, each with the bias, activation and residual that it has in the model, until the
-time is over. A time is the median of replays of a graph of launches over as many weights as no cache holds, so that
-weights come from memory, as in the model. What gives another result than the rule's tile is not taken.
+Every product of OneAlign's, largest share of the arithmetic first, each at all batches before the next one, in each way
+that may suit it (`ways`), with the bias, activation and residual that it has in the model, until the time is over.
+After each product the JSON and the table are written: an interruption loses one. Other cores compile ahead.
+
+A time is the median of replays of a graph of launches over as many weights as no cache holds, so that weights come from
+memory, as in the model. What gives another result than the rule's tile is not taken.
 
 On a CPU (Triton's interpreter, TRITON_INTERPRET=1) the shapes are shrunk and the times mean nothing: it is for trying
 the program, and writes no table.
@@ -20,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -35,19 +38,21 @@ from qalign_bench.report import markdown_table
 from qalign_bench.spread import median
 from qalign_export.source import ONE_ALIGN
 from qalign_fast.config import ModelConfig
+from qalign_kernels.ahead import Pool
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import FP8, Weight, pack_nibbles
 from qalign_kernels.linear_triton import as_read, linear
 from qalign_kernels.rows import Rows
-from qalign_kernels.tiles import Tile, table_key, tile_by_rule
+from qalign_kernels.tiles import Shares, Tile, table_key, tile_by_rule, tiles_for
 from qalign_kernels.torch_product import has_product
-from qalign_kernels.triton_runtime import Device, cdiv
+from qalign_kernels.triton_runtime import Device, cdiv, interprets
 
 FORMS = ("int8", "int4", "float16", "float8_e4m3fn")
-BATCHES = (64, 1, 8)
+BATCHES = (1, 8, 64)
 SECONDS = 120.0
 TABLE = Path(qalign_kernels.__file__).with_name("triton_tiles.json")
 Launch = Callable[[], Tensor]
+Keep = Callable[[list["Timing"], dict[str, Any]], None]  # all so far, and the same as JSON with what timed it
 Clock = Callable[[Sequence[Launch]], float]  # launches -> the seconds that one of them takes
 _GROUP = 128
 _BYTES = {"int8": 1, "int4": 1, "float16": 2, "float8_e4m3fn": 1}  # of a value that tensor cores read
@@ -55,7 +60,7 @@ _FP8_SINCE = 89
 _COLD = 256 << 20  # bytes of weights gone through before one is read again: five times an H100's cache
 _MOST_WORK = 1e12  # FLOP of what is timed at once: where there is that much, the weights' way hardly matters
 _REPLAYS = 5
-_SHRINK = 32  # of every size, on a CPU
+_SHRINK = 128  # of every size, on a CPU
 
 
 class Shape(NamedTuple):
@@ -73,6 +78,13 @@ class Product(NamedTuple):
     bias: bool = False
     gelu: bool = False
     residual: bool = False
+
+
+class Way(NamedTuple):
+    """How a product may be computed."""
+
+    by: str  # "rule", "candidate" or "torch"
+    tile: Tile | None
 
 
 @dataclass(frozen=True)
@@ -99,13 +111,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="all timings")
     parser.add_argument("--table", action="store_true", help="put the fastest tiles into qalign_kernels")
     options = parser.parse_args()
-    timings, found = tune(options.device, options.seconds, options.form, options.batch)
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(summary(timings))
-    if options.table and options.device != "cpu":
-        write_table(found["facts"], timings)
-    if not timings:
-        sys.exit("no time was left for a single shape")
+    kept: list[Timing] = []
+
+    def keep(timings: list[Timing], found: dict[str, Any]) -> None:
+        kept[:] = timings
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        if options.table and options.device != "cpu":
+            write_table(found["facts"], timings)
+
+    try:
+        tune(options.device, options.seconds, options.form, options.batch, keep)
+    finally:
+        print(summary(kept), flush=True)
+    if not kept:
+        sys.exit("no time was left for a single product")
 
 
 def tune(
@@ -113,22 +132,54 @@ def tune(
     seconds: float = SECONDS,
     forms: Sequence[str] | None = None,
     batches: Sequence[int] | None = None,
+    keep: Keep = lambda timings, found: None,
 ) -> tuple[list[Timing], dict[str, Any]]:
-    """What was timed, and the same as JSON with what timed it."""
-    device = torch.device(place)
+    """What was timed, and the same as JSON with what timed it; `keep` gets these after each product."""
+    device, about = torch.device(place), environment()
     cuda = device.type == "cuda"
     facts = Device.of(device) if cuda else Device(90, 132, 227 * 1024)
-    products = model_products(ONE_ALIGN, batches or BATCHES)
-    if not cuda:
-        products = [p._replace(shape=Shape(*(max(16, size // _SHRINK) for size in p.shape))) for p in products]
+    batches = batches or BATCHES
     forms = forms or [form for form in FORMS if form != "float8_e4m3fn" or facts.capability >= _FP8_SINCE]
-    timings = sweep(facts, products, forms, device, graph_clock if cuda else plain_clock, seconds)
-    return timings, {
-        "device": torch.cuda.get_device_name(device) if cuda else "CPU, shapes shrunk: no measurement",
-        "facts": facts._asdict(),
-        "environment": environment(),
-        "times": [asdict(t) for t in timings],
-    }
+
+    def found(timings: list[Timing]) -> dict[str, Any]:
+        return {
+            "device": torch.cuda.get_device_name(device) if cuda else "CPU, shapes shrunk: no measurement",
+            "facts": facts._asdict(),
+            "environment": about,
+            "times": [asdict(t) for t in timings],
+        }
+
+    products = by_matrix(batches)
+    if not cuda:
+        products = [[p._replace(shape=shrunk(p.shape)) for p in group] for group in products]
+    clock = graph_clock if cuda else plain_clock
+    with Pool("qalign_bench.tune:walk", facts, (forms, batches), 0 if interprets() else None) as pool:
+        timings: list[Timing] = []
+        for timings in sweep(facts, products, forms, device, clock, seconds, pool):
+            keep(timings, found(timings))
+    return timings, found(timings)
+
+
+def by_matrix(batches: Sequence[int]) -> list[list[Product]]:
+    """The model's products, by those of the same weights and rows a picture at each of the batches."""
+    every = [model_products(ONE_ALIGN, [batch]) for batch in batches]
+    return [list(group) for group in zip(*every, strict=True)]
+
+
+def shrunk(shape: Shape) -> Shape:
+    return Shape(*(max(16, size // _SHRINK // 16 * 16) for size in shape))
+
+
+def walk(facts: Device, forms: Sequence[str], batches: Sequence[int]) -> Iterator[object]:
+    """What the sweep will launch, on tensors that hold no data: what a pool compiles."""
+    shares = Shares.of(facts, torch.device("meta"))
+    for form, group in product(forms, by_matrix(batches)):
+        for what in group:
+            subject = make_subject(what, form, torch.device("meta"))
+            for way in ways(facts, what.shape, form):
+                with suppress(RuntimeError, TritonError):  # the sweep will say so
+                    linear(subject.rows, subject.weights[0], way.tile, subject.epilogue, shares)
+        yield form, group
 
 
 def model_products(config: ModelConfig, batches: Sequence[int]) -> list[Product]:
@@ -143,6 +194,7 @@ def model_products(config: ModelConfig, batches: Sequence[int]) -> list[Product]
         *((decoder.layers, visual + text, k, n) for k, n in of_decoder),
         (decoder.layers, visual, d, 2 * d),
         (decoder.layers, text, d, 2 * d),
+        (decoder.layers, visual + text, d, 3 * d),  # q with k and v of each modality, where they are one product
     ]
     work: Counter[tuple[int, int, int]] = Counter()
     for times, *shape in uses:
@@ -158,35 +210,61 @@ def as_used(config: ModelConfig, shape: Shape) -> Product:
 
 
 def sweep(
-    facts: Device, products: Sequence[Product], forms: Sequence[str], device: torch.device, clock: Clock, seconds: float
-) -> list[Timing]:
+    facts: Device,
+    products: Sequence[Sequence[Product]],
+    forms: Sequence[str],
+    device: torch.device,
+    clock: Clock,
+    seconds: float,
+    pool: Pool | None = None,
+) -> Iterator[list[Timing]]:
+    """Gives all timings so far after each product."""
     end = time.monotonic() + seconds
     timings: list[Timing] = []
-    for what, form in product(products, forms):
+    for i, (form, group) in enumerate(product(forms, products)):
         if time.monotonic() > end:
-            print(f"out of time before {form} {tuple(what.shape)}", file=sys.stderr)
-            break
-        timings += time_product(facts, what, form, device, clock)
-    return timings
+            print(f"out of time before {form} {[tuple(what.shape) for what in group]}", file=sys.stderr)
+            return
+        if pool:
+            pool.wait(i + 1, end - time.monotonic())
+        for what in group:
+            timings += time_product(facts, what, form, device, clock)
+        yield timings
 
 
-def time_product(facts: Device, what: Product, form: str, device: torch.device, clock: Clock) -> Iterator[Timing]:
+class Subject(NamedTuple):
+    """What a product is computed of."""
+
+    rows: Tensor | Rows
+    weights: list[Weight]
+    epilogue: Epilogue
+
+
+def make_subject(what: Product, form: str, device: torch.device) -> Subject:
     torch.manual_seed(0)
     shape = what.shape
     weights = make_weights(what, form, device)
     x = torch.randn(shape.m, shape.k, device=device).half()
-    rows: Tensor | Rows = x if form == "int4" else as_read(x, weights[0])
     residual = torch.randn(shape.m, shape.n, device=device).half() if what.residual else None
     epilogue = Epilogue(torch.float16, "quick_gelu" if what.gelu else None, residual)
-    rule = tile_by_rule(facts, form, *shape)
-    tiles: list[Tile | None] = [rule, *(tile for tile in candidates(facts, shape, form) if tile != rule)]
-    if has_product(facts.capability, form, *shape):
-        tiles.append(None)
-    expected = linear(rows, weights[0], rule, epilogue)
-    for tile in tiles:
-        by = "rule" if tile == rule else "torch" if tile is None else "candidate"
-        launches = [lambda w=w, tile=tile: linear(rows, w, tile, epilogue) for w in weights]
-        yield _time(shape, form, by, tile, launches, clock, expected)
+    return Subject(x if form == "int4" else as_read(x, weights[0]), weights, epilogue)
+
+
+def ways(facts: Device, shape: Shape, form: str) -> list[Way]:
+    """All that may be fast: the rule's tile first, then Triton's where that is another."""
+    rule, plain = tile_by_rule(facts, form, *shape), tiles_for(facts, form, *shape)[-1]
+    tiles = dict.fromkeys((rule, plain, *hopper_candidates(facts, shape, form), *candidates(facts, shape, form)))
+    found = [Way("rule" if tile == rule else "candidate", tile) for tile in tiles]
+    return [*found, Way("torch", None)] if has_product(facts.capability, form, *shape) else found
+
+
+def time_product(facts: Device, what: Product, form: str, device: torch.device, clock: Clock) -> Iterator[Timing]:
+    rows, weights, epilogue = make_subject(what, form, device)
+    shares = Shares.of(facts, device)
+    expected = linear(rows, weights[0], tiles_for(facts, form, *what.shape)[-1], epilogue, shares)
+    for way in ways(facts, what.shape, form):
+        launches = [lambda w=w, tile=way.tile: linear(rows, w, tile, epilogue, shares) for w in weights]
+        yield _time(what.shape, form, way.by, way.tile, launches, clock, expected)
 
 
 def _time(
@@ -202,7 +280,7 @@ def _time(
     try:
         y = launches[0]()
         if not torch.allclose(y, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-            return Timing(form, *shape, by, listed, None, None, "another result than the rule's tile gives")
+            return Timing(form, *shape, by, listed, None, None, "another result than Triton's tile gives")
         seconds = clock(launches)
     except (RuntimeError, TritonError) as error:  # too large for the device, most often
         return Timing(form, *shape, by, listed, None, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
@@ -226,12 +304,21 @@ def candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
             continue
         if rows >= max(32, 2 * shape.m) or (rows + columns) * loaded * stages > facts.shared:
             continue
-        warps = 8 if sums >= 128 * 128 else 4
-        if sums // (32 * warps) > 128:  # registers of a thread that hold sums
-            continue
-        if short and cdiv(shape.m, rows) * cdiv(shape.n, columns) * 2 < facts.processors and columns > 32:
-            continue
-        yield Tile(rows, columns, loaded // _BYTES[form], stages, warps)
+        tiles = cdiv(shape.m, rows) * cdiv(shape.n, columns)
+        for splits in (1, 2, 4) if form == "int8" and short and tiles <= facts.processors else (1,):
+            if short and 2 * tiles * splits < facts.processors and columns > 32:
+                continue
+            for warps in (4, 8) if sums >= 128 * 128 else (4,):  # with 4 two programs may share a processor
+                if sums // (32 * warps) <= 128:  # registers of a thread that hold sums
+                    yield Tile(rows, columns, loaded // _BYTES[form], stages, warps, splits)
+
+
+def hopper_candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
+    """`linear_hopper`'s, where the rule takes it."""
+    if tile_by_rule(facts, form, *shape).hopper:
+        for rows, columns, stages, warps in product((64, 128, 256), (64, 128), (3, 4), (4, 8)):
+            if rows == 32 * warps or (rows, warps) == (64, 4):
+                yield Tile(rows, columns, 128, stages, warps, hopper=True)
 
 
 def make_weights(what: Product, form: str, device: torch.device) -> list[Weight]:
@@ -239,7 +326,7 @@ def make_weights(what: Product, form: str, device: torch.device) -> list[Weight]
     shape = what.shape
     size = shape.k * shape.n * (0.5 if form == "int4" else _BYTES[form])
     most = int(_MOST_WORK / (2 * shape.m * shape.k * shape.n))
-    copies = 1 if device.type == "cpu" else min(1 + int(_COLD / size), max(2, most))
+    copies = 1 if device.type in ("cpu", "meta") else min(1 + int(_COLD / size), max(2, most))
     return [make_weight(what, form, device) for _ in range(copies)]
 
 

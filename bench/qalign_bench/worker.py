@@ -31,15 +31,8 @@ _RUNTIMES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}
 def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine) -> tuple[Message, dict[str, Handler]]:
     """`wrap` is for tests: what stands between the clock and the engine."""
     started = time.perf_counter()
-    engine = wrap(
-        load_engine(
-            spec["model"],
-            device=spec["device"],
-            precision=spec["precision"],
-            engine=spec["engine"] or "auto",
-            threads=spec["threads"],
-        )
-    )
+    engine, size = _made(spec) if spec["model"].startswith("random:") else _loaded(spec)
+    engine = wrap(engine)
     if spec.get("instruction_set") and engine.kernels.startswith("native"):
         engine = wrap(_held_to(spec["instruction_set"], Path(spec["model"]), spec["threads"]))
     ready = {
@@ -50,13 +43,40 @@ def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine
         "engine": engine.name,
         "precision": engine.precision,
         "kernels": engine.kernels,
-        "weights_bytes": weights_bytes(Path(spec["model"]), engine.name),
+        "weights_bytes": size,
     }
     timed = _Timed(engine)
     return ready, {
         "latency": lambda command: _latency(timed, command, spec["seed"]),
         "pipeline": lambda command: _pipeline(timed, command),
     }
+
+
+def _loaded(spec: Message) -> tuple[Engine, int | None]:
+    """The engine, and how many bytes it has of weights."""
+    engine = load_engine(
+        spec["model"],
+        device=spec["device"],
+        precision=spec["precision"],
+        engine=spec["engine"] or "auto",
+        threads=spec["threads"],
+    )
+    return engine, weights_bytes(Path(spec["model"]), engine.name)
+
+
+def _made(spec: Message) -> tuple[Engine, int]:
+    """The same of random numbers, made on the device."""
+    import torch
+
+    from qalign_bench.random_model import load, make
+    from qalign_fast.devices import choose_device, needs_of
+    from qalign_fast.torch_engine import set_threads
+
+    set_threads(spec["threads"])
+    place = choose_device(spec["device"], needs_of(spec["precision"]))
+    model = make(spec["model"], spec["precision"], torch.device(place))
+    size = model.bytes
+    return load(model, place), size
 
 
 def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engine:

@@ -8,12 +8,14 @@ or a tile of numbers, and a `constexpr` a part of what is compiled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 from triton.errors import TritonError
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -23,20 +25,25 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 __all__ = [
     "TRITON",
     "Device",
+    "GPUTarget",
     "Pointer",
     "TensorDescriptor",
     "TritonError",
     "Value",
     "at_compile_time",
     "block_of",
+    "cache_folder",
+    "cache_hook",
     "cdiv",
     "constexpr",
     "gl",
     "gluon_jit",
+    "interprets",
     "jit",
     "mbarrier",
     "power_of_2",
     "row_view",
+    "set_driver",
     "thread_barrier",
     "tl",
     "tma",
@@ -58,7 +65,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def gluon_jit(function: Callable[..., Any]) -> Any:
-    """The same in Gluon. Sizes that a batch changes are not compiled into it, but for what divides them."""
+    """The same in Gluon."""
     return gluon.jit(function)
 
 
@@ -102,3 +109,27 @@ def row_view(x: Tensor) -> Tensor:
     """[..., K] -> [M, K] whose rows are contiguous, though they need not follow one another."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def set_driver(driver: object) -> None:
+    """What kernels are compiled for, loaded and launched by, in this whole process."""
+    triton.runtime.driver.set_active(driver)
+
+
+def cache_hook(skips: Callable[[str, str], bool]) -> None:
+    """(a kernel's name, what it is specialized for) -> whether a launch is to do nothing where it would compile it."""
+
+    def hook(*, key: str, fn: Any, **_: object) -> bool:
+        return skips(f"{fn.module}.{fn.name}", key)
+
+    triton.knobs.runtime.jit_cache_hook = hook
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(triton.knobs.cache.dir)
+
+
+def interprets() -> bool:
+    """Whether kernels are run by the interpreter, which compiles nothing."""
+    return bool(triton.knobs.runtime.interpret)

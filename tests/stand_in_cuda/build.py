@@ -6,8 +6,9 @@
 Results are garbage, for no kernel is run. But all that leads there is, on the real torch, Triton and onnxruntime: a
 device is found, kernels are compiled and loaded, buffers bound, graphs captured, and onnxruntime says which operators
 its CUDA provider takes. A wait, or a copy from or to the host, inside a capture is said on stderr. torch's attention
-has to be kept off cuDNN: torch.backends.cuda.enable_cudnn_sdp(False). Needs gcc and nm; tried with torch 2.14.1 and
-onnxruntime-gpu 1.31.1, both for CUDA 13.
+has to be kept off cuDNN: torch.backends.cuda.enable_cudnn_sdp(False). `bench/gpu.sh` runs, but for its tests, whose
+numbers are wrong, and its profiles, which see nothing on the device. Needs gcc and nm; tried with torch 2.11.0 and
+2.14.1 and onnxruntime-gpu 1.31.1, all for CUDA 13.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SOURCE = Path(__file__).with_name("cuda.c")
 LINKED = re.compile(r" U (\w+)@(lib(?:cudart|cublas|cublasLt|cudnn))\.so\.(\d+)$", re.MULTILINE)
 # looked up by name when they run: what looks like a function's in these files
 BY_NAME = re.compile(r"\b(?:cu(?:Ctx|Device|Driver|Func|Get|Launch|Mem|Module|Occupancy|Pointer|Tensor)|cudnn)[A-Z]\w+")
-CALLERS = ("libc10_cuda.so", "libtorch_cuda.so", "libonnxruntime_providers_cuda.so", "driver.c")
+CALLERS = ("libc10_cuda.so", "libtorch_cuda.so", "libonnxruntime_providers_cuda.so", "driver.c", "driver.py")
 DEFINED = re.compile(r"^\w[\w ]*[ *](\w+)\([^;]*\{", re.MULTILINE)
 
 
@@ -59,8 +60,10 @@ def build(library: Path, names: set[str]) -> None:
     source.write_text(written + "".join(f"int {name}(void) {{ return 0; }}\n" for name in rest))
     listed = "".join(f"{name}; " for name in sorted(names))
     versions.write_text(f"{library.name} {{ global: {listed}local: *; }};\n")
-    include = SITE / "triton/backends/nvidia/include"
-    command = ["gcc", "-shared", "-fPIC", "-w", f"-I{include}", source, "-o", library, f"-Wl,-soname,{library.name}"]
+    # of torch's own CUDA first: a device's properties lie otherwise in another's
+    folders = [SITE / folder for folder in ("nvidia/cu13/include", "triton/backends/nvidia/include")]
+    includes = [f"-I{folder}" for folder in folders]
+    command = ["gcc", "-shared", "-fPIC", "-w", *includes, source, "-o", library, f"-Wl,-soname,{library.name}"]
     subprocess.run([*command, f"-Wl,--version-script={versions}"], check=True)
 
 

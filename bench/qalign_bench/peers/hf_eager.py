@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qalign_bench.peers.eager_model import EagerModel
 from qalign_bench.peers.loop import Peer, PeerError, Pictures, Spec, serve
+from qalign_bench.random_model import DeviceSource
 from qalign_export.source import Source, open_source
 from qalign_fast.errors import QAlignError
 from qalign_fast.levels import LEVEL_IDS, WEIGHTS
@@ -31,7 +32,9 @@ def load_model(spec: Spec, dtype: torch.dtype, device: torch.device) -> EagerMod
     if spec.model is None:
         raise PeerError("the spec has no model, and this peer has no way of its own from a file to pixels")
     try:
-        stations = load_stations(open_source(spec.model), dtype, device)
+        counted = spec.own.get("numbers") == "counted"
+        source = DeviceSource(spec.model, device) if counted else open_source(spec.model)
+        stations = load_stations(source, dtype, device)
     except QAlignError as error:
         raise PeerError(str(error)) from error
     return EagerModel(stations, whole_head(stations)).eval().requires_grad_(False)

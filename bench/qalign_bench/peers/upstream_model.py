@@ -1,7 +1,8 @@
 """Upstream's model class and its config in, the model out: from a checkpoint, or filled with random numbers.
 
 Imported by upstream.py in an interpreter without this project's packages, so it imports torch and siblings alone. What
-makes the random numbers is a file of the project's that needs numpy alone; the spec says where it is.
+makes the random numbers is a file of the project's that needs numpy and torch alone; the spec says where it is, and
+which of its two kinds are wanted.
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
     """
     if "random_numbers" not in spec.own:
         raise PeerError("random: needs the spec's 'random_numbers', the path of qalign_export/random_numbers.py")
-    make = runpy.run_path(spec.own["random_numbers"])["parameter"]
+    numbers = runpy.run_path(spec.own["random_numbers"])
+
+    def make(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if spec.own.get("numbers") == "counted":
+            made: torch.Tensor = numbers["counted"](name, shape, spec.device)
+            return made
+        return torch.from_numpy(numbers["parameter"](name, shape))
+
     with default_dtype(spec.dtype()):  # as transformers does while it loads
         with torch.device("meta"):
             model: nn.Module = model_class(config)
@@ -69,7 +77,7 @@ def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
             rebuild_rotary(model)
     model.load_state_dict(
         {
-            name: torch.from_numpy(make(name, tuple(tensor.shape))).to(spec.device, spec.dtype())
+            name: make(name, tuple(tensor.shape)).to(spec.device, spec.dtype())
             for name, tensor in model.state_dict().items()  # positions that a checkpoint has are buffers
         },
         assign=True,
