@@ -201,7 +201,7 @@ def test_the_first_way_is_the_rules_tile_and_the_last_one_torchs() -> None:
 
 def test_a_product_is_timed_at_all_batches_before_the_next_one() -> None:
     groups = by_matrix(BATCHES)
-    assert [len(group) for group in groups] == [3] * 10
+    assert [len(group) for group in groups] == [3] * 11
     for group in groups:
         assert len({what.shape[1:] for what in group}) == 1
         assert [what.shape.m // group[0].shape.m for what in group] == [1, 8, 64]
