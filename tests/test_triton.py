@@ -398,6 +398,19 @@ def test_parts_of_a_tile_add_up_to_the_same_bits(shape: tuple[int, int, int], sp
         assert not shares.arrived.any()
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@interpreted
+def test_rows_that_are_two_powers_of_two(splits: int) -> None:
+    shares, residual = Shares.of(FACTS, DEVICE), torch.randn(90, 48)
+    for m in (1, 64, 77, 80, 90):
+        x, w = rand(m, 136), int8_weight(136, 48)
+        epilogue = Epilogue(torch.float32, "quick_gelu", on(residual[:m]))
+        y = fast_linear(on(x), on(w), Tile(80, 32, 32, 2, 4, splits), epilogue, shares)
+        assert torch.equal(y, run_linear(x, w, True, residual[:m]))
+        assert not shares.sums.any()
+        assert not shares.arrived.any()
+
+
 @pytest.mark.parametrize(
     "modal",
     [
@@ -913,8 +926,9 @@ def test_the_rule_pads_little_and_occupies_the_device() -> None:
     assert tile_by_rule(DEVICES[80], "int8", 1, 4096, 4096).rows == 16
     assert tile_by_rule(DEVICES[80], "int4", 77, 4096, 4096).columns == 32  # 128 programs for 108 processors
     of_one = tile_by_rule(DEVICES[80], "int8", 77, 4096, 4096)
-    assert (of_one.columns, of_one.splits) == (128, 3)  # 96 programs
-    assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 4, 8)
+    assert (of_one.rows, of_one.columns, of_one.splits) == (80, 128, 3)  # 96 programs
+    assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 3, 4)  # two a processor
+    assert tile_by_rule(DEVICES[86], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 64, 4, 4)
     assert tile_by_rule(DEVICES[80], "float16", 77, 4096, 4096).splits == 1  # whose sums another order would change
 
 

@@ -22,10 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,23 +34,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qalign_bench.random_model import make
 from qalign_bench.report import markdown_table
 from qalign_bench.timed_ops import size_of
-from qalign_fast.config import ModelConfig
-from qalign_fast.cuda_engine import CudaModel, between_of, build_model
-from qalign_kernels.ahead import Idle
-from qalign_kernels.linear import Modal, Weight
+from qalign_fast.cuda_engine import CudaModel, between_of, to_device
+from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_hopper import per_processor
 from qalign_kernels.linear_triton import form_of
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
-from qalign_kernels.tiles import SHARED_COST, Tile, tile_for, tiles_of
-from qalign_kernels.triton_runtime import Device, cdiv, set_driver
+from qalign_kernels.rows_triton import empty_rows
+from qalign_kernels.tiles import RESERVED, SHARED_COST, Tile, tile_for, tiles_of
+from qalign_kernels.triton_ops import row_type
+from qalign_kernels.triton_runtime import Device, cdiv
 
+T = TypeVar("T", Tensor, Tensor | Rows)
 MODEL = "random:one-align"
 BATCHES = (1, 8, 64)
+_PACKED = 0.25  # of attention's rate: what a kernel for rows of a prompt reaches
+_COVERED = 0.25  # of an end, where two programs a processor cover each other's
+_SLOW = 30.0  # TFLOPS of what has no tensor cores of its own: the head, in float32
 
 
 class Chip(NamedTuple):
-    """Rates are a second's: TOPS and TFLOPS by precision, TB of memory and of the second cache; times in microseconds."""
+    """Rates are a second's: TOPS and TFLOPS by precision, TB of memory and of the second cache. Times: microseconds."""
 
     name: str  # part of what the driver calls it
     facts: Device
@@ -87,152 +91,156 @@ class Counted(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches = Counter[str]()
-        self.bytes = 0
+        self.launches = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         views = func.is_view or "empty" in func.__name__ or func.__name__.startswith(("detach", "_reshape_alias"))
         if isinstance(result, Tensor) and not views:
-            self.launches[func.__name__] += 1
+            self.launches += 1
             self.bytes += 2 * result.nbytes
         return result
 
 
 class Foreseen(Ops):
-    """Operations with the time that each is given; attention is torch's, whatever it is made of."""
+    """Operations that only say what each launch would take; results hold no data."""
 
-    def __init__(self, ops: Ops, chip: Chip) -> None:
-        self.name, self.inner, self.chip = ops.name, ops, chip
+    def __init__(self, chip: Chip, dtype: torch.dtype) -> None:
+        self.chip, self.dtype = chip, dtype
         self.launches: list[Launch] = []
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
-        if isinstance(x, Tensor) and w.scale is not None:
-            self._moved("norms, quantizing", size_of(x).bytes + size_of(x).elements)
-        y = self.inner.linear(x, w, activation=activation, residual=residual)
-        rows = math.prod(y.shape[:-1])
-        self._product(x, w, rows, y, residual, None)
-        if tile_for(self.chip.facts, form_of(w), rows, x.shape[-1], len(w.weight)) is None and (activation or residual is not None):
-            self._moved("norms, quantizing", 2 * size_of(y).bytes + size_of(residual).bytes)
+        (*leading, k), n = x.shape, len(w.weight)
+        rows, y = math.prod(leading), self._empty(*leading, n)
+        tile = tile_for(self.chip.facts, form_of(w), rows, k, n)
+        if isinstance(x, Tensor) and w.weight.dtype in LARGEST:
+            self._moving(x, self._row_type(x, [w]))
+        self._product(tile, (x, w.weight, y, residual), rows, k, n, form_of(w))
+        itself = w.weight.dtype not in LARGEST and not (w.bias is not None and residual is not None)
+        if tile is None and (activation is not None or not (itself or (w.bias is None and residual is None))):
+            self._moving(y, y, residual)  # by a kernel after torch's product
         return y
 
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
-        y = self.inner.modal_linear(x, w, modal)
-        self._product(x, w, len(y), y, None, modal)
+        (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
+        y, tile = self._empty(m, n), tile_for(self.chip.facts, form_of(w), m, k, n)
+        self._product(tile, (x, w.weight, y), m, k, n, form_of(w), modal)
         return y
 
     def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
-        return self._rows(self.inner.patches_for(w, pixels, patch), pixels)
+        rows = self._empty(len(pixels), (pixels.shape[1] // patch) ** 2, w.weight.shape[1])
+        return self._moving(pixels, self._row_type(rows, [w]))
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y = self.inner.layer_norm(x, gain, bias, eps)
-        self._rows(y, x)
-        return y
+        return self._moving(x, self._empty(*x.shape))
 
     def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
-        y = self.inner.rms_norm(x, visual_gain, text_gain, split, eps)
-        self._rows(y, x)
-        return y
+        return self._moving(x, self._empty(*x.shape))
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return self._moving(gate_up, self._empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
     def layer_norm_for(
         self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
     ) -> Tensor | Rows:
-        return self._rows(self.inner.layer_norm_for(readers, x, gain, bias, eps), x)
+        return self._moving(x, self._row_type(x, readers))
 
     def rms_norm_for(
         self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
     ) -> Tensor | Rows:
-        return self._rows(self.inner.rms_norm_for(readers, x, visual_gain, text_gain, split, eps), x)
+        return self._moving(x, self._row_type(x, readers))
 
     def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
-        return self._rows(self.inner.swiglu_for(readers, gate_up), gate_up)
-
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        y = self.inner.swiglu(gate_up)
-        self._rows(y, gate_up)
-        return y
+        half = self._empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        return self._moving(gate_up, self._row_type(half, readers))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         queries, keys = (128 * cdiv(x.shape[1], 128) for x in (q, k))  # as tiles have them
         flop = 4 * len(q) * queries * keys * q.shape[2]
-        self.launches.append(Launch("attention", flop / self.chip.attention / 1e6 + 2))
-        return torch.empty_like(q, dtype=torch.float16, memory_format=torch.contiguous_format)
+        self.launches.append(Launch("attention", flop / self.chip.attention / 1e6 + self.chip.end))
+        return self._empty(*q.shape)
 
     def packed_attention(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
-        context = self.inner.packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
         flop = 4 * q.numel() * (prefix.shape[1] + turns.shape[1])
-        computing = flop / (0.25 * self.chip.attention) / 1e6
-        moving = (sum(x.nbytes for x in (q, kv_visual, kv_text)) + context.nbytes) / self.chip.dram / 1e6
-        self.launches.append(Launch("attention", max(computing, moving) + 2))
-        return context
+        moving = (2 * q.nbytes + kv_visual.nbytes + kv_text.nbytes) / self.chip.dram
+        computing = flop / (_PACKED * self.chip.attention)
+        self.launches.append(Launch("attention", max(computing, moving) / 1e6 + self.chip.end))
+        return self._empty(*q.shape)
 
-    def _rows(self, found: Tensor | Rows, read: Tensor) -> Any:
-        self._moved("norms, quantizing", read.nbytes + size_of(found).bytes)
-        return found
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device="meta")
 
-    def _moved(self, kind: str, size: float) -> None:
-        self.launches.append(Launch(kind, size / self.chip.dram / 1e6 + 1))
+    def _row_type(self, x: Tensor, readers: Sequence[Weight]) -> Tensor | Rows:
+        eight = row_type(readers)
+        return self._empty(*x.shape) if eight is None else empty_rows(x.shape, eight, x.device)
+
+    def _moving(self, x: Tensor, result: T, *more: Tensor | None) -> T:
+        size = sum(size_of(one).bytes for one in (x, result, *more))
+        self.launches.append(Launch("norms, quantizing", size / self.chip.dram / 1e6 + 1))
+        return result
 
     def _product(
-        self, x: Tensor | Rows, w: Weight, rows: int, y: Tensor, residual: Tensor | None, modal: Modal | None
-    ) -> None:
-        k, n = w.weight.shape[1], y.shape[-1]
-        moved = sum(size_of(t).bytes for t in (x, w.weight, y, residual))
-        tile = tile_for(self.chip.facts, form_of(w), rows, k, n)
-        computing = self._by_library(form_of(w), rows, k, len(w.weight)) if tile is None else self._by_tiles(tile, rows, k, n, modal)
-        self.launches.append(Launch("products", max(computing, moved / self.chip.dram / 1e6)))
+        self, tile: Tile | None, moved: Sequence[Tensor | Rows | None], m: int, k: int, n: int, form: str,
+        modal: Modal | None = None,
+    ) -> None:  # fmt: skip
+        computing = self._by_library(form, m, k, n) if tile is None else self._by_tiles(tile, m, k, n, form, modal)
+        moving = sum(size_of(x).bytes for x in moved) / self.chip.dram / 1e6
+        self.launches.append(Launch("products", max(computing, moving)))
 
     def _by_library(self, form: str, m: int, k: int, n: int) -> float:
+        """Microseconds, of rows in tiles of 128, or of 64 where there are few."""
         rows = 128 * cdiv(m, 128) if m > 64 else 64
-        return 2 * rows * k * n / (self.chip.library * self.chip.peak.get(form, self.chip.peak["float16"] / 8)) / 1e6 + self.chip.end
+        return 2e-6 * rows * k * n / (self.chip.library * self.chip.peak.get(form, _SLOW)) + self.chip.end
 
-    def _by_tiles(self, tile: Tile, m: int, k: int, n: int, modal: Modal | None) -> float:
-        chip, facts = self.chip, self.chip.facts
-        steps, tiles, inputs = cdiv(k, tile.inputs), tiles_of(m, n, tile, modal), tile.inputs
-        peak = chip.peak["int8"] / facts.processors * 1e6  # operations of a processor a microsecond
-        arithmetic = 2 * tile.rows * tile.columns * inputs / (chip.busy * peak)
-        loaded = (min(m, tile.rows) + tile.columns) * inputs
-        step = max(arithmetic, loaded / (chip.cache / facts.processors * 1e6))
-        if not tile.hopper:
-            parts = tiles * tile.splits
-            waves = cdiv(parts, facts.processors) if tiles < 4 * facts.processors else parts / facts.processors
-            return waves * (cdiv(steps, tile.splits) * step + chip.end + (tile.splits > 1) * SHARED_COST * step)
-        held = per_processor(tile)
-        share = tiles * steps / facts.processors  # steps of a processor
-        shared = tiles % (facts.processors * held) > 0
-        exposed = chip.end * (1 if held == 1 else 0.25)
-        return share * step + exposed * cdiv(tiles, facts.processors * held) + chip.end + shared * SHARED_COST * step
+    def _by_tiles(self, tile: Tile, m: int, k: int, n: int, form: str, modal: Modal | None) -> float:
+        """Microseconds."""
+        chip, processors = self.chip, self.chip.facts.processors
+        steps, tiles = cdiv(k, tile.inputs), tiles_of(m, n, tile, modal)
+        flop, loaded = 2 * tile.rows * tile.columns * tile.inputs, (min(m, tile.rows) + tile.columns) * tile.inputs
+        step = 1e-6 * processors * max(flop / (chip.busy * chip.peak.get(form, _SLOW)), loaded / chip.cache)
+        held = per_processor(tile) if tile.hopper else _held(chip.facts, tile)
+        end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
+        waves = cdiv(tiles * tile.splits, processors * held)
+        if tile.hopper:  # shares the last wave's steps
+            return tiles * steps * step / processors + waves * end + chip.end + part
+        return waves * (cdiv(steps, tile.splits) * step * held + end + part * (tile.splits > 1))
+
+
+def _held(device: Device, tile: Tile) -> int:
+    """How many of Triton's programs a processor holds at once, of two that are counted at most."""
+    size = (tile.rows + tile.columns) * tile.inputs * (tile.stages - 1) + RESERVED
+    return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
 def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    set_driver(Idle(chip.facts))
-    model = make(MODEL, precision, torch.device("meta"))
-    config, name = model.manifest.config, model.manifest.prompts[0].prompt.name
-    watched: list[Foreseen] = []
-
-    def watch(ops: Ops) -> Ops:
-        watched.append(Foreseen(ops, chip))
-        return watched[0]
-
-    run, constants = build_model(config, precision, model.tensors, model.constants, torch.device("meta"), chip.facts, watch)
+    model, meta, between = make(MODEL, precision, torch.device("meta")), torch.device("meta"), between_of(precision)
+    config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
+    ops = Foreseen(chip, between)
+    run = CudaModel(config, to_device(model.tensors, meta, between), ops, ops)
+    prefix, suffix = model.constants[prompt.name]
+    side, visual = config.pixels.side, config.abstractor.tokens
+    tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
+    pixels, turns = torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta), run.turns(visual, prefix, suffix)
+    steps = {
+        "encode": lambda: run.encode(pixels),
+        "decode": lambda: run.decode(tokens, prefix.to(between), suffix.to(between), turns),
+    }
     stages: dict[str, float] = defaultdict(float)
-    count = {}
-    for step in ("encode", "decode"):
-        watched[0].launches.clear()
+    counts = {}
+    for name, step in steps.items():
         with torch.inference_mode(), Counted() as torchs:
-            run_step(run, config, step, batch, precision, constants[name])
-        launches = watched[0].launches
-        others = sum(torchs.launches.values())
+            step()
+        launches, ops.launches = ops.launches, []
+        launches.append(Launch("copies", torchs.bytes / chip.dram / 1e6 + torchs.launches))
+        counts[name] = len(launches) - 1 + torchs.launches
         for launch in launches:
             stages[launch.kind] += launch.microseconds / 1e3
-        stages["copies"] += (torchs.bytes / chip.dram / 1e6 + others) / 1e3
-        count[step] = len(launches) + others
-        stages[step] = sum(launch.microseconds for launch in launches) / 1e3 + (torchs.bytes / chip.dram / 1e6 + others + chip.gap * count[step]) / 1e3
+        stages[name] = (sum(launch.microseconds for launch in launches) + chip.gap * counts[name]) / 1e3
     ms = stages["encode"] + stages["decode"] + chip.host / 1e3
     return {
         "gpu": chip.name,
@@ -241,17 +249,8 @@ def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
         "ms": ms,
         "pictures_per_second": 1e3 * batch / ms,
         "stages": dict(stages),
-        "launches": count,
+        "launches": counts,
     }
-
-
-def run_step(model: CudaModel, config: ModelConfig, step: str, batch: int, precision: str, constants: tuple[Tensor, Tensor]) -> None:
-    side, decoder = config.pixels.side, config.decoder
-    if step == "encode":
-        model.encode(torch.empty(batch, side, side, 3, dtype=torch.uint8, device="meta"))
-    else:
-        tokens = torch.empty(batch, config.abstractor.tokens, decoder.width, dtype=between_of(precision), device="meta")
-        model.decode(tokens, *constants, model.turns(tokens.shape[1], *constants))
 
 
 def main() -> None:
@@ -259,12 +258,37 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = [foresee(chip, precision, batch) for chip, forms in CHIPS for precision in forms for batch in BATCHES]
-    header = ["GPU", "precision", "batch", "ms", "pictures/s", "launches", "encode", "decode", "products", "attention", "norms, quantizing", "copies"]
-    print(markdown_table(header, [
-        [f["gpu"], f["precision"], str(f["batch"]), f"{f['ms']:.2f}", f"{f['pictures_per_second']:.0f}",
-         f"{f['launches']['encode']} + {f['launches']['decode']}", *(f"{f['stages'][name]:.2f}" for name in header[6:])]
-        for f in found
-    ]))
+    header = [
+        "GPU",
+        "precision",
+        "batch",
+        "ms",
+        "pictures/s",
+        "launches",
+        "encode",
+        "decode",
+        "products",
+        "attention",
+        "norms, quantizing",
+        "copies",
+    ]
+    print(
+        markdown_table(
+            header,
+            [
+                [
+                    f["gpu"],
+                    f["precision"],
+                    str(f["batch"]),
+                    f"{f['ms']:.2f}",
+                    f"{f['pictures_per_second']:.0f}",
+                    f"{f['launches']['encode']} + {f['launches']['decode']}",
+                    *(f"{f['stages'][name]:.2f}" for name in header[6:]),
+                ]
+                for f in found
+            ],
+        )
+    )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

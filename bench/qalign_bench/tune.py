@@ -403,7 +403,8 @@ def table_text(table: dict[str, Any]) -> str:
     devices = []
     for key, forms in sorted(table.items()):
         parts = [
-            f'  "{form}": [\n' + ",\n".join(f"   {line}" for line in lines) + "\n  ]" for form, lines in forms.items()
+            f'  "{form}": [\n' + ",\n".join(f"   {json.dumps(line)}" for line in lines) + "\n  ]"
+            for form, lines in forms.items()
         ]
         devices.append(f' "{key}": {{\n' + ",\n".join(parts) + "\n }")
     return "{\n" + ",\n".join(devices) + "\n}\n" if devices else "{}\n"
@@ -416,11 +417,19 @@ def summary(timings: Sequence[Timing]) -> str:
         same = [t for t in timings if (t.form, t.m, t.k, t.n) == (form, *shape)]
         rule = next(t for t in same if t.by == "rule")
         own = next((t for t in same if t.tile is None), None)
-        tile = " ".join(map(str, best.tile or ("torch",)))
+        tile = tile_text(best.tile)
         product_name = " x ".join(map(str, shape))
         rows.append([form, product_name, tile, _micro(best), _tops(best), _micro(rule), _micro(own) if own else "-"])
     header = ["form", "M x K x N", "tile", "us", "TOPS", "us by rule", "us of torch"]
     return markdown_table(header, rows)
+
+
+def tile_text(tile: Sequence[Any] | None) -> str:
+    """Rows, columns, inputs, stages, warps, and what is unusual."""
+    if tile is None:
+        return "torch"
+    *sizes, splits, hopper = Tile(*tile)
+    return " ".join(map(str, sizes)) + f", {splits} parts" * (splits > 1) + ", Hopper's" * hopper
 
 
 def _micro(t: Timing) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from qalign_kernels.linear import Modal
 from qalign_kernels.rows import Rows
 from qalign_kernels.tile_order import gluon_origin
-from qalign_kernels.tiles import SHARED_COST, Shares, Tile, tiles_of
+from qalign_kernels.tiles import RESERVED, SHARED_COST, Shares, Tile, tiles_of
 from qalign_kernels.triton_runtime import (
     Pointer,
     TensorDescriptor,
@@ -39,7 +39,6 @@ from qalign_kernels.triton_runtime import (
 )
 
 _PARTS = constexpr(4)  # of a tile's columns, finished one after another: all at once need more registers than there are
-_RESERVED = 1024  # bytes of shared memory that the system takes for each program
 _PER_PROCESSOR = 228 * 1024  # bytes of shared memory of a processor
 
 
@@ -68,7 +67,7 @@ def launch(
 
 def per_processor(tile: Tile) -> int:
     """Programs of 4 warps that a processor holds at once: two, as registers allow, or one."""
-    size = (tile.rows + tile.columns) * tile.inputs * tile.stages + tile.rows * 32 + _RESERVED
+    size = (tile.rows + tile.columns) * tile.inputs * tile.stages + tile.rows * 32 + RESERVED
     return 2 if tile.warps == 4 and 2 * size <= _PER_PROCESSOR else 1
 
 

@@ -96,7 +96,7 @@ def _launch(
     _multiply[(tiles * tile.splits,)](
         values, w.weight, y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
         m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
-        gelu, k % tile.inputs == 0, modal is not None, tile.splits, tile.rows, tile.columns, tile.inputs,
+        gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns, tile.inputs,
         num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
 
@@ -116,16 +116,22 @@ def _launch_groups(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual:
     )  # fmt: skip
 
 
+def _powers(rows: int) -> tuple[int, int]:
+    """A program's rows as two powers of two, or as one and 0: 77 rows are 64 and 16."""
+    most = 1 << (rows.bit_length() - 1)
+    return most, rows - most
+
+
 @jit
-def _multiply(
+def _multiply(  # noqa: PLR0912 (what is not true is not compiled)
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value, x_stride: Value,
     scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr, splits: constexpr,
-    rows: constexpr, columns: constexpr, inputs: constexpr,
+    rows: constexpr, more_rows: constexpr, columns: constexpr, inputs: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, k], or as `Modal` has them."""
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
-    row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows, columns)
+    row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     steps = tl.cdiv(k, inputs)
     first, last = steps * part // splits * inputs, steps * (part + 1) // splits * inputs
@@ -139,12 +145,21 @@ def _multiply(
     whole: constexpr = w.dtype.element_ty.is_int()
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
+    if more_rows > 0:
+        more_i = row + rows + tl.arange(0, more_rows)
+        more_a = x + tl.where(more_i < row_end, more_i, row).to(tl.int64)[:, None] * x_stride + first
+        more_a += tl.arange(0, inputs)[None, :]
+        more = tl.zeros((more_rows, columns), total.dtype)
     for start in range(first, last, inputs):
         if even:
             left, right = tl.load(a), tl.load(b)
         else:
             inside = tl.arange(0, inputs)[None, :] < k - start
             left, right = tl.load(a, inside, 0.0), tl.load(b, inside, 0.0)
+        if more_rows > 0:
+            more_left = tl.load(more_a) if even else tl.load(more_a, tl.arange(0, inputs)[None, :] < k - start, 0.0)
+            more = tl.dot(more_left, right.T, more, input_precision="ieee", out_dtype=more.dtype)
+            more_a += inputs
         if imprecise:  # said to be, or the compiler lets the tensor core add to the total
             total += tl.dot(left, right.T, max_num_imprecise_acc=inputs)
         else:
@@ -153,27 +168,41 @@ def _multiply(
         b += inputs
     complete = True
     if splits > 1:
-        total, complete = add_part(total, sums + tile * (rows * columns), arrived + tile, splits)
+        sums += tile * ((rows + more_rows) * columns)
+        add_part(total, sums)
+        if more_rows > 0:
+            add_part(more, sums + rows * columns)
+        tl.debug_barrier()  # all threads' parts are there before it is said
+        complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
     if modal:
         column_scale += channel - column
     if complete:
+        if splits > 1:
+            tl.store(arrived + tile, 0)
+            total = take_sum(total, sums)
+            if more_rows > 0:
+                more = take_sum(more, sums + rows * columns)
         finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
                scale_stride, residual_stride, gelu)  # fmt: skip
+        if more_rows > 0:
+            finish(more.to(tl.float32), y, row_scale, column_scale, bias, residual, more_i, j, row_end, column_end, n,
+                   scale_stride, residual_stride, gelu)  # fmt: skip
 
 
 @jit
-def add_part(total: Value, sums: Pointer, arrived: Pointer, splits: constexpr) -> Value:
-    """Adds a part of a tile. The last program to come gets the sum, and leaves zeros for the next product."""
-    i, j = tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
-    place = sums + i[:, None] * total.shape[1] + j[None, :]
+def add_part(total: Value, sums: Pointer) -> None:
+    """What one of the programs that share a tile has of it."""
+    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
     tl.atomic_add(place, total, sem="relaxed")
-    tl.debug_barrier()  # all threads' parts are there before it is said
-    complete = tl.atomic_add(arrived, 1, sem="acq_rel") == splits - 1
-    if complete:
-        total = tl.load(place, cache_modifier=".cg")
-        tl.store(place, tl.zeros_like(total))
-        tl.store(arrived, 0)
-    return total, complete
+
+
+@jit
+def take_sum(total: Value, sums: Pointer) -> Value:
+    """The sum of all parts, of total's shape; zeros are left for the next product."""
+    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
+    total = tl.load(place, cache_modifier=".cg")
+    tl.store(place, tl.zeros_like(total))
+    return total
 
 
 @jit

@@ -30,7 +30,9 @@ _BYTES = {"int8": 1, "int4": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2,
 _LOADED = 128  # bytes of a row that one step loads: a line of the cache
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
+_WITH_A_REST = {80: 1.1}  # 64 and 16, for a picture's 77: of whole numbers, without wgmma, which has 64 at least
 _HOPPER = 90
+RESERVED = 1024  # bytes of a processor's shared memory that the system takes for each program
 _LONG = 2048  # inputs of which 256 rows' loop is long beside what comes after it
 SHARED_COST = 4  # steps that adding a part in memory and reading the sum back takes, about
 _MOST_PARTS = 8
@@ -40,7 +42,7 @@ _TILES, _VALUES = 2, 128 * 128  # tiles a processor that are shared at once, and
 class Tile(NamedTuple):
     """What one program computes, and how it is compiled."""
 
-    rows: int
+    rows: int  # a power of two, or 80
     columns: int
     inputs: int  # of a step; with int4 a step is a group of inputs instead
     stages: int  # steps under way at once: one is computed, the others are being loaded
@@ -115,16 +117,28 @@ def tile_by_rule(device: Device, form: str, m: int, k: int, n: int) -> Tile:
 
 def _of_triton(device: Device, form: str, m: int, k: int, n: int) -> Tile:
     """Rows with little padding, and programs for every processor: by columns, or by parts of int8's inputs."""
-    rows = min(_SHORT, key=lambda r: (cdiv(m, r) * r * _SHORT[r], -r))
+    costs = _SHORT | (_WITH_A_REST if form == "int8" and device.capability != _HOPPER else {})
+    rows = min(costs, key=lambda r: (cdiv(m, r) * r * costs[r], -r))
     sums = 2 if form == "int4" else 1  # of a group in int32, of all in float32
     columns = 128 // sums
     while form != "int8" and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
         columns //= 2
     inputs = _LOADED // _BYTES[form]
-    splits = _splits(device, cdiv(m, rows) * cdiv(n, columns), cdiv(k, inputs)) if form == "int8" else 1
+    tiles = cdiv(m, rows) * cdiv(n, columns)
+    if form == "int8" and rows == 128 and tiles > 2 * device.processors:
+        return _two_at_once(device)
+    splits = _splits(device, tiles, cdiv(k, inputs)) if form == "int8" else 1
     buffers = device.shared // ((rows + columns) * _LOADED)
     stages = min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
-    return Tile(rows, columns, inputs, stages, 8 if rows * columns * sums >= 128 * 128 else 4, splits)
+    return Tile(rows, columns, inputs, stages, 8 if rows * columns * sums > 64 * 128 else 4, splits)
+
+
+def _two_at_once(device: Device) -> Tile:
+    """Two programs of 4 warps a processor: one multiplies while the other begins or ends a tile."""
+    room = (device.shared + RESERVED) // 2 - RESERVED
+    inputs = _LOADED if room >= 2 * 256 * _LOADED else _LOADED // 2
+    buffers = room // (256 * inputs)
+    return Tile(128, 128, inputs, min(4, buffers if device.capability == _HOPPER else buffers + 1), 4)
 
 
 def _splits(device: Device, tiles: int, steps: int) -> int:
