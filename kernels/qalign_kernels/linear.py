@@ -2,14 +2,18 @@
 
     int8:  x̂ = s_m · round(x / s_m), s_m = max|x_m| / 127, per row;   ŵ = s_n · w, per output channel
     fp8:   x̂ = s_m · e4m3(x / s_m), s_m = max|x_m| / 448, per row;    ŵ = s_n · w, per output channel, w in e4m3
-    int4:  as int8, per row and group of g inputs;                     ŵ = s_ng · (w - z_ng), w and z in 0..15
+    int4:  as int8;                                   ŵ = s_n · k_ng · (w - z_ng), w and z in 0..15, k in 1..16
 
 y = x̂ ŵᵀ + b. round and e4m3 (float8_e4m3fn, whose largest value is 448) are to the nearest, ties to even. For int8 and
-int4 the sums of products are whole numbers: exact in any order for int8; for int4 exact within a group. For fp8 they
-are taken in float32, before the scales. The int4 layout is that of onnxruntime's MatMulNBits. A float weight (float32,
-float16, bfloat16) reads rows rounded to its type; its products are summed in float32.
+int4 the sums of products are whole numbers, exact in any order: int4's weights become int8 on their way, |k (w - z)| at
+most 127 (the idea of two levels is QServe's, Lin et al., arXiv 2405.04532). For fp8 they are taken in float32, before
+the scales. A float weight (float32, float16, bfloat16) reads rows rounded to its type; its products are summed in
+float32.
 
-Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
+int4's inputs come in blocks of 128, zeros after the last: byte j of a block has input j in its low half and input
+j + 64 in its high half. `groups` has a byte for each 32 inputs in a row: k - 1 in its high half, z in its low half.
+
+Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks, G = 4 B groups.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch.nn import functional as F
 
 FP8 = torch.float8_e4m3fn
 LARGEST = {torch.int8: 127, FP8: 448}  # of what rows and weights with a scale are made of
+BLOCK, GROUP = 128, 32  # inputs of a block of 4-bit weights, and of one multiplier and zero point
 _SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
 _EXACT = 1024  # inputs whose products float32 sums exactly: 1024 · 127² < 2²⁴
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
@@ -30,17 +35,17 @@ _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
 
 @dataclass(frozen=True)
 class Weight:
-    """A linear's tensors under its name: float [N, K], int8 or fp8 [N, K] with a scale, uint8 with scale and zero."""
+    """A linear's tensors under its name: float [N, K], int8 or fp8 [N, K] with a scale [N], uint8 with groups too."""
 
     name: str
     weight: Tensor
     scale: Tensor | None = None
-    zero: Tensor | None = None
+    groups: Tensor | None = None
     bias: Tensor | None = None
 
     def part(self, first: int, end: int) -> Weight:
         """Some of its output channels."""
-        parts = (self.scale, self.zero, self.bias)
+        parts = (self.scale, self.groups, self.bias)
         return Weight(self.name, self.weight[first:end], *(None if p is None else p[first:end] for p in parts))
 
 
@@ -59,8 +64,8 @@ def linear(x: Tensor, w: Weight) -> Tensor:
     """Rows float32 [..., K] -> float32 [..., N], bias included, in the precision the weight has."""
     if w.scale is not None:
         rows = x.flatten(0, -2)
-        if w.zero is not None:
-            y = int4_linear(rows, w.weight, w.scale, w.zero, 2 * w.weight.shape[2], w.bias)
+        if w.groups is not None:
+            y = int4_linear(rows, w.weight, w.scale, w.groups, w.bias)
         else:
             by_type = fp8_linear if w.weight.dtype == FP8 else int8_linear
             y = by_type(rows, w.weight, w.scale, w.bias)
@@ -92,14 +97,10 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, T
     return (values if dtype == FP8 else values.round_()).to(dtype), scale
 
 
-def fake_rows(x: Tensor, group: int | None = None) -> Tensor:
-    """x̂: what the rows become through 8 bits, by row or by row and group of inputs, in float32."""
-    if group is None:
-        scale = row_scale(x)
-        return (x / scale).round_() * scale
-    width = x.shape[-1]
-    padded = F.pad(x, (0, -width % group)).unflatten(-1, (-1, group))  # [..., G, g]
-    return fake_rows(padded).flatten(-2)[..., :width]
+def fake_rows(x: Tensor) -> Tensor:
+    """x̂: what the rows become through 8 bits, in float32."""
+    scale = row_scale(x)
+    return (x / scale).round_() * scale
 
 
 def fake_fp8_rows(x: Tensor) -> Tensor:
@@ -135,19 +136,13 @@ def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     return y if bias is None else y + bias
 
 
-def int4_linear(
-    x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, group: int, bias: Tensor | None = None
-) -> Tensor:
-    """x float32 [M, K], weight uint8 [N, G, g/2], scale float32 [N, G], zero uint8 [N, ceil(G/2)] -> float32 [M, N]."""
-    rows = fake_rows(x, group)
+def int4_linear(x: Tensor, weight: Tensor, scale: Tensor, groups: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x float32 [M, K], weight uint8 [N, B, 64], scale float32 [N], groups uint8 [N, G] -> float32 [M, N]."""
+    rows, rows_scale = quantize_rows(x)
     step = max(1, _CHUNK // x.shape[-1])
-    y = torch.cat(
-        [
-            F.linear(rows, expand_int4(*part, width=x.shape[-1]))
-            for part in zip(weight.split(step), scale.split(step), zero.split(step), strict=True)
-        ],
-        dim=-1,
-    )
+    parts = zip(weight.split(step), groups.split(step), strict=True)
+    y = torch.cat([int8_product(rows, spread_int4(*part, x.shape[-1])).float() for part in parts], dim=-1)
+    y = y * rows_scale * scale
     return y if bias is None else y + bias
 
 
@@ -161,19 +156,20 @@ def expand_fp8(weight: Tensor, scale: Tensor) -> Tensor:
     return expand_int8(weight.float(), scale)
 
 
-def expand_int4(weight: Tensor, scale: Tensor, zero: Tensor, width: int) -> Tensor:
-    """ŵ: uint8 [N, G, g/2], scale [N, G], zero [N, ceil(G/2)] -> float32 [N, K = width]."""
-    zeros = unpack_nibbles(zero)[:, : scale.shape[1]]
-    steps = unpack_nibbles(weight).to(torch.int8) - zeros.to(torch.int8).unsqueeze(-1)  # [N, G, g]
-    return (steps * scale.unsqueeze(-1)).flatten(1)[:, :width]
+def expand_int4(weight: Tensor, scale: Tensor, groups: Tensor, width: int) -> Tensor:
+    """ŵ: uint8 [N, B, 64], scale [N], groups [N, G] -> float32 [N, K = width]."""
+    return expand_int8(spread_int4(weight, groups, width), scale)
 
 
-def pack_nibbles(x: Tensor) -> Tensor:
-    """uint8 [..., n] of 0..15 -> uint8 [..., ceil(n/2)], the even one in the low half."""
-    x = F.pad(x, (0, x.shape[-1] % 2))
-    return x[..., 0::2] | (x[..., 1::2] << 4)
+def spread_int4(weight: Tensor, groups: Tensor, width: int) -> Tensor:
+    """k (w - z): uint8 [N, B, 64] and groups [N, G] -> int8 [N, K = width]."""
+    codes = torch.cat((weight & 15, weight >> 4), dim=-1).to(torch.int8)  # [N, B, 128]
+    codes = codes.view(len(weight), -1, GROUP)  # [N, G, 32]
+    multiplier, zero = (groups >> 4).to(torch.int8) + 1, (groups & 15).to(torch.int8)
+    return ((codes - zero.unsqueeze(-1)) * multiplier.unsqueeze(-1)).flatten(1)[:, :width].contiguous()
 
 
-def unpack_nibbles(x: Tensor) -> Tensor:
-    """uint8 [..., n] -> uint8 [..., 2n]: `pack_nibbles`' inverse, a padding one included."""
-    return torch.stack((x & 15, x >> 4), dim=-1).flatten(-2)
+def pack_int4(codes: Tensor, multiplier: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """w uint8 [N, 128 B] of 0..15, k [N, G] of 1..16 and z [N, G] of 0..15 -> weight [N, B, 64] and groups [N, G]."""
+    low, high = codes.view(len(codes), -1, 2, BLOCK // 2).unbind(2)  # [N, B, 64]
+    return low | (high << 4), ((multiplier - 1) << 4 | zero).to(torch.uint8)
