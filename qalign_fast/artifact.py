@@ -61,7 +61,7 @@ class Manifest:
     levels: tuple[tuple[str, int], ...]  # word and token id, excellent first
     prompts: tuple[PromptEntry, ...]
     precision: str
-    quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, group, linears that stayed higher
+    quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, linears that stayed higher
     engines: Mapping[str, Mapping[str, str]]  # engine -> part -> path: encode and decode, or weights
     files: Mapping[str, FileEntry]
     fidelity: Mapping[str, Any] | None

@@ -48,7 +48,6 @@ class Format(StrEnum):
 Sampling = StrEnum("Sampling", ["index", "time"])
 Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
 EngineChoice = StrEnum("EngineChoice", [("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch"), ("all", "all")])
-Group = StrEnum("Group", [("g128", "128"), ("g64", "64"), ("g32", "32")])
 
 
 Model = Annotated[
@@ -202,7 +201,6 @@ def export(
         typer.Option(help="Folder of pictures to calibrate on. Default: generated ones.", show_default=False),
     ] = None,
     calibration_count: Annotated[int, typer.Option(min=0, help="Pictures to calibrate on; 0 rounds blindly.")] = 8,
-    group: Annotated[Group, typer.Option(help="int4: inputs that share a scale.")] = Group.g128,
     name: Annotated[str | None, typer.Option(help="The model's name in the manifest.", show_default=False)] = None,
     license: Annotated[
         str | None, typer.Option(help="The weights' licence, for the manifest.", show_default=False)
@@ -229,7 +227,6 @@ def export(
             tokenizer=tokenizer,
             calibration=calibration,
             calibration_count=calibration_count,
-            group=int(group.value),
             name=name,
             license=license,
             remark=_remark,

@@ -166,12 +166,10 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     """`device`: "cuda:N", one that `choose_device` gave.
 
     The first picture is scored here, so that what this machine's driver, torch or Triton cannot do shows now. Raises
-    DeviceError for that, for weights that do not fit and for groups that the kernels do not have; ArtifactError as
-    `read_packed` does.
+    DeviceError for that and for weights that do not fit; ArtifactError as `read_packed` does.
     """
     set_threads(threads)
     mapped, constants = read_packed(artifact)
-    _check_groups(mapped, device)
     try:
         manifest = artifact.manifest
         compile_ahead([Launches(manifest.config, manifest.precision, mapped, constants)], torch.device(device))
@@ -270,14 +268,3 @@ def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
             stacked = tensors[f"{layer}qkv.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
             tensors |= {name: stacked[first:end] for name, first, end in zip(names, [0, *ends], ends)}
     return tensors
-
-
-def _check_groups(tensors: Mapping[str, Tensor], device: str) -> None:
-    from qalign_kernels.linear_triton import SMALLEST_GROUP
-
-    groups = {2 * t.shape[2] for name, t in tensors.items() if t.dtype == torch.uint8 and name.endswith(".weight")}
-    if groups and min(groups) < SMALLEST_GROUP:
-        raise DeviceError(
-            f"device {device!r}: the kernels have 4-bit groups of {SMALLEST_GROUP} inputs or more, the artifact's are "
-            f"{min(groups)}; `qalign-fast export --group 128` makes others, device='cpu' takes these"
-        )

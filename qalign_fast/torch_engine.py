@@ -27,7 +27,7 @@ from qalign_fast.model.packed import PackedModel
 from qalign_fast.model.packed_shapes import check_tensors
 from qalign_fast.prompt import ALL_PROMPTS, Prompt
 from qalign_fast.weights import load_model
-from qalign_kernels.linear import Weight, expand_int8, fake_rows
+from qalign_kernels.linear import FP8, Weight, expand_int4, expand_int8, fake_rows
 from qalign_kernels.native_ops import exact_for, load_native
 from qalign_kernels.ops import PLAIN, Ops
 
@@ -74,10 +74,13 @@ class FloatProducts(Ops):
     """Plain torch where there is no product of whole numbers, as on MPS: the contract's, as far as float32 is exact."""
 
     def product(self, x: torch.Tensor, w: Weight) -> torch.Tensor:
-        if w.weight.dtype != torch.int8:
+        if w.scale is None or w.weight.dtype == FP8:
             return super().product(x, w)
-        assert w.scale is not None
-        return F.linear(fake_rows(x), expand_int8(w.weight, w.scale), w.bias)
+        if w.groups is None:
+            weight = expand_int8(w.weight, w.scale)
+        else:
+            weight = expand_int4(w.weight, w.scale, w.groups, x.shape[-1])
+        return F.linear(fake_rows(x), weight, w.bias)
 
 
 def load_checkpoint(

@@ -17,6 +17,7 @@ from qalign_export.source import ONE_ALIGN
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact import FileEntry, hash_file, open_artifact
 from qalign_fast.errors import ArtifactError
+from qalign_fast.loading import load_engine
 from qalign_fast.model.packed_shapes import check_tensors, linears, others
 from qalign_fast.torch_engine import read_packed
 
@@ -33,7 +34,7 @@ def test_every_tensor_of_an_export_is_one_that_is_asked_for(folder: str, precisi
     artifact = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
     tensors, config = load_file(weights_of(artifact)), open_artifact(artifact).manifest.config
     check_tensors(config, tensors)
-    parts = [f"{name}.{part}" for name, _, _ in linears(config) for part in ("weight", "scale", "zero", "bias")]
+    parts = [f"{name}.{part}" for name, _, _ in linears(config) for part in ("weight", "scale", "groups", "bias")]
     written = {name for name in tensors if not name.startswith("gap.")}  # what aligns the others in the file
     assert written <= {*parts, *(name for name, _ in others(config))}
 
@@ -58,7 +59,9 @@ def test_onealigns_weights_are_8_billion() -> None:
         ("int8", "vision.layers.0.qkv.bias", lambda t: t[:5], "qkv.bias is float32 (5,)"),
         ("int8", "vision.pre_norm.weight", lambda t: t[:1], "pre_norm.weight is float32 (1,)"),
         ("int8", "abstractor.layers.0.x", lambda t: t.half(), "x is float16 (8, 32)"),
-        ("int4", "decoder.layers.1.o.zero", lambda t: torch.cat((t, t), 1), "o.zero is uint8 (32, 2)"),
+        ("int4", "decoder.layers.1.o.groups", lambda t: torch.cat((t, t), 1), "o.groups is uint8 (32, 8)"),
+        ("int4", "decoder.layers.1.o.groups", None, "has no tensor 'decoder.layers.1.o.groups'"),
+        ("int4", "decoder.layers.1.o.scale", lambda t: t[:, None], "o.scale is float32 (32, 1)"),
         ("int4", "decoder.layers.1.o.weight", lambda t: t[..., :0], "o.weight is uint8 (32, 1, 0)"),
         ("int4", "decoder.layers.1.o.weight", lambda t: t.flatten(1), "o.weight is uint8 (32, 64)"),
         ("fp16", "decoder.head.weight", lambda t: t.double(), "head.weight is float64 (5, 32)"),
@@ -73,15 +76,33 @@ def test_a_tensor_that_does_not_fit_is_named(
     tmp_path: Path,
 ) -> None:
     copy = shutil.copytree(rounded("narrow-112", precision), tmp_path / "copy")
-    path = weights_of(copy)
-    tensors = load_file(path)
-    before = tensors.pop(name)
-    save_file(tensors if change is None else tensors | {name: change(before).contiguous()}, path)
-    manifest = open_artifact(rounded("narrow-112", precision)).manifest
-    entry: FileEntry = hash_file(path)
-    files = {**manifest.files, str(path.relative_to(copy)): entry}
-    (copy / "qalign.json").write_text(replace(manifest, files=files).to_json())
+    before = load_file(weights_of(copy))[name]
+    change_weights(copy, {name: None if change is None else change(before).contiguous()})
     with pytest.raises(ArtifactError) as caught:
         read_packed(open_artifact(copy))
     assert says in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert str(weights_of(copy)) in str(caught.value)
+
+
+def change_weights(artifact: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Tensors are replaced, added or, for None, left out, and the manifest is as if they had been written so."""
+    manifest, path = open_artifact(artifact).manifest, weights_of(artifact)
+    save_file({name: t for name, t in (load_file(path) | changes).items() if t is not None}, path)
+    entry: FileEntry = hash_file(path)
+    files = {**manifest.files, str(path.relative_to(artifact)): entry}
+    (artifact / "qalign.json").write_text(replace(manifest, files=files).to_json())
+
+
+def test_int4_of_an_earlier_version_is_to_be_exported_again(
+    rounded: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """It had a scale and a zero point for each group, in tensors of which one has today's name and shape."""
+    copy = shutil.copytree(rounded("narrow-112", "int4"), tmp_path / "copy")
+    tensors, changes = load_file(weights_of(copy)), dict[str, torch.Tensor | None]()
+    for name in (name.removesuffix("groups") for name in tensors if name.endswith(".groups")):
+        outputs, blocks, _ = tensors[f"{name}weight"].shape
+        zero = torch.zeros(outputs, -(-blocks // 2), dtype=torch.uint8)
+        changes |= {f"{name}groups": None, f"{name}zero": zero, f"{name}scale": torch.ones(outputs, blocks)}
+    change_weights(copy, changes)
+    with pytest.raises(ArtifactError, match="an earlier form of int4, .*; export the model again"):
+        load_engine(copy, engine="torch")

@@ -33,16 +33,17 @@ from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import ALL_PROMPTS
 from qalign_kernels.linear import (
     FP8,
+    GROUP,
     Weight,
     expand_fp8,
     expand_int4,
     expand_int8,
     fake_fp8_rows,
     fake_rows,
-    int4_linear,
     int8_linear,
     int8_product,
     quantize_rows,
+    spread_int4,
 )
 from qalign_kernels.ops import Ops
 
@@ -86,19 +87,19 @@ class Simulation(Ops):
         if w.weight.dtype == FP8:
             return F.linear(fake_fp8_rows(x), expand_fp8(w.weight, w.scale), w.bias)
         if w.weight.dtype == torch.uint8:
-            expanded = expand_int4(w.weight, w.scale, w.zero, width=x.shape[-1])
-            return F.linear(fake_rows(x, 2 * w.weight.shape[2]), expanded, w.bias)
+            return F.linear(fake_rows(x), expand_int4(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)
         return super().product(x, w)
 
 
 class ExactSimulation(Simulation):
-    """The same with the sums of int8's and fp8's products taken exactly, in float64, before the scales."""
+    """The same with the sums of int8's, int4's and fp8's products taken exactly, in float64, before the scales."""
 
     def product(self, x: Tensor, w: Weight) -> Tensor:
-        if w.weight.dtype not in (torch.int8, FP8):
+        if w.scale is None:
             return super().product(x, w)
-        rows, scale = quantize_rows(x, w.weight.dtype)
-        y = F.linear(rows.double(), w.weight.double()).float() * scale * w.scale
+        rows, scale = quantize_rows(x, FP8 if w.weight.dtype == FP8 else torch.int8)
+        weight = w.weight if w.groups is None else spread_int4(w.weight, w.groups, x.shape[-1])
+        y = F.linear(rows.double(), weight.double()).float() * scale * w.scale
         return y if w.bias is None else y + w.bias
 
 
@@ -173,7 +174,10 @@ def test_fp8_costs_what_was_measured(folder: str, rounded: Rounded, exact: dict)
 def test_every_onnx_linear_is_the_contracts(
     folder: str, precision: str, saturates: bool | None, rounded: Rounded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In 8 bits as on a CPU whose u8 x s8 products saturate, and, where they do not here, as on one like this."""
+    """In 8 bits as on a CPU whose u8 x s8 products saturate, and, where they do not here, as on one like this.
+
+    In 4 bits the weights are the contract's and the rows onnxruntime's.
+    """
     if saturates is False and onnx_session.saturates():
         pytest.skip("this CPU's u8 x s8 products saturate: no engine takes them")
     if saturates is not None:
@@ -199,7 +203,8 @@ def test_every_onnx_linear_is_the_contracts(
             if weight.dtype == torch.int8:
                 contract = int8_linear(rows, weight, scale)
             else:
-                contract = int4_linear(rows, weight, scale, tensors[f"{name}.zero"], 2 * weight.shape[2])
+                expanded = expand_int4(weight, scale, tensors[f"{name}.groups"], rows.shape[1])
+                contract = F.linear(rows_as_onnxruntime_reads_them(rows), expanded)
             found = torch.from_numpy(values[y]).flatten(0, -2)
             off = (found - contract).abs().amax(-1) / contract.abs().max()
             if weight.dtype == torch.int8:
@@ -209,6 +214,37 @@ def test_every_onnx_linear_is_the_contracts(
                 assert off.max() <= 0.01, name
             checked += 1
     assert checked == sum(t.dtype in (torch.int8, torch.uint8) and n.endswith(".weight") for n, t in tensors.items())
+
+
+def rows_as_onnxruntime_reads_them(x: Tensor) -> Tensor:
+    """MatMulNBits: 8 bits with a scale for each row and 32 inputs."""
+    width = x.shape[-1]
+    return fake_rows(F.pad(x, (0, -width % GROUP)).unflatten(-1, (-1, GROUP))).flatten(-2)[..., :width]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_4_bit_weights_of_the_graphs_are_the_contracts(folder: str, rounded: Rounded) -> None:
+    """By MatMulNBits' definition, s (w - z): s is s_n k rounded once, and so is the contract's s_n k (w - z)."""
+    artifact = rounded(folder, "int4")
+    manifest, checked = read_manifest(artifact / "qalign.json"), 0
+    tensors = load_file(artifact / manifest.engines["torch"]["weights"])
+    for path in manifest.engines["onnx"].values():
+        graph = onnx.load(artifact / path).graph
+        arrays = {x.name: torch.from_numpy(onnx.numpy_helper.to_array(x).copy()) for x in graph.initializer}
+        for node in (node for node in graph.node if node.op_type == "MatMulNBits"):
+            says = {a.name: a.i for a in node.attribute}
+            assert (says["bits"], says["block_size"], says["accuracy_level"]) == (4, GROUP, 4)
+            codes, scale, zero = (arrays[name] for name in node.input[1:4])
+            codes, zero = (torch.stack((x & 15, x >> 4), -1).flatten(-2).float() for x in (codes, zero))
+            steps = codes - zero[:, : scale.shape[1], None]  # [N, G, 32]
+            name = node.input[1].removesuffix(".weight")
+            of_contract = tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors[f"{name}.groups"]
+            expected = expand_int4(*of_contract, width=says["K"])
+            found = (steps * scale.unsqueeze(-1)).flatten(1)
+            assert (found[:, says["K"] :] == 0).all()
+            torch.testing.assert_close(found[:, : says["K"]], expected, rtol=2**-23, atol=0)
+            checked += 1
+    assert checked == sum(t.dtype == torch.uint8 and n.endswith(".weight") for n, t in tensors.items()) > 5
 
 
 @pytest.mark.parametrize("vnni", [True, False])

@@ -92,7 +92,7 @@ def _real_weights(found: Found) -> str:
             "int8 tensor after prefix migrated",
             None,
         ),
-        "int4, groups of 128": ("int4 128", "int4 128 migrated", "int4 128 migrated gptq 512"),
+        "int4": ("int4", "int4 migrated", "int4 migrated gptq 512"),
     }
     means = {error["recipe"]: error["mean"] for error in found["errors"]}
     cells = [

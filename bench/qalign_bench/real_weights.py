@@ -47,9 +47,9 @@ PREDICTED = (  # recipes that the whole model is run in
     "int8 migrated",
     "int8 tensor",
     "int8 tensor after prefix",
-    "int4 128",
-    "int4 128 gptq 512",
-    "int4 128 migrated gptq 512",
+    "int4",
+    "int4 gptq 512",
+    "int4 migrated gptq 512",
 )
 
 Rounding = Callable[[Tensor, int], Tensor]  # (x [S, T, K], P) -> what the rows after the prefix become [S, T-P, K]
@@ -125,16 +125,13 @@ def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Ite
             yield Rounded("int8" + suffix, kind, s, w_hat, by_row)
             yield Rounded("int8 tensor" + suffix, kind, s, w_hat, by_tensor)
             yield Rounded("int8 tensor after prefix" + suffix, kind, s, w_hat, by_tensor_after_prefix)
-        for group in (128, 64, 32):
-            for s, suffix in ((none, ""), (moved4, " migrated")):
-                for block in (None, *((width, 512, 256, 128) if s is none and group == 128 else (512,))):
-                    hessian = None if block is None else gram(rows / s, block)
-                    name = f"int4 {group}{suffix}" + (
-                        "" if block is None else f" gptq {'K' if block == width else block}"
-                    )
-                    w_hat = expand(quantize_int4(w * s, group, hessian), width)
-                    yield Rounded(name, kind, s, w_hat, by_group(group))
-                    yield Rounded(name + ", weights only", kind, s, w_hat, not_at_all)
+        for s, suffix in ((none, ""), (moved4, " migrated")):
+            for block in (None, *((width, 512, 256, 128) if s is none else (512,))):
+                hessian = None if block is None else gram(rows / s, block)
+                name = f"int4{suffix}" + ("" if block is None else f" gptq {'K' if block == width else block}")
+                w_hat = expand(quantize_int4(w * s, hessian), width)
+                yield Rounded(name, kind, s, w_hat, by_row)
+                yield Rounded(name + ", weights only", kind, s, w_hat, not_at_all)
 
 
 def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows: Tensor, choose: Choice) -> Tensor:
@@ -153,10 +150,6 @@ def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows:
 
 def by_row(x: Tensor, prefix: int) -> Tensor:
     return fake_rows(x[:, prefix:])
-
-
-def by_group(group: int) -> Rounding:
-    return lambda x, prefix: fake_rows(x[:, prefix:], group)
 
 
 def by_tensor(x: Tensor, prefix: int) -> Tensor:
@@ -255,7 +248,7 @@ def summary(errors: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
     rows = []
     for recipe in dict.fromkeys(recipe for recipe, _ in errors):
         by_kind = {kind: errors[recipe, kind] for kind in KINDS}
-        base = " ".join(recipe.split(",")[0].split()[:2]) if recipe.startswith("int4") else "int8"
+        base = recipe.split(",")[0].split()[0]
         base += ", weights only" if "weights only" in recipe else ""
         every = [e for kind in KINDS for e in by_kind[kind]]
         logs = [math.log(e / b) for kind in KINDS for e, b in zip(by_kind[kind], errors[base, kind], strict=True)]

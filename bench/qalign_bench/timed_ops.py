@@ -76,7 +76,7 @@ class TimedOps(Ops):
         self._station, _, operation = _LAYER.sub("", w.name).partition(".")
         rows = size_of(x).elements // x.shape[-1]
         flop = 2 * rows * x.shape[-1] * w.weight.shape[0]
-        read = (x, residual, w.weight, w.scale, w.zero, w.bias)
+        read = (x, residual, w.weight, w.scale, w.groups, w.bias)
         return self._time(
             operation, flop, read, lambda: self.inner.linear(x, w, activation=activation, residual=residual)
         )

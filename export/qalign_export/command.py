@@ -33,7 +33,6 @@ def export(
     tokenizer: Path | None,
     calibration: str | None,
     calibration_count: int,
-    group: int,
     name: str | None,
     license: str | None,
     remark: Callable[[str], None],
@@ -45,7 +44,7 @@ def export(
     made = export_artifact(
         source,
         out,
-        recipe=Recipe(precision, group),
+        recipe=Recipe(precision),
         engines=engines,
         tasks=TASKS if tasks is None else tasks,
         prompts=[prompt for text in texts for prompt in _custom(text, tokenizer, source)],

@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from qalign_export.graph import Graph
 from qalign_fast.config import DecoderConfig
+from qalign_kernels.linear import GROUP
 
 _ALL = np.iinfo(np.int64).max  # as an end of a slice
 
@@ -176,17 +177,37 @@ class ModelGraph(Graph):
         return self._quantized[x]
 
     def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.linear.int4_linear: accuracy level 4 is 8-bit rows, scaled by row and group."""
-        outputs, _, half = weight.shape
+        """qalign_kernels.linear.int4_linear's weights; rows as onnxruntime reads them, a finer way: accuracy level 4 is
+        8 bits with a scale for each 32 inputs.
+        """
+        codes, scale, zero = split_int4(weight, self.tensors[f"{name}.scale"], self.tensors[f"{name}.groups"], inputs)
         return self.contrib(
             "MatMulNBits",
             x,
-            self.array(f"{name}.weight", weight),
-            self.weight(f"{name}.scale"),
-            self.weight(f"{name}.zero"),
+            self.array(f"{name}.weight", codes),
+            self.array(f"{name}.scale", scale),
+            self.array(f"{name}.zero", zero),
             K=inputs,
-            N=outputs,
+            N=len(codes),
             bits=4,
-            block_size=2 * half,
+            block_size=GROUP,
             accuracy_level=4,
         )
+
+
+def split_int4(weight: np.ndarray, scale: np.ndarray, groups: np.ndarray, inputs: int) -> tuple[np.ndarray, ...]:
+    """An int4 linear's tensors as MatMulNBits has them, without groups of padding alone: G = ceil(K / 32) are left.
+
+    -> weights uint8 [N, G, 16], scales float32 [N, G], zero points uint8 [N, ceil(G / 2)]; of two in a byte the even
+    one in the low half.
+    """
+    count = -(-inputs // GROUP)
+    codes = np.concatenate((weight & 15, weight >> 4), axis=-1).reshape(len(weight), -1, GROUP)[:, :count]
+    groups = groups[:, :count]
+    zero = np.pad(groups & 15, ((0, 0), (0, count % 2)))
+    return _pairs(codes), scale[:, None] * ((groups >> 4) + np.float32(1)), _pairs(zero)
+
+
+def _pairs(x: np.ndarray) -> np.ndarray:
+    """uint8 [..., 2n] of 0..15 -> [..., n]."""
+    return x[..., 0::2] | (x[..., 1::2] << 4)

@@ -46,7 +46,6 @@ class Recipe:
     """How weights become a precision."""
 
     precision: str
-    group: int = 128  # int4: inputs that share a scale
     migrate: bool = True
     gptq: bool = True
 
@@ -82,7 +81,7 @@ def pack(
     trace = Trace(source.config, prompts, source.read(["decoder.embed"])["decoder.embed"], pixels)
     packed = Packed()
     if quantizes and len(pixels) and weight_count(source.config) < _SMALL:
-        packed.higher = sensitive_linears(source, prompts[0], pixels, recipe.precision, recipe.group)
+        packed.higher = sensitive_linears(source, prompts[0], pixels, recipe.precision)
     every = list(blocks(source.config))
     for i, block in enumerate(every):
         tensors = block.fold(source.read(block.reads))
@@ -108,7 +107,7 @@ def _migrate(migration: Migration, tensors: Tensors, inputs: Tensors, recipe: Re
     """Divides a common input by its s, where it comes from and in the rows seen, and multiplies what reads it."""
     readers = [f"{name}.weight" for name in migration.consumers]
     rows = torch.cat([inputs[name] for name in migration.seen or migration.consumers])
-    s = choose_migration([tensors[name] for name in readers], rows, recipe.precision, recipe.group)
+    s = choose_migration([tensors[name] for name in readers], rows, recipe.precision)
     if bool((s == 1).all()):
         return None
     for name in readers:
@@ -154,5 +153,5 @@ def _quantize(weight: Tensor, rows: Tensor | None, precision: str, recipe: Recip
         return quantize_fp8(weight)
     if precision == "int4":
         hessian = gram(rows, _GRAM_BLOCK) if recipe.gptq and rows is not None else None
-        return quantize_int4(weight, recipe.group, hessian)
+        return quantize_int4(weight, hessian)
     return {"weight": weight.to(_FLOATS[precision])}

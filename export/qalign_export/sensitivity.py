@@ -23,12 +23,12 @@ from qalign_fast.prompt import Prompt
 from qalign_kernels.linear import Weight
 from qalign_kernels.ops import Ops
 
-_TO_NEAREST = {"int8": quantize_int8, "fp8": quantize_fp8}
+_TO_NEAREST = {"int8": quantize_int8, "int4": quantize_int4, "fp8": quantize_fp8}
 _OUTLIER = 8  # times the median linear's effect
 _HARMLESS = 1e-3  # on 1..5; an effect not worth a higher precision, however small the others are
 
 
-def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision: str, group: int) -> dict[str, str]:
+def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision: str) -> dict[str, str]:
     """The linears whose rounding moves scores far more than the others' does -> the precision they need instead.
 
     pixels: uint8 [B, S, S, 3]. An int4 linear becomes int8, and float32 where 8 bits are bad as well.
@@ -43,7 +43,7 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
     constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
     found: dict[str, str] = {}
     for rounded, instead in (("int4", "int8"), ("int8", "fp32")) if precision == "int4" else ((precision, "fp32"),):
-        effects = _effects(model, pixels, constants, rounded, group)
+        effects = _effects(model, pixels, constants, rounded)
         limit = max(_HARMLESS, _OUTLIER * median(effects.values()))
         found |= {name: instead for name, effect in effects.items() if effect > limit}
     return found
@@ -51,7 +51,7 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
 
 @torch.no_grad()
 def _effects(
-    model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str, group: int
+    model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str
 ) -> dict[str, float]:
     """How far scores move, in the mean, when each linear alone is rounded."""
     linears = [name for block in blocks(model.config) for name in block.linears]
@@ -60,7 +60,7 @@ def _effects(
     assert isinstance(ops, _OneRounded)
     for ops.name in linears:
         weight = model.tensors[f"{ops.name}.weight"]
-        ops.rounded = quantize_int4(weight, group) if precision == "int4" else _TO_NEAREST[precision](weight)
+        ops.rounded = _TO_NEAREST[precision](weight)
         effects[ops.name] = float((_scores(model, pixels, constants) - exact).abs().mean())
     ops.name = ""
     return effects

@@ -36,8 +36,8 @@ from qalign_fast.prompt import MEDIA, TASKS, Prompt, prompt
 from qalign_fast.weights import parameter_shapes
 
 _EXTERNAL_FROM = 1 << 30  # bytes of a graph's weights; a model file itself may hold 2 GiB
-# of a weight, its share of scales included
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.54}
+# of a weight, its share of scales included; int4's are .54 in torch's form and .65 in a graph's, so of both 1.2
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.6}
 _TORCH_ALONE = {"bf16": "fp16", "fp8": "int8"}  # precisions that onnxruntime lacks, and the nearest it has
 _GRAPHS = {"onnx": ModelGraph, "onnx-cuda": FusedGraph}
 ENGINES = (*_GRAPHS, "torch")
@@ -213,8 +213,6 @@ def _describe(recipe: Recipe, packed: Packed, calibration: int) -> dict[str, Any
     if recipe.precision == "fp32":
         return None
     described: dict[str, Any] = {"calibration_pictures": calibration, "higher": packed.higher}
-    if recipe.precision == "int4":
-        described["group"] = recipe.group
     if packed.errors:
         worst = max(packed.errors, key=packed.errors.__getitem__)
         described["largest_relative_error"] = {worst: packed.errors[worst]}

@@ -98,7 +98,7 @@ class PackedModel:
         return self.ops.linear(x, self.weight(name), activation=activation, residual=residual)
 
     def weight(self, name: str) -> Weight:
-        parts = (self.tensors.get(f"{name}.{part}") for part in ("scale", "zero", "bias"))
+        parts = (self.tensors.get(f"{name}.{part}") for part in ("scale", "groups", "bias"))
         return Weight(name, self.tensors[f"{name}.weight"], *parts)
 
     def embed_patches(self, pixels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The shapes are written down, and not found out by running the model on meta tensors: that alone imports all of torch's
 compiler, two seconds' work. Kernels read tensors by their address, so that types are held to as well.
 
-Letters: T vision tokens, D width, Q queries, N outputs, K inputs, g inputs a group, G = ceil(K / g) groups.
+Letters: T vision tokens, D width, Q queries, N outputs, K inputs, B = ceil(K / 128) blocks of these.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qalign_fast.config import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
-from qalign_kernels.linear import FP8
+from qalign_kernels.linear import BLOCK, FP8, GROUP
 
 Shape: TypeAlias = tuple[int, ...]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -130,12 +130,12 @@ def _check_linear(name: str, outputs: int, inputs: int, tensors: Mapping[str, Te
 
 
 def _check_int4(name: str, outputs: int, inputs: int, tensors: Mapping[str, Tensor]) -> None:
-    weight = tensors[f"{name}.weight"]
-    half = weight.shape[-1]  # g/2: two weights a byte
-    groups = -(-inputs // (2 * half)) if half else 0
-    _check(f"{name}.weight", tensors, (outputs, groups, half), (torch.uint8,))
-    _check(f"{name}.scale", tensors, (outputs, groups))
-    _check(f"{name}.zero", tensors, (outputs, -(-groups // 2)), (torch.uint8,))
+    if f"{name}.zero" in tensors:
+        raise ValueError(f"{name} is in an earlier form of int4, which is not read any more; export the model again")
+    blocks = -(-inputs // BLOCK)
+    _check(f"{name}.weight", tensors, (outputs, blocks, BLOCK // 2), (torch.uint8,))  # two weights a byte
+    _check(f"{name}.scale", tensors, (outputs,))
+    _check(f"{name}.groups", tensors, (outputs, blocks * BLOCK // GROUP), (torch.uint8,))
 
 
 def _check(
