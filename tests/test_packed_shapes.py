@@ -104,5 +104,5 @@ def test_int4_of_an_earlier_version_is_to_be_exported_again(
         zero = torch.zeros(outputs, -(-blocks // 2), dtype=torch.uint8)
         changes |= {f"{name}groups": None, f"{name}zero": zero, f"{name}scale": torch.ones(outputs, blocks)}
     change_weights(copy, changes)
-    with pytest.raises(ArtifactError, match="an earlier form of int4, .*; export the model again"):
+    with pytest.raises(ArtifactError, match=r"an earlier form of int4, .*; export the model again"):
         load_engine(copy, engine="torch")

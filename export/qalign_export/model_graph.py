@@ -210,4 +210,5 @@ def split_int4(weight: np.ndarray, scale: np.ndarray, groups: np.ndarray, inputs
 
 def _pairs(x: np.ndarray) -> np.ndarray:
     """uint8 [..., 2n] of 0..15 -> [..., n]."""
-    return x[..., 0::2] | (x[..., 1::2] << 4)
+    pairs: np.ndarray = x[..., 0::2] | (x[..., 1::2] << 4)
+    return pairs

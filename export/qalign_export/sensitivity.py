@@ -50,9 +50,7 @@ def sensitive_linears(source: Source, prompt: Prompt, pixels: Tensor, precision:
 
 
 @torch.no_grad()
-def _effects(
-    model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str
-) -> dict[str, float]:
+def _effects(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str) -> dict[str, float]:
     """How far scores move, in the mean, when each linear alone is rounded."""
     linears = [name for block in blocks(model.config) for name in block.linears]
     exact = _scores(model, pixels, constants)
