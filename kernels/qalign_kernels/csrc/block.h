@@ -97,7 +97,7 @@ struct Pairs {
   }
 };
 
-// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kBias higher, 4-bit ones less:
+// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kWeightBias higher:
 // sum_k a_k w_k = sum_k a_k (w_k + bias) - bias sum_k a_k, and the sums start from what is taken off.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define QK_BYTES
@@ -113,6 +113,8 @@ using Whole = Bytes;
 #else
 using Whole = Pairs;
 #endif
+constexpr int kWeightBias = kUnsignedWeights ? 128 : 0;
+constexpr int kLineItems = kLine / sizeof(Whole::Item);  // whole numbers a line
 
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kShortFloats = true;  // products of bfloat16 as they are
@@ -168,7 +170,6 @@ struct Left {
   const char* data;
   int64_t stride;
   const int32_t* start = nullptr;
-  int64_t start_stride = 0;
 };
 
 struct Right {
@@ -247,7 +248,7 @@ inline void block_of(const Left& a, const Right& b, int64_t units, const Out& ou
   if constexpr (std::is_same_v<typename Dot::Sum, Ints>)
     if (kUnsignedWeights && a.start)
       for (int i = 0; i < Rows; i++)
-        for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i * a.start_stride];
+        for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i];
   const char *next = ahead.next, *row = a.data, *line = b.data;
   for (int64_t left = units; left > 0; left -= kStride) {
     __builtin_prefetch(next, 0, 2);
@@ -415,20 +416,12 @@ constexpr bool kStarted = kUnsignedWeights;
 template <class Dot, class Out>
 inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__AMX_INT8__)
-  if constexpr (!std::is_same_v<Dot, Float32>)
-    if (units % 16 == 0) {
-      if constexpr (std::is_same_v<Out, Store>) return block_tiles<Dot>(rows, a, b, units, out);
-      alignas(64) typename Dot::Sum sums[kBlockRows][2];
-      block_tiles<Dot>(rows, a, b, units, {sums, kColumns});
-      for (int64_t i = 0; i < rows; i++)
-        for (int p = 0; p < 2; p++) out(i, p * 16, sums[i][p]);
-      return;
-    }
+  if constexpr (!std::is_same_v<Dot, Float32> && std::is_same_v<Out, Store>)
+    if (units % 16 == 0) return block_tiles<Dot>(rows, a, b, units, out);
 #endif
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t here = rows - first < kRows ? rows - first : kRows;
-    const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first * a.start_stride : nullptr,
-                    a.start_stride};
+    const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first : nullptr};
     for (int p = 0; p < 2; p += kPanels)
       block_up_to<Dot, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16), ahead);
   }
