@@ -57,7 +57,9 @@ QK_INLINE I16 by_halves(const char* bytes) {
 
 // A block's turned lines, and the group bytes of each lane in `kTwos` lines -> its lines of a panel.
 inline void spread_block(const char* turned, const char* groups, char* to) {
+#pragma GCC unroll 4
   for (int g = 0; g < kGroupsABlock; g++)
+#pragma GCC unroll 2
     for (int two = 0; two < kTwos; two++) {
       const Group group(load_bytes(groups + two * kLine) >> 8 * g);
       const int half = g / 2, first = g % 2 * 8;
@@ -65,6 +67,7 @@ inline void spread_block(const char* turned, const char* groups, char* to) {
       for (int i = two; i < 8; i += kTwos) {
         const I16 line = load_bytes(turned + (first + i) * kLine);
         char* at = to + (half * 16 + first + i) * kItemBytes * kLine;
+#pragma GCC unroll 2
         for (int j = 0; j < kItemBytes; j++) store_bytes(at + j * kLine, spread(line, 4 * half + 8 * j, group));
       }
     }
