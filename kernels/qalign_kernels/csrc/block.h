@@ -238,11 +238,9 @@ inline void block_of_squares(const Left& a, const Right& b, int64_t units, const
 }
 #endif
 
-// Rows of A times kPanels panels -> out(row, column, register of sums). Inlined, it would leave the rows' addresses in
-// memory, an eighth slower; aligned, its loop is as fast wherever in the library it lies.
+// Rows of A times kPanels panels -> out(row, column, register of sums).
 template <class Dot, int Rows, class Out>
-__attribute__((noinline, aligned(64))) void block_of(const Left& a, const Right& b, int64_t units, const Out& out,
-                                                     Ahead& ahead) {
+inline void block_of(const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
   if constexpr (kSquares<Dot>) return block_of_squares<Dot, Rows>(a, b, units, out, ahead);
 #endif
@@ -278,10 +276,22 @@ __attribute__((noinline, aligned(64))) void block_of(const Left& a, const Right&
     for (int v = 0; v < kVectors; v++) out(i, v * (kVector / 4), sums[i][v]);
 }
 
-template <class Dot, int Rows, class Out>
+// The same for many units by AVX512. Inlined, it would leave its 12 rows' addresses in memory, an eighth slower;
+// aligned, its loop is as fast wherever in the library it lies.
+template <class Dot, int Rows>
+__attribute__((noinline, flatten, aligned(64))) void long_block_of(const Left& a, const Right& b, int64_t units,
+                                                                   const Store& out, Ahead& ahead) {
+  block_of<Dot, Rows>(a, b, units, out, ahead);
+}
+
+template <class Dot, bool Long, int Rows, class Out>
 inline void block_up_to(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
-  if (rows == Rows) return block_of<Dot, Rows>(a, b, units, out, ahead);
-  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, b, units, out, ahead);
+  if constexpr (Rows > 1)
+    if (rows < Rows) return block_up_to<Dot, Long, Rows - 1>(rows, a, b, units, out, ahead);
+  if constexpr (Long && kVector == 64)
+    long_block_of<Dot, Rows>(a, b, units, out, ahead);
+  else
+    block_of<Dot, Rows>(a, b, units, out, ahead);
 }
 
 #if defined(__AMX_INT8__)
@@ -415,7 +425,7 @@ constexpr bool kStarted = kUnsignedWeights;
 #endif
 
 // At most kBlockRows rows by 32 columns; the matrix instructions take units by 16.
-template <class Dot, class Out>
+template <class Dot, bool Long = false, class Out>
 inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__AMX_INT8__)
   if constexpr (!std::is_same_v<Dot, Float32> && std::is_same_v<Out, Store>)
@@ -425,7 +435,8 @@ inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, co
     const int64_t here = rows - first < kRows ? rows - first : kRows;
     const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first : nullptr};
     for (int p = 0; p < 2; p += kPanels)
-      block_up_to<Dot, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16), ahead);
+      block_up_to<Dot, Long, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16),
+                                    ahead);
   }
 }
 

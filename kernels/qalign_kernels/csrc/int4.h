@@ -20,7 +20,7 @@ typedef std::conditional_t<kItemBytes == 1, uint8_t, uint16_t> Items __attribute
 
 inline int64_t blocks_of(const Linear& a) { return (a.inputs + kBlockInputs - 1) / kBlockInputs; }
 
-// Products of 16 bits each. As long as no number's product passes 255, of 8 bits too: all that b's 16 bits multiply.
+// By 16 bits; by 8 as well where b's are no more than 8 and no product passes 255: nothing is carried.
 QK_INLINE I16 times(const I16& a, const I16& b) {
   return by_part<Ints>([&](int i) { return (Ints)((Shorts)a.part[i] * (Shorts)b.part[i]); });
 }
@@ -29,7 +29,8 @@ QK_INLINE I16 items_less(const I16& a, const I16& b) {
   return by_part<Ints>([&](int i) { return (Ints)((Items)a.part[i] - (Items)b.part[i]); });
 }
 
-// One group's byte in all lanes' lowest bits: what its weights are multiplied by, and what is taken off then.
+// What codes are multiplied by in each lane, and what is taken off then, for every item; from groups' bytes, lowest in
+// the lanes.
 struct Group {
   I16 multiplier, offset;
 
@@ -41,14 +42,15 @@ struct Group {
   }
 };
 
-// Of a turned line, whose bytes have two weights each, the units `shift` / 4 and, where a unit has two weights alone,
-// `shift` / 4 ...
+// A turned line -> the weights whose codes begin at bit `shift` of its bytes, or of its pairs of bytes where a weight
+// takes two.
 QK_INLINE I16 spread(const I16& line, int shift, const Group& group) {
   const I16 codes = line >> shift & (kItemBytes == 1 ? 0x0f0f0f0f : 0x000f000f);
   return items_less(times(codes, group.multiplier), group.offset);
 }
 
-// A unit's four bytes in the order in which every second one is taken.
+// A line of a column. Of a unit's four bytes, where a weight takes two, the first and third become a unit of a panel:
+// those in the middle change places.
 QK_INLINE I16 by_halves(const char* bytes) {
   const I16 x = load_bytes(bytes);
   if (kItemBytes == 1) return x;

@@ -171,7 +171,7 @@ void tile(const Linear& a, const Rows& rows, const Piece& piece, int64_t first, 
   constexpr bool kWhole = std::is_same_v<typename Dot::Sum, Ints>;
   const int32_t* start = kStarted && kWhole && piece.first == 0 ? rows.start + first : nullptr;
   const Left left{rows.data + first * rows.stride + piece.first * kUnit, rows.stride, start};
-  block<Dot>(count, left, packed, piece.units, Store{sums, kColumns, piece.first > 0}, ahead);
+  block<Dot, true>(count, left, packed, piece.units, Store{sums, kColumns, piece.first > 0}, ahead);
   if (piece.first + piece.units < rows.units) return;
   for (int64_t i = 0; i < count; i++)
     for (int p = 0; p < 2 && c.count[p] > 0; p++) {
