@@ -37,7 +37,7 @@ struct Row {
 };
 
 void linear(const qk::Table& table, qk::Linear a) {
-  place_all(a.x, a.weight, a.scale, a.zero, a.bias, a.residual, a.out);
+  place_all(a.x, a.weight, a.scale, a.groups, a.bias, a.residual, a.out);
   table.linear(a);
 }
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from qalign_kernels import native
+from qalign_kernels.linear import BLOCK, GROUP
 
 ARM, X64 = "aarch64", "x86_64"
 _SIZE = 96 << 20  # bytes of arguments at most
@@ -140,13 +141,13 @@ class EmulatedTable:
 
     def linear(self, reference: Any) -> None:
         a = reference._obj
-        groups = -(-a.inputs // a.group) if a.group else 1
-        columns = groups * a.group if a.group else a.inputs
+        blocks = -(-a.inputs // BLOCK)
+        columns = blocks * BLOCK if a.groups else a.inputs
         sizes = {
             "x": 4 * a.rows * a.inputs,
             "weight": a.outputs * columns * _WEIGHT_BITS[a.kind] // 8,
-            "scale": 4 * a.outputs * groups,
-            "zero": a.outputs * -(-groups // 2),
+            "scale": 4 * a.outputs,
+            "groups": a.outputs * blocks * BLOCK // GROUP,
             "bias": 4 * a.outputs,
             "residual": 4 * a.rows * a.outputs,
         }

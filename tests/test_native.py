@@ -20,12 +20,12 @@ from emulated import ARM, X64, EmulatedTable, Program, build_program, build_stan
 from safetensors.torch import load_file
 from test_precisions import Rounded
 
-from qalign_export.quantizer import quantize_fp8, quantize_int4, quantize_int8
+from qalign_export.quantizer import quantize_fp8, quantize_int8
 from qalign_fast.artifact import read_manifest
 from qalign_fast.loading import load_engine
 from qalign_fast.model.packed import PackedModel
 from qalign_kernels import native
-from qalign_kernels.linear import Weight
+from qalign_kernels.linear import BLOCK, GROUP, Weight, pack_int4
 from qalign_kernels.native_ops import NativeOps, load_native
 from qalign_kernels.ops import PLAIN
 
@@ -37,8 +37,11 @@ LINEARS = [
     (13, 11008, 32),  # the longest sum
     (35, 11008, 40),  # the same by pieces where few rows alone go another way, in several tiles
     (5, 588, 33),  # a patch: not a whole line of units
+    (26, 592, 47),  # the same as float32's lines have it; columns of a second panel that lacks one
     (33, 31, 5),  # less than a line, an odd number of inputs
-    (40, 160, 64),  # a group that is not full
+    (40, 160, 64),  # a block of 4-bit weights that is not full
+    (3, 129, 17),  # a block that has one input, a panel that has one column
+    (1, 1, 1),
     (77, 192, 64),  # what AMX multiplies across: five tiles of rows,
     (100, 128, 32),  # four and three,
     (20, 64, 32),  # two
@@ -63,7 +66,7 @@ MULTIPLIES = {
 ARM_SETS = list(native.instruction_sets(ARM))
 STOOD_IN = [f"{name}, stood in for" for name in ("avxvnni", "avx512bf16", "amx")]
 HERE = [*native.instruction_sets(), *(STOOD_IN if platform.machine().lower() == X64 else [])]
-WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4", "int4, groups of 32"]
+WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,29 @@ def weight_of(w: torch.Tensor, kind: str, bias: torch.Tensor | None) -> Weight:
         return Weight(kind, w.to(floats[kind]), bias=bias)
     if kind == "fp8":  # which has no C++ kernel
         return Weight(kind, **quantize_fp8(w), bias=bias)
-    group = 32 if "32" in kind else 128
-    return Weight(kind, **(quantize_int8(w) if kind == "int8" else quantize_int4(w, group)), bias=bias)
+    if kind == "int8":
+        return Weight(kind, **quantize_int8(w), bias=bias)
+    return random_int4(*w.shape, bias)
+
+
+def random_int4(n: int, k: int, bias: torch.Tensor | None) -> Weight:
+    """Any codes, zero points and multipliers whose weights are 8-bit; zeros after the last input."""
+    generator = torch.Generator().manual_seed(n + k)
+    blocks = -(-k // BLOCK)
+    codes = torch.randint(0, 16, (n, blocks * BLOCK), generator=generator)
+    zero = torch.randint(0, 16, (n, blocks * BLOCK // GROUP), generator=generator)
+    farthest = (codes.view(n, -1, GROUP) - zero.unsqueeze(-1)).abs().amax(-1).clamp_min(1)
+    multiplier = torch.randint(1, 17, zero.shape, generator=generator).minimum(127 // farthest)
+    codes[:, k:] = 0
+    scale = torch.rand(n, generator=generator) / (30 * k**0.5)
+    return int4_of(codes, multiplier, zero, scale, bias)
+
+
+def int4_of(
+    codes: torch.Tensor, multiplier: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> Weight:
+    weight, groups = pack_int4(codes.to(torch.uint8), multiplier, zero)
+    return Weight("int4", weight, scale, groups, bias)
 
 
 def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -140,17 +164,44 @@ def test_linears_are_the_contracts(ops: NativeOps, shape: tuple[int, int, int], 
     else:
         fused = {"activation": "quick_gelu", "residual": residual}
         found, expected = (o.linear(x, weight, **fused) for o in (ops, PLAIN))
-    assert off_by(found, expected) < (1e-6 if kind == "int8" else 1e-5)
+    assert off_by(found, expected) < (1e-6 if kind in ("int8", "int4") else 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("shape", LINEARS, ids=str)
-def test_int8_is_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, int]) -> None:
-    """Whole numbers' sums have no order, and what follows them is rounded alike on every instruction set."""
+def test_whole_numbers_are_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, int], kind: str) -> None:
+    """Their sums have no order, and what follows them is rounded alike on every instruction set."""
     m, k, n = shape
-    x, residual, weight = random(m, k), random(m, n, seed=1), weight_of(random(n, k) / k**0.5, "int8", random(n))
+    x, residual, weight = random(m, k), random(m, n, seed=1), weight_of(random(n, k) / k**0.5, kind, random(n))
     torch.testing.assert_close(
         ops.linear(x, weight, residual=residual), PLAIN.linear(x, weight, residual=residual), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("inputs", [BLOCK, BLOCK - 33])  # the second: its last group has no input
+def test_every_weight_that_4_bits_can_be_is_the_contracts(ops: NativeOps, inputs: int) -> None:
+    """All codes in all four groups of a block, by every multiplier and zero point, an input at a time."""
+    multiplier, zero = torch.meshgrid(torch.arange(1, 17), torch.arange(16), indexing="ij")
+    multiplier, zero = (x.reshape(-1, 1) for x in (multiplier, zero))  # [256, 1]
+    reach = 127 // multiplier
+    codes = torch.arange(BLOCK) % 16
+    codes = codes.expand(256, -1).maximum(zero - reach).minimum(zero + reach)
+    groups = (x.expand(-1, BLOCK // GROUP) for x in (multiplier, zero))
+    weight = int4_of(codes, *groups, torch.ones(256), None)
+    found = ops.linear(torch.eye(inputs), weight)
+    torch.testing.assert_close(found, ((codes - zero) * multiplier)[:, :inputs].T.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_4_bit_weights_are_the_contracts(ops: NativeOps, sign: int) -> None:
+    n, k = 33, 11008
+    code, zero = (14, 0) if sign > 0 else (0, 14)
+    multiplier = torch.full((n, k // GROUP), 9)  # 9 · 14 = 126
+    weight = int4_of(torch.full((n, k), code), multiplier, torch.full_like(multiplier, zero), torch.ones(n), None)
+    x = torch.ones(2, k)
+    x[1] = -1
+    torch.testing.assert_close(ops.linear(x, weight), PLAIN.linear(x, weight), rtol=0, atol=0)
+    assert abs(float(ops.linear(x, weight)[0, 0]) - sign * 126 * k) < 1
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8", "int4"])

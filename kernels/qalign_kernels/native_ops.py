@@ -20,8 +20,8 @@ _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, 
 
 class _Linear(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("kind", "rows", "inputs", "outputs", "group")),
-        *((name, c_void_p) for name in ("x", "weight", "scale", "zero", "bias", "residual")),
+        *((name, c_int64) for name in ("kind", "rows", "inputs", "outputs")),
+        *((name, c_void_p) for name in ("x", "weight", "scale", "groups", "bias", "residual")),
         ("quick_gelu", c_int64),
         ("out", c_void_p),
     ]
@@ -99,10 +99,9 @@ class NativeOps(Ops):
         out = x.new_empty(*x.shape[:-1], outputs)
         if residual is not None:
             residual = residual.contiguous()
-        group = 2 * w.weight.shape[2] if w.zero is not None else 0
-        pointers = _pointers(x, w.weight, w.scale, w.zero, w.bias, residual)
+        pointers = _pointers(x, w.weight, w.scale, w.groups, w.bias, residual)
         rows, inputs = x.numel() // x.shape[-1], x.shape[-1]
-        args = _KINDS[w.weight.dtype], rows, inputs, outputs, group, *pointers, activation == "quick_gelu"
+        args = _KINDS[w.weight.dtype], rows, inputs, outputs, *pointers, activation == "quick_gelu"
         self._table.linear(byref(_Linear(*args, out.data_ptr())))
         return out
 

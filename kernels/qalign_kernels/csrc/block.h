@@ -97,7 +97,7 @@ struct Pairs {
   }
 };
 
-// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kBias higher, 4-bit ones less:
+// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kWeightBias higher:
 // sum_k a_k w_k = sum_k a_k (w_k + bias) - bias sum_k a_k, and the sums start from what is taken off.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define QK_BYTES
@@ -113,6 +113,8 @@ using Whole = Bytes;
 #else
 using Whole = Pairs;
 #endif
+constexpr int kWeightBias = kUnsignedWeights ? 128 : 0;
+constexpr int kLineItems = kLine / sizeof(Whole::Item);  // whole numbers a line
 
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kShortFloats = true;  // products of bfloat16 as they are
@@ -168,7 +170,6 @@ struct Left {
   const char* data;
   int64_t stride;
   const int32_t* start = nullptr;
-  int64_t start_stride = 0;
 };
 
 struct Right {
@@ -247,7 +248,7 @@ inline void block_of(const Left& a, const Right& b, int64_t units, const Out& ou
   if constexpr (std::is_same_v<typename Dot::Sum, Ints>)
     if (kUnsignedWeights && a.start)
       for (int i = 0; i < Rows; i++)
-        for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i * a.start_stride];
+        for (int v = 0; v < kVectors; v++) sums[i][v] += a.start[i];
   const char *next = ahead.next, *row = a.data, *line = b.data;
   for (int64_t left = units; left > 0; left -= kStride) {
     __builtin_prefetch(next, 0, 2);
@@ -275,10 +276,22 @@ inline void block_of(const Left& a, const Right& b, int64_t units, const Out& ou
     for (int v = 0; v < kVectors; v++) out(i, v * (kVector / 4), sums[i][v]);
 }
 
-template <class Dot, int Rows, class Out>
+// The same for many units by AVX512. Inlined, it would leave its 12 rows' addresses in memory, an eighth slower;
+// aligned, its loop is as fast wherever in the library it lies.
+template <class Dot, int Rows>
+__attribute__((noinline, flatten, aligned(64))) void long_block_of(const Left& a, const Right& b, int64_t units,
+                                                                   const Store& out, Ahead& ahead) {
+  block_of<Dot, Rows>(a, b, units, out, ahead);
+}
+
+template <class Dot, bool Long, int Rows, class Out>
 inline void block_up_to(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
-  if (rows == Rows) return block_of<Dot, Rows>(a, b, units, out, ahead);
-  if constexpr (Rows > 1) block_up_to<Dot, Rows - 1>(rows, a, b, units, out, ahead);
+  if constexpr (Rows > 1)
+    if (rows < Rows) return block_up_to<Dot, Long, Rows - 1>(rows, a, b, units, out, ahead);
+  if constexpr (Long && kVector == 64)
+    long_block_of<Dot, Rows>(a, b, units, out, ahead);
+  else
+    block_of<Dot, Rows>(a, b, units, out, ahead);
 }
 
 #if defined(__AMX_INT8__)
@@ -412,25 +425,18 @@ constexpr bool kStarted = kUnsignedWeights;
 #endif
 
 // At most kBlockRows rows by 32 columns; the matrix instructions take units by 16.
-template <class Dot, class Out>
+template <class Dot, bool Long = false, class Out>
 inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__AMX_INT8__)
-  if constexpr (!std::is_same_v<Dot, Float32>)
-    if (units % 16 == 0) {
-      if constexpr (std::is_same_v<Out, Store>) return block_tiles<Dot>(rows, a, b, units, out);
-      alignas(64) typename Dot::Sum sums[kBlockRows][2];
-      block_tiles<Dot>(rows, a, b, units, {sums, kColumns});
-      for (int64_t i = 0; i < rows; i++)
-        for (int p = 0; p < 2; p++) out(i, p * 16, sums[i][p]);
-      return;
-    }
+  if constexpr (!std::is_same_v<Dot, Float32> && std::is_same_v<Out, Store>)
+    if (units % 16 == 0) return block_tiles<Dot>(rows, a, b, units, out);
 #endif
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t here = rows - first < kRows ? rows - first : kRows;
-    const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first * a.start_stride : nullptr,
-                    a.start_stride};
+    const Left some{a.data + first * a.stride, a.stride, a.start ? a.start + first : nullptr};
     for (int p = 0; p < 2; p += kPanels)
-      block_up_to<Dot, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16), ahead);
+      block_up_to<Dot, Long, kRows>(here, some, {b.data + p * b.panel, b.panel}, units, out.moved(first, p * 16),
+                                    ahead);
   }
 }
 

@@ -118,8 +118,8 @@ inline void pack_panel(const Read& read, int64_t rows, int64_t lines, char* to) 
   }
 }
 
-// The same for rows of `bytes`, `stride` apart: widen(p, row) makes 16 units of `Source` bytes; past a row's end they
-// are zeros.
+// The same for rows of `bytes`, `stride` apart: widen(p) makes 16 units of `Source` bytes; past a row's end they are
+// zeros.
 template <class Dot, int Source, class Widen>
 inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t bytes, int64_t lines, const Widen& widen,
                       char* to) {
@@ -127,14 +127,14 @@ inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t by
   for (int64_t line = 0; line < whole; line++) {
     I16 buffer[16];
 #pragma GCC unroll 16
-    for (int64_t row = 0; row < 16; row++) buffer[row] = widen(from + row * stride + line * Source, row);
+    for (int64_t row = 0; row < 16; row++) buffer[row] = widen(from + row * stride + line * Source);
     transpose_for<Dot>(buffer, to + line * 16 * kLine);
   }
   const auto read = [&](int64_t row, int64_t line) {
     alignas(kLine) char piece[Source] = {};
     const int64_t at = (whole + line) * Source;
     if (at < bytes) std::memcpy(piece, from + row * stride + at, least(Source, bytes - at));
-    return widen(piece, row);
+    return widen(piece);
   };
   pack_panel<Dot>(read, rows, lines - whole, to + whole * 16 * kLine);
 }

@@ -131,8 +131,7 @@ inline float reach(const float* x, int64_t width) {
   return largest(most);
 }
 
-// A row, or a group of a row, of `width` floats -> whole numbers in -127..127, zeros up to `padded`; its scale and the
-// sum of its numbers.
+// A row of `width` floats -> whole numbers in -127..127, zeros up to `padded`; its scale and the sum of its numbers.
 template <class Item>
 inline void quantize(const float* x, int64_t width, int64_t padded, Item* to, float* scale, int32_t* total) {
   const float most = reach(x, width);

@@ -1,6 +1,6 @@
 // What each instruction set's copy of the kernels offers; `dispatch.cpp` hands out the best one that this CPU runs.
 //
-// Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups. All tensors are row-major.
+// Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks of them. All tensors are row-major.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +11,15 @@ enum Kind : int64_t { kFloat32, kFloat16, kBFloat16, kInt8, kInt4 };
 
 struct Linear {
   Kind kind;
-  int64_t rows, inputs, outputs, group;  // M, K, N, and g of int4
-  const float* x;                        // [M, K]
-  const void* weight;                    // [N, K], int4: nibbles [N, G, g/2]
-  const float* scale;                    // [N], int4: [N, G]
-  const uint8_t* zero;                   // int4: nibbles [N, ceil(G/2)]
-  const float* bias;                     // [N] or null
-  const float* residual;                 // [M, N] or null
-  int64_t quick_gelu;                    // 1: of the product and its bias, before the residual
-  float* out;                            // [M, N]
+  int64_t rows, inputs, outputs;  // M, K, N
+  const float* x;                 // [M, K]
+  const void* weight;             // [N, K], int4: [N, B, 64] bytes
+  const float* scale;             // [N] of int8 and int4, else null
+  const uint8_t* groups;          // [N, 4 B] of int4
+  const float* bias;              // [N] or null
+  const float* residual;          // [M, N] or null
+  int64_t quick_gelu;             // 1: of the product and its bias, before the residual
+  float* out;                     // [M, N]
 };
 
 struct Attention {
