@@ -23,8 +23,8 @@ from torch import Tensor
 
 from qalign_kernels.ahead import Idle
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import LARGEST, Modal, Weight
-from qalign_kernels.linear_triton import align, form_of, linear
+from qalign_kernels.linear import BLOCK, LARGEST, Modal, Weight
+from qalign_kernels.linear_triton import align, form_of, inputs_of, linear
 from qalign_kernels.ops import Activation
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Shares, Tile, tile_by_rule
@@ -91,9 +91,9 @@ def floats(*shape: int) -> Tensor:
 def weight(form: str, k: int, n: int, bias: bool = False) -> Weight:
     b = floats(n) if bias else None
     if form == "int4":
-        groups = k // 128
-        codes, zero = empty(n, groups, 64, dtype=torch.uint8), empty(n, groups // 2, dtype=torch.uint8)
-        return Weight(form, codes, floats(n, groups), zero, b)
+        blocks = -(-k // BLOCK)
+        codes, groups = empty(n, blocks, BLOCK // 2, dtype=torch.uint8), empty(n, 4 * blocks, dtype=torch.uint8)
+        return Weight(form, codes, floats(n), groups, b)
     dtype = getattr(torch, form)
     return align(Weight(form, empty(n, k, dtype=dtype), floats(n) if dtype in LARGEST else None, None, b))
 
@@ -102,7 +102,7 @@ def tiled(
     device: Device, x: Tensor, w: Weight, activation: Activation = None, residual: Tensor | None = None
 ) -> Tensor:
     """By our tiles, whatever torch has."""
-    tile = tile_by_rule(device, form_of(w), len(x), w.weight.shape[1] if w.zero is None else 1, len(w.weight))
+    tile = tile_by_rule(device, form_of(w), len(x), inputs_of(w), len(w.weight))
     shares = Shares.of(device, torch.device("meta"))
     return linear(x, w, tile, Epilogue(torch.float16, activation, residual), shares)
 
@@ -111,9 +111,9 @@ def ints(m: int, k: int) -> Rows:
     return Rows(empty(m, k, dtype=torch.int8), floats(m, 1))
 
 
-def other(device: Device, tile: Tile) -> Tensor:
+def other(device: Device, tile: Tile, form: str = "int8", k: int = 4096) -> Tensor:
     shares = Shares.of(device, torch.device("meta"))
-    return linear(ints(tile.rows, 4096), weight("int8", 4096, 4096), tile, Epilogue(torch.float16), shares)
+    return linear(ints(tile.rows, k), weight(form, k, 4096), tile, Epilogue(torch.float16), shares)
 
 
 def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -148,16 +148,16 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
     for form in (form for form in forms if form in ("int8", "float8_e4m3fn")):  # steps that are not all whole
         patch = weight(form, 588, 1024, bias=True)
         yield f"patch {form}", lambda w=patch: tiled(device, floats(many, 588), w)
-    qkv = weight("int8", 4096, 20480)
-    for batch in (1, BATCH):
-        yield f"qkv of {batch}", lambda b=batch: ops.modal_linear(ints(77 * b, 4096), qkv, Modal(65 * b, 4096))
+    for form, batch in ((form, batch) for form in ("int8", "int4") for batch in (1, BATCH)):
+        qkv, modal = weight(form, 4096, 20480), Modal(65 * batch, 4096)
+        yield f"qkv {form} of {batch}", lambda b=batch, w=qkv, m=modal: ops.modal_linear(ints(77 * b, 4096), w, m)
+    yield "int4 whose last block is not whole", lambda: other(device, Tile(80, 128, 128, 4, 8), "int4", 592)
     if device.capability == 90:  # what is left where Hopper's own product refuses
         for tile in (Tile(128, 128, 128, 3, 4), Tile(128, 128, 128, 4, 8), Tile(16, 128, 128, 4, 4, 4)):
             yield f"int8 of Triton, {tile.warps} warps, {tile.rows} rows", lambda tile=tile: other(device, tile)
-    yield (
-        "patches",
-        lambda: ops.patches_for(weight("int8", 588, 1024), empty(BATCH, 448, 448, 3, dtype=torch.uint8), 14),
-    )
+    pixels = empty(BATCH, 448, 448, 3, dtype=torch.uint8)
+    for form in ("int8", "int4"):
+        yield f"patches {form}", lambda w=weight(form, 588, 1024): ops.patches_for(w, pixels, 14)
     yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
     yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)
