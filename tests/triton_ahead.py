@@ -156,8 +156,8 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
         for tile in (Tile(128, 128, 128, 3, 4), Tile(128, 128, 128, 4, 8), Tile(16, 128, 128, 4, 4, 4)):
             yield f"int8 of Triton, {tile.warps} warps, {tile.rows} rows", lambda tile=tile: other(device, tile)
     pixels = empty(BATCH, 448, 448, 3, dtype=torch.uint8)
-    for form in ("int8", "int4"):
-        yield f"patches {form}", lambda w=weight(form, 588, 1024): ops.patches_for(w, pixels, 14)
+    for patch in (weight(form, 588, 1024) for form in ("int8", "int4")):
+        yield f"patches {patch.name}", lambda w=patch: ops.patches_for(w, pixels, 14)
     yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
     yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)
