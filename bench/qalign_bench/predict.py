@@ -25,6 +25,8 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,11 +34,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qalign_bench.random_model import make
+from qalign_bench.random_model import RandomModel, make
 from qalign_bench.report import markdown_table
 from qalign_bench.timed_ops import size_of
 from qalign_fast.cuda_engine import CudaModel, between_of, to_device
-from qalign_kernels.linear import LARGEST, Modal, Weight
+from qalign_kernels.linear import BLOCK, GROUP, LARGEST, Modal, Weight
 from qalign_kernels.linear_hopper import per_processor
 from qalign_kernels.linear_triton import form_of, inputs_of, read_as
 from qalign_kernels.ops import Activation, Ops
@@ -228,12 +230,28 @@ def _held(device: Device, tile: Tile, form: str) -> int:
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
+@cache
+def model_of(precision: str, reference: str = MODEL) -> RandomModel:
+    """Without data. int4's is int8's, of other weights: to look for groups takes minutes though there are no numbers."""
+    model = make(reference, "int8" if precision == "int4" else precision, torch.device("meta"))
+    if precision != "int4":
+        return model
+    tensors = dict(model.tensors)
+    for name, weight in model.tensors.items():
+        if weight.dtype == torch.int8:
+            n, blocks = len(weight), cdiv(weight.shape[1], BLOCK)
+            tensors[name] = weight.new_empty(n, blocks, BLOCK // 2, dtype=torch.uint8)
+            groups = weight.new_empty(n, blocks * BLOCK // GROUP, dtype=torch.uint8)
+            tensors[name.removesuffix("weight") + "groups"] = groups
+    return replace(model, tensors=tensors)
+
+
 def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    model, meta, between = make(MODEL, precision, torch.device("meta")), torch.device("meta"), between_of(precision)
+    model, meta, between = model_of(precision), torch.device("meta"), between_of(precision)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
     ops = Foreseen(chip, between)
-    run = CudaModel(config, to_device(model.tensors, meta, between), ops, ops)
+    run = CudaModel(config, to_device(dict(model.tensors), meta, between), ops, ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
