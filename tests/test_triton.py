@@ -959,7 +959,8 @@ def test_the_rule_pads_little_and_occupies_the_device() -> None:
     assert (of_one.rows, of_one.columns, of_one.splits) == (80, 128, 3)  # 96 programs
     assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 3, 4)  # two a processor
     assert tile_by_rule(DEVICES[86], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 64, 4, 4)
-    assert tile_by_rule(DEVICES[90], "int4", 77, 4096, 4096) == Tile(80, 128, 128, 4, 8, 4)  # 128 programs
+    assert tile_by_rule(DEVICES[90], "int4", 77, 4096, 4096) == Tile(80, 128, 128, 4, 4, 8)  # 256 programs for 264
+    assert tile_by_rule(DEVICES[86], "int4", 77, 4096, 4096) == Tile(80, 128, 128, 3, 4, 5)  # 160 for 164
     assert tile_by_rule(DEVICES[86], "int4", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 3, 4)
     assert tile_by_rule(DEVICES[80], "float16", 77, 4096, 4096).splits == 1  # whose sums another order would change
 

@@ -6,8 +6,8 @@ The full-size model's steps run on tensors that hold no data; each operation is 
 says. It is an estimate, made to be put beside a measurement and replaced by it: no figure of it is a result. It assumes
 
     arithmetic  a processor multiplies a step of 128 inputs of a tile in the cycles that its matrix units need at
-                `busy` of their peak, or in which its share of the second cache's rate brings the step's boxes, or in
-                which its lanes spread int4's weights
+                `busy` of their peak, or in which its share of the second cache's rate brings the step's boxes;
+                its lanes spread int4's weights before that, or meanwhile another program's
     memory      a launch reads and writes what it has to once, at `dram`; a product takes the longest of the three
     ends        what no loop covers of a tile costs `end` microseconds: all of it for one program a processor, a
                 quarter where two cover each other. Where a device's programs do not come out even the last wave costs
@@ -209,9 +209,10 @@ class Foreseen(Ops):
         flop, loaded = 2 * tile.rows * tile.columns * tile.inputs, _loaded(tile, min(m, tile.rows), form)
         rate = chip.busy * chip.peak.get("int8" if form == "int4" else form, _SLOW)
         step = 1e-6 * processors * max(flop / rate, loaded / chip.cache)
-        if form == "int4":
-            step = max(step, 1e-3 * _SPREAD * tile.columns * tile.inputs / _LANES / chip.clock)
         held = per_processor(tile) if tile.hopper else _held(chip.facts, tile, form)
+        if form == "int4":
+            spread = 1e-3 * _SPREAD * tile.columns * tile.inputs / _LANES / chip.clock
+            step = max(step, spread) if held > 1 else step + spread
         end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
         waves = cdiv(tiles * tile.splits, processors * held)
         if tile.hopper:  # shares the last wave's steps
@@ -232,7 +233,7 @@ def _held(device: Device, tile: Tile, form: str) -> int:
 
 @cache
 def model_of(precision: str, reference: str = MODEL) -> RandomModel:
-    """Without data. int4's is int8's, of other weights: to look for groups takes minutes though there are no numbers."""
+    """Without data. int4's is int8's of other weights: the search for groups takes minutes though it finds nothing."""
     model = make(reference, "int8" if precision == "int4" else precision, torch.device("meta"))
     if precision != "int4":
         return model

@@ -28,7 +28,7 @@ Table: TypeAlias = Mapping[str, Mapping[str, list[list[Any]]]]  # of ints, and a
 # of one of the rows' values
 _BYTES = {"int8": 1, "int4": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _LOADED = 128  # bytes of a row that one step loads: a line of the cache
-_OF_WEIGHTS = {"int4": 64 + 4}  # bytes of a channel that one step loads, groups among them, where they are not as many
+_OF_WEIGHTS = 64 + 4  # bytes of a channel that it loads of 4-bit weights and their groups
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
 _WITH_A_REST = {80: 1.1}  # 64 and 16, for a picture's 77: of whole numbers, where rows are not wgmma's 64 at least
@@ -124,21 +124,22 @@ def _of_triton(device: Device, form: str, m: int, k: int, n: int) -> Tile:
     columns = 128
     while not exact and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
         columns //= 2
-    inputs = _LOADED // _BYTES[form]
     tiles = cdiv(m, rows) * cdiv(n, columns)
-    if exact and rows == 128 and tiles > 2 * device.processors:
-        return _two_at_once(device, form)
+    if form == "int4" or (exact and rows == 128 and tiles > 2 * device.processors):
+        return _two_at_once(device, form, rows, tiles, k)
+    inputs = _LOADED // _BYTES[form]
     splits = _splits(device, tiles, cdiv(k, inputs)) if exact else 1
-    stages = _stages(device, device.shared, rows * _LOADED + columns * _OF_WEIGHTS.get(form, _LOADED))
+    stages = _stages(device, device.shared, (rows + columns) * _LOADED)
     return Tile(rows, columns, inputs, stages, 8 if rows * columns > 64 * 128 else 4, splits)
 
 
-def _two_at_once(device: Device, form: str) -> Tile:
-    """Two programs of 4 warps a processor: one multiplies while the other begins or ends a tile."""
+def _two_at_once(device: Device, form: str, rows: int, tiles: int, k: int) -> Tile:
+    """Two programs of 4 warps a processor: one multiplies while the other begins or ends a tile, or spreads weights."""
     room = (device.shared + RESERVED) // 2 - RESERVED
-    step = 128 * (_LOADED + _OF_WEIGHTS.get(form, _LOADED))
+    step = rows * _LOADED + 128 * (_OF_WEIGHTS if form == "int4" else _LOADED)
     parts = 1 if 2 * step <= room else 2  # of a step
-    return Tile(128, 128, _LOADED // parts, _stages(device, room, step // parts), 4)
+    splits = _splits(device, tiles, cdiv(k, _LOADED), 2)
+    return Tile(rows, 128, _LOADED // parts, _stages(device, room, step // parts), 4, splits)
 
 
 def _stages(device: Device, room: int, step: int) -> int:
@@ -146,11 +147,11 @@ def _stages(device: Device, room: int, step: int) -> int:
     return min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
 
 
-def _splits(device: Device, tiles: int, steps: int) -> int:
-    """Parts of a tile's steps with which all programs end soonest, where each has a few steps."""
+def _splits(device: Device, tiles: int, steps: int, held: int = 1) -> int:
+    """Parts of a tile's steps with which all programs end soonest, where each has a few steps; so many a processor."""
 
     def end(parts: int) -> int:
-        return cdiv(tiles * parts, device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
+        return cdiv(tiles * parts, held * device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
 
     few = tiles <= device.processors  # whose sums have room, though a modality's tiles begin anew
     return min(range(1, max(1, min(_MOST_PARTS, steps // SHARED_COST)) + 1), key=end) if few else 1
