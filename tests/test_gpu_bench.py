@@ -270,7 +270,8 @@ def test_the_sweep_runs_under_the_interpreter(form: str, tmp_path: Path) -> None
         check=True,
     )
     times = json.loads(out.read_text())["times"]
-    assert {t["by"] for t in times} == {"rule", "candidate", *(["torch"] if form not in ("int8", "int4") else [])}  # of 16 rows
+    torchs = ["torch"] if form not in ("int8", "int4") else []  # of 16 rows
+    assert {t["by"] for t in times} == {"rule", "candidate", *torchs}
     assert not [t for t in times if t["error"]]
     assert "shrunk: no measurement" in json.loads(out.read_text())["device"]
     assert "out of time before" in run.stderr
