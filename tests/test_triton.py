@@ -1005,6 +1005,8 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
         assert kernel["stack"] <= (0 if hopper else 16), kernel  # bytes a thread: four spilled registers
         multiplies = hopper or kernel["kernel"] in ("_multiply", "multiply_int4", "_attend")
         assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
+        if kernel["kernel"] == "multiply_int4":
+            assert not kernel["put_back"], kernel  # weights are spread in registers and stay there
         if not multiplies:
             assert kernel["registers"] <= 64, kernel  # half the threads a processor may hold, to keep memory busy
         if "float8" in kernel["call"] and kernel["kernel"] == "_multiply" and kernel["call"].startswith("down"):

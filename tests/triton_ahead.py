@@ -55,8 +55,9 @@ def main(capability: int) -> None:
 
 def resources(files: dict[str, str]) -> dict[str, Any]:
     """Registers and bytes of stack (spilled registers) of a thread, bytes of shared memory, instructions of note."""
-    metadata, cubin, ptx = (
-        Path(next(path for name, path in files.items() if name.endswith(kind))) for kind in (".json", ".cubin", ".ptx")
+    metadata, cubin, ptx, tiles = (
+        Path(next(path for name, path in files.items() if name.endswith(kind)))
+        for kind in (".json", ".cubin", ".ptx", ".ttgir")
     )
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -70,6 +71,7 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
+        "put_back": "ttg.local_alloc %" in tiles.read_text(),  # a tile that was computed, into shared memory
         "outstanding": sorted(set(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", disassembled(cubin)))),
         "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }

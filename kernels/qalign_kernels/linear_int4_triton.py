@@ -4,6 +4,9 @@ A byte is read where the tensor cores will want the four inputs of its word, so 
 stay there: the tile is computed on its side, w xᵀ, as Hopper's matrix units take only the left operand from registers.
 Four inputs of a word are spread at once, k (w - z) + 128 in each byte: no byte borrows of the next.
 
+Triton's compiler loads weights as the product wants them only where all that lies between is made of loads, constants
+and steps within a thread: an arange there, and they go through shared memory a second time.
+
 Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks.
 """
 
@@ -55,6 +58,7 @@ def multiply_int4(
         total = tl.dot(to_bytes(low), load_half(a, half, inside, even).T, total, out_dtype=tl.int32)
         total = tl.dot(to_bytes(high), load_half(a + _HALF, half + _HALF, inside, even).T, total, out_dtype=tl.int32)
         if more_rows > 0:
+            # signed: were they the same values, the compiler would keep one product's alone in registers
             left, right = to_bytes(low.to(tl.int32, bitcast=True)), to_bytes(high.to(tl.int32, bitcast=True))
             more = tl.dot(left, load_half(more_a, half, inside, even).T, more, out_dtype=tl.int32)
             more = tl.dot(right, load_half(more_a + _HALF, half + _HALF, inside, even).T, more, out_dtype=tl.int32)
