@@ -254,16 +254,18 @@ def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dt
 
 
 def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Each decoder layer's q, kv_visual and kv_text in int8, as one weight, qkv, and as its parts.
+    """Each decoder layer's q, kv_visual and kv_text in int8 or int4, as one weight, qkv, and as its parts.
 
     They leave `mapped`. One product reads them.
     """
     tensors: dict[str, Tensor] = {}
     for layer in [name.removesuffix("q.weight") for name in mapped if re.fullmatch(r"decoder\..*\.q\.weight", name)]:
-        if mapped[f"{layer}q.weight"].dtype != torch.int8:
+        linears = [f"{layer}{one}" for one in ("q", "kv_visual", "kv_text")]
+        types = {mapped[f"{name}.weight"].dtype for name in linears}
+        if types not in ({torch.int8}, {torch.uint8}):  # others, or of which one rounds badly
             continue
-        for part in ("weight", "scale"):
-            names = [f"{layer}{one}.{part}" for one in ("q", "kv_visual", "kv_text")]
+        for part in ("weight", "scale", *(["groups"] if types == {torch.uint8} else [])):
+            names = [f"{name}.{part}" for name in linears]
             ends = list(accumulate(len(mapped[name]) for name in names))
             stacked = tensors[f"{layer}qkv.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
             tensors |= {name: stacked[first:end] for name, first, end in zip(names, [0, *ends], ends)}

@@ -29,6 +29,7 @@ from qalign_bench.kernel_times import Span, median_step, step_of, table
 from qalign_bench.models import prepare
 from qalign_bench.peers import hf_eager
 from qalign_bench.peers.loop import parse_spec
+from qalign_bench.predict import model_of
 from qalign_bench.random_model import DeviceSource, make, open_engine, pack_on_device
 from qalign_bench.tune import (
     BATCHES,
@@ -257,7 +258,7 @@ def test_the_table_is_written_for_the_device_that_a_sweep_names(
     assert json.loads(path.read_text()) == {table_key(H100): {"int8": [[77, 4096, 4096, *tile]]}}
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "int4"])
+@pytest.mark.parametrize("form", FORMS)
 def test_the_sweep_runs_under_the_interpreter(form: str, tmp_path: Path) -> None:
     out = tmp_path / "tune.json"
     command = [sys.executable, "-m", "qalign_bench.tune", "--device", "cpu", "--seconds", "1e-3", "--json", str(out)]
@@ -269,7 +270,8 @@ def test_the_sweep_runs_under_the_interpreter(form: str, tmp_path: Path) -> None
         check=True,
     )
     times = json.loads(out.read_text())["times"]
-    assert {t["by"] for t in times} == {"rule", "candidate", *(["torch"] if form != "int8" else [])}  # of 16 rows
+    torchs = ["torch"] if form not in ("int8", "int4") else []  # of 16 rows
+    assert {t["by"] for t in times} == {"rule", "candidate", *torchs}
     assert not [t for t in times if t["error"]]
     assert "shrunk: no measurement" in json.loads(out.read_text())["device"]
     assert "out of time before" in run.stderr
@@ -285,6 +287,12 @@ def test_ceilings_are_taken_at_the_models_shapes(monkeypatch: pytest.MonkeyPatch
     shape = next(row for row in rows if row["what"] == "product")["shape"]
     assert rows[-1]["tops"] == pytest.approx(2e-9 * np.prod(rows[-1]["shape"]))
     assert f"| product | {' x '.join(map(str, shape))} | torch.mm, float16:" in ceilings.table(rows)
+
+
+def test_the_predictors_int4_model_is_the_one_that_a_search_would_make() -> None:
+    found, made = (one.tensors for one in (model_of("int4", NARROW), make(NARROW, "int4", torch.device("meta"))))
+    shapes = [{name: (x.shape, x.dtype) for name, x in tensors.items()} for tensors in (found, made)]
+    assert shapes[0] == shapes[1]
 
 
 def test_gaps_are_what_nothing_covers() -> None:

@@ -51,13 +51,12 @@ from qalign_kernels import (
 )
 from qalign_kernels.attention import BACKENDS
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import FP8, Modal, Weight, fake_rows, linear, modal_linear, pack_nibbles, quantize_rows
+from qalign_kernels.linear import FP8, Modal, Weight, linear, modal_linear, pack_int4, quantize_rows, spread_int4
 from qalign_kernels.linear_triton import align
 from qalign_kernels.linear_triton import linear as fast_linear
 from qalign_kernels.ops import PLAIN, Ops
 from qalign_kernels.patches import split_patches
 from qalign_kernels.rows import Rows
-from qalign_kernels.rows_triton import quantize_groups
 from qalign_kernels.rows_triton import quantize_rows as fast_quantize_rows
 from qalign_kernels.tiles import Shares, Tile, table_key, tile_by_rule, tile_for
 from qalign_kernels.triton_ops import TritonOps
@@ -134,7 +133,7 @@ def rand(*shape: int) -> Tensor:
 def on(x: Any) -> Any:
     """A tensor, a weight or what else there is, on the device."""
     if isinstance(x, Weight):
-        return Weight(x.name, *(on(part) for part in (x.weight, x.scale, x.zero, x.bias)))
+        return Weight(x.name, *(on(part) for part in (x.weight, x.scale, x.groups, x.bias)))
     return x.to(DEVICE) if isinstance(x, Tensor) else x
 
 
@@ -165,11 +164,20 @@ def float_weight(dtype: torch.dtype, k: int, n: int, bias: bool = True) -> Weigh
     return Weight("float", torch.randn(n, k).to(dtype), None, None, torch.randn(n).to(dtype) if bias else None)
 
 
-def int4_weight(k: int, n: int, group: int, bias: bool = True) -> Weight:
-    groups = -(-k // group)
-    codes = torch.randint(0, 256, (n, groups, group // 2), dtype=torch.uint8)
-    zero = pack_nibbles(torch.randint(0, 16, (n, groups), dtype=torch.uint8))
-    return Weight("int4", codes, torch.rand(n, groups) / 10, zero, torch.randn(n) if bias else None)
+def int4_weight(k: int, n: int, bias: bool = True) -> Weight:
+    """With every multiplier that |k (w - z)| allows for all w."""
+    groups = -(-k // 128) * 4
+    zero = torch.randint(0, 16, (n, groups), dtype=torch.uint8)
+    most = (127 // torch.maximum(zero, 15 - zero)).clamp_max(16)
+    multiplier = (torch.rand(n, groups) * most).to(torch.uint8) + 1
+    codes = torch.randint(0, 16, (n, 32 * groups), dtype=torch.uint8)
+    codes[:, k:] = 0
+    weight, of_groups = pack_int4(codes, multiplier, zero)
+    return Weight("int4", weight, torch.rand(n) / 100, of_groups, torch.randn(n) if bias else None)
+
+
+WEIGHTS = {"int8": int8_weight, "int4": int4_weight, "fp8": fp8_weight}  # forms that read rows in 8 bits
+STEP = {"int8": 32, "int4": 128, "fp8": 32, "float": 32}  # inputs, of weights by name
 
 
 def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -> Tensor:
@@ -178,7 +186,7 @@ def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -
 
 def run_linear(x: Tensor | Rows, w: Weight, gelu: bool = False, residual: Tensor | None = None, **tile: int) -> Tensor:
     """The kernel's float32 result, of many tiles and steps even where x is small."""
-    small = Tile(64 if len(x) > 100 else 16, 32, 32, 2, 4)
+    small = Tile(64 if len(x) > 100 else 16, 32, STEP[w.name], 2, 4)
     epilogue = Epilogue(torch.float32, "quick_gelu" if gelu else None, on(residual))
     return fast_linear(on(x), on(w), small._replace(**tile), epilogue, Shares.of(FACTS, DEVICE))
 
@@ -272,22 +280,6 @@ def test_the_largest_value_and_a_row_of_zeros_stay_finite(dtype: torch.dtype) ->
     assert (y[0] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("k", "group"),
-    [
-        (588, 128),  # the last group is not whole
-        (256, 64),  # the smallest group
-        (32, 128),  # one group, longer than the row
-    ],
-)
-@interpreted
-def test_rows_in_groups_are_the_contracts_evens_before_odds(k: int, group: int) -> None:
-    x = rand(7, k)
-    values, scale = (part.cpu() for part in quantize_groups(on(x), group))
-    pairs = values.transpose(2, 3).flatten(2)  # [M, G, g]
-    assert torch.equal((pairs * scale.T.unsqueeze(2)).flatten(1)[:, :k], fake_rows(x, group))
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @interpreted
 def test_int8_linear(shape: tuple[int, int, int]) -> None:
@@ -311,11 +303,7 @@ def test_fp8_linear(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @interpreted
 def test_epilogues(form: str, bias: bool, residual: bool, gelu: bool) -> None:
-    w = (
-        {"int8": int8_weight, "fp8": fp8_weight}[form](96, 40, bias)
-        if form != "int4"
-        else int4_weight(96, 40, 64, bias)
-    )
+    w = WEIGHTS[form](96, 40, bias)
     x, added = rand(18, 96), torch.randn(18, 40) if residual else None
     close(run_linear(x, w, gelu, added), expected_linear(x, w, gelu, added), 2e-6 if form == "fp8" else 1e-6)
 
@@ -381,15 +369,16 @@ def test_torchs_own_product_takes_last_rows_and_a_weight_aligned_to_more_inputs(
     close(own, ours.cpu(), 1e-6)
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("splits", [2, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @interpreted
-def test_parts_of_a_tile_add_up_to_the_same_bits(shape: tuple[int, int, int], splits: int) -> None:
+def test_parts_of_a_tile_add_up_to_the_same_bits(shape: tuple[int, int, int], splits: int, form: str) -> None:
     m, k, n = shape
-    x, w, residual, shares = rand(m, k), int8_weight(k, n), torch.randn(m, n), Shares.of(FACTS, DEVICE)
+    x, w, residual, shares = rand(m, k), WEIGHTS[form](k, n), torch.randn(m, n), Shares.of(FACTS, DEVICE)
     whole = run_linear(x, w, True, residual)
     tile, epilogue = (
-        Tile(64 if m > 100 else 16, 32, 32, 2, 4, splits),
+        Tile(64 if m > 100 else 16, 32, STEP[form], 2, 4, splits),
         Epilogue(torch.float32, "quick_gelu", on(residual)),
     )
     for _ in range(2):  # what one product leaves is what the next one finds
@@ -398,14 +387,15 @@ def test_parts_of_a_tile_add_up_to_the_same_bits(shape: tuple[int, int, int], sp
         assert not shares.arrived.any()
 
 
+@pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("splits", [1, 3])
 @interpreted
-def test_rows_that_are_two_powers_of_two(splits: int) -> None:
+def test_rows_that_are_two_powers_of_two(splits: int, form: str) -> None:
     shares, residual = Shares.of(FACTS, DEVICE), torch.randn(90, 48)
     for m in (1, 64, 77, 80, 90):
-        x, w = rand(m, 136), int8_weight(136, 48)
+        x, w = rand(m, 136), WEIGHTS[form](136, 48)
         epilogue = Epilogue(torch.float32, "quick_gelu", on(residual[:m]))
-        y = fast_linear(on(x), on(w), Tile(80, 32, 32, 2, 4, splits), epilogue, shares)
+        y = fast_linear(on(x), on(w), Tile(80, 32, STEP[form], 2, 4, splits), epilogue, shares)
         assert torch.equal(y, run_linear(x, w, True, residual[:m]))
         assert not shares.sums.any()
         assert not shares.arrived.any()
@@ -419,11 +409,12 @@ def test_rows_that_are_two_powers_of_two(splits: int) -> None:
         Modal(32, 64),  # tiles that end with both
     ],
 )
+@pytest.mark.parametrize("form", ["int8", "int4"])
 @pytest.mark.parametrize("splits", [1, 3])
 @interpreted
-def test_linears_of_each_modality_in_one_product(modal: Modal, splits: int) -> None:
-    x, w = rand(77, 128), int8_weight(128, modal.common + 2 * 72, bias=False)
-    tile = Tile(32, 32, 32, 2, 4, splits)
+def test_linears_of_each_modality_in_one_product(modal: Modal, splits: int, form: str) -> None:
+    x, w = rand(77, 384), WEIGHTS[form](384, modal.common + 2 * 72, bias=False)
+    tile = Tile(32, 32, STEP[form], 2, 4, splits)
     y = fast_linear(on(x), on(w), tile, Epilogue(torch.float32), Shares.of(FACTS, DEVICE), modal)
     expected = modal_linear(x, w, modal)
     assert expected.shape == (77, modal.common + 72)
@@ -529,10 +520,47 @@ def test_int8_sums_are_exact_at_their_largest() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @interpreted
 def test_int4_linear(shape: tuple[int, int, int]) -> None:
+    """The contract's, and to the bit what int8's is of the weights that it spreads, of rows filled up and not."""
     m, k, n = shape
-    x, w, residual = rand(m, k), int4_weight(k, n, 64 if k == 588 else 128), torch.randn(m, n)
+    x, w, residual = rand(m, k), int4_weight(k, n), torch.randn(m, n)
+    assert w.groups is not None
     y = run_linear(x, w, True, residual)
     close(y, expected_linear(x, w, True, residual), 1e-6)
+    eight = Weight("int8", spread_int4(w.weight, w.groups, k), w.scale, None, w.bias)
+    assert torch.equal(y, run_linear(x, eight, True, residual))
+    assert torch.equal(y, run_linear(fast_quantize_rows(on(x)), w, True, residual))
+
+
+@interpreted
+def test_every_code_of_every_group_is_spread_as_the_contract_has_it() -> None:
+    groups = [(k, z) for k in range(1, 17) for z in range(16) if k * max(z, 15 - z) <= 127]
+    multiplier, zero = (torch.tensor(one, dtype=torch.uint8).view(-1, 1).expand(-1, 4) for one in zip(*groups))
+    weight, of_groups = pack_int4(torch.arange(16, dtype=torch.uint8).repeat(len(groups), 8), multiplier, zero)
+    rows = Rows(torch.eye(128, dtype=torch.int8), torch.ones(128, 1))
+    y = run_linear(Rows(on(rows.values), on(rows.scale)), Weight("int4", weight, torch.ones(len(groups)), of_groups))
+    assert torch.equal(y.cpu().T, spread_int4(weight, of_groups, 128).float())
+
+
+@interpreted
+def test_int4_sums_are_exact_at_their_largest() -> None:
+    k = 11008
+    zero, multiplier = torch.zeros(16, k // 32, dtype=torch.uint8), torch.full((16, k // 32), 9, dtype=torch.uint8)
+    codes = torch.full((16, k), 14, dtype=torch.uint8)  # 9 times that is 126
+    codes[0, 0] = 13
+    weight, of_groups = pack_int4(codes, multiplier, zero)
+    rows = Rows(on(torch.full((1, k), 127, dtype=torch.int8)), on(torch.ones(1, 1)))
+    y = run_linear(rows, Weight("int4", weight, torch.ones(16), of_groups))
+    exact = torch.tensor([127 * 126 * k - 127 * 9] + 15 * [127 * 126 * k])
+    assert torch.equal(y.cpu()[0], exact.float())
+
+
+@interpreted
+def test_patches_come_as_long_as_an_int4_weight() -> None:
+    pixels, w = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8), int4_weight(588, 48)
+    rows = TritonOps(FACTS, torch.float32).patches_for(on(w), on(pixels), 14)
+    assert isinstance(rows, Rows)
+    same(rows, quantize_rows(F.pad(split_patches(pixels, 14).float(), (0, 52))))
+    close(run_linear(rows, w), linear(split_patches(pixels, 14).float(), w), 1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -573,9 +601,10 @@ def test_last_rows_are_taken_without_a_copy() -> None:
 @interpreted
 def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
     ops, x = TritonOps(FACTS, torch.float16), on(rand(3, 96))
-    int8, int4, half = int8_weight(96, 16), int4_weight(96, 16, 64), Weight("half", torch.zeros(16, 96).half())
+    int8, int4, half = int8_weight(96, 16), int4_weight(96, 16), Weight("half", torch.zeros(16, 96).half())
     gain, fp8 = on(torch.ones(96)), fp8_weight(96, 16)
-    cases = [([int8, int8], Rows), ([int8, half], Tensor), ([int4], Tensor), ([half], Tensor), ([int8, fp8], Tensor)]
+    cases = [([int8, int8], Rows), ([int8, half], Tensor), ([int4, int8], Rows), ([half], Tensor),
+             ([int8, fp8], Tensor), ([int4, fp8], Tensor)]  # fmt: skip
     for readers, kind in cases + ([([fp8, fp8], Rows)] if FP8 in BY_ROWS else []):
         found = [
             ops.rms_norm_for(readers, x, gain, gain, 2, EPS),
@@ -583,7 +612,7 @@ def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
             ops.swiglu_for(readers, x),
         ]
         assert all(isinstance(one, kind) for one in found)
-        assert all(one.values.dtype == readers[0].weight.dtype for one in found if isinstance(one, Rows))
+        assert all(one.values.dtype == readers[-1].weight.dtype for one in found if isinstance(one, Rows))
         assert all(one.dtype == torch.float16 for one in found[:2] if isinstance(one, Tensor))
 
 
@@ -593,7 +622,7 @@ def test_broken_rows_stay_where_they_are() -> None:
     broken = x.clone()
     broken[17:] = float("nan")
     fp8 = [fp8_weight(96, 48)] if FP8 in BY_ROWS else []
-    for w in (int8_weight(96, 48), int4_weight(96, 48, 64), Weight("float", torch.randn(48, 96)), *fp8):
+    for w in (int8_weight(96, 48), int4_weight(96, 48), Weight("float", torch.randn(48, 96)), *fp8):
         y = run_linear(norm_triton.rms_norm(on(broken), on(gain), on(gain), 20, EPS), w)
         assert torch.equal(y[:17], run_linear(norm_triton.rms_norm(on(x), on(gain), on(gain), 20, EPS), w)[:17])
 
@@ -733,12 +762,13 @@ class Apart(TritonOps):
     swiglu_for = Ops.swiglu_for
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 @interpreted
-def test_the_engines_model_in_int8_is_the_packed_one_to_the_bit() -> None:
+def test_the_engines_model_is_the_packed_one_to_the_bit(precision: str) -> None:
     """q, k and v in one product."""
     source, tensors = open_source(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = pack(source, Recipe("int8"), [quality], torch.empty(0), tensors.__setitem__)
+    packed = pack(source, Recipe(precision), [quality], torch.empty(0), tensors.__setitem__)
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:2]))
     constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
     ops = TritonOps(FACTS, torch.float32)
@@ -750,7 +780,7 @@ def test_the_engines_model_in_int8_is_the_packed_one_to_the_bit() -> None:
     assert torch.equal(model.decode(tokens, *constants), expected.decode(tokens, *constants))
 
 
-@pytest.mark.parametrize("precision", [form for form in FORMS if form != "int4"])
+@pytest.mark.parametrize("precision", FORMS)
 @interpreted
 def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
     source, tensors = open_source(GOLDEN / "narrow-112"), {}
@@ -924,11 +954,14 @@ def test_a_tile_that_does_not_fit_this_gpu_gives_way(monkeypatch: pytest.MonkeyP
 
 def test_the_rule_pads_little_and_occupies_the_device() -> None:
     assert tile_by_rule(DEVICES[80], "int8", 1, 4096, 4096).rows == 16
-    assert tile_by_rule(DEVICES[80], "int4", 77, 4096, 4096).columns == 32  # 128 programs for 108 processors
+    assert tile_by_rule(DEVICES[80], "float8_e4m3fn", 77, 4096, 4096).columns == 32  # 128 programs for 108 processors
     of_one = tile_by_rule(DEVICES[80], "int8", 77, 4096, 4096)
     assert (of_one.rows, of_one.columns, of_one.splits) == (80, 128, 3)  # 96 programs
     assert tile_by_rule(DEVICES[80], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 3, 4)  # two a processor
     assert tile_by_rule(DEVICES[86], "int8", 77 * 64, 4096, 4096) == Tile(128, 128, 64, 4, 4)
+    assert tile_by_rule(DEVICES[90], "int4", 77, 4096, 4096) == Tile(80, 128, 128, 4, 4, 8)  # 256 programs for 264
+    assert tile_by_rule(DEVICES[86], "int4", 77, 4096, 4096) == Tile(80, 128, 128, 3, 4, 5)  # 160 for 164
+    assert tile_by_rule(DEVICES[86], "int4", 77 * 64, 4096, 4096) == Tile(128, 128, 128, 3, 4)
     assert tile_by_rule(DEVICES[80], "float16", 77, 4096, 4096).splits == 1  # whose sums another order would change
 
 
@@ -970,8 +1003,10 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
         assert kernel["shared"] <= DEVICES[capability].shared, kernel
         hopper = kernel["kernel"] == "_multiply_hopper"
         assert kernel["stack"] <= (0 if hopper else 16), kernel  # bytes a thread: four spilled registers
-        multiplies = hopper or kernel["kernel"] in ("_multiply", "_multiply_groups", "_attend")
+        multiplies = hopper or kernel["kernel"] in ("_multiply", "multiply_int4", "_attend")
         assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
+        if kernel["kernel"] == "multiply_int4":
+            assert not kernel["put_back"], kernel  # weights are spread in registers and stay there
         if not multiplies:
             assert kernel["registers"] <= 64, kernel  # half the threads a processor may hold, to keep memory busy
         if "float8" in kernel["call"] and kernel["kernel"] == "_multiply" and kernel["call"].startswith("down"):
@@ -979,8 +1014,8 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
         if kernel["kernel"].startswith("_quantize"):
             assert kernel["divisions"] == ["div.rn.f32"], kernel  # no approximation
     assert {kernel["kernel"] for kernel in kernels} == {
-        "_layer_norm", "_rms_norm", "_swiglu", "_quantize_rows", "_quantize_groups", "_multiply", "_multiply_groups",
-        "_attend", "_finish_product", "_split_patches", *(["_multiply_hopper"] if capability == 90 else []),
+        "_layer_norm", "_rms_norm", "_swiglu", "_quantize_rows", "_multiply", "multiply_int4", "_attend",
+        "_finish_product", "_split_patches", *(["_multiply_hopper"] if capability == 90 else []),
     }  # fmt: skip
     assert any("float8" in kernel["call"] for kernel in kernels) == (capability >= FP8_SINCE)
 
@@ -1002,14 +1037,15 @@ def test_products_run_on_tensor_cores(capability: int, compiled: list[Kernel]) -
         kernel
         for kernel in compiled
         if kernel["capability"] == capability
-        and kernel["kernel"].startswith("_multiply")
+        and "multiply" in kernel["kernel"]
         and kernel["call"] != "head"  # float32, five columns
     ]
     assert len(products) > 10
     for kernel in products:
         instructions = " ".join(kernel["products"])
         few = kernel["call"].endswith((", 1 rows", ", 16 rows"))
-        warp_groups = capability == 90 and not few  # they multiply 64 rows at least
+        wide = kernel["kernel"] == "multiply_int4" or not few  # warp groups multiply 64 rows, or channels, at least
+        warp_groups = capability == 90 and wide
         expected = ".f32.f16.f16" if "float16" in kernel["call"] else "s32.s8.s8"
         if "float8" in kernel["call"]:  # of fewer rows the compiler makes float16 on sm_90, which holds all of fp8
             expected = ".f32.e4m3.e4m3" if capability == 89 or warp_groups else ".f32.f16.f16"

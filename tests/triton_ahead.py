@@ -23,8 +23,8 @@ from torch import Tensor
 
 from qalign_kernels.ahead import Idle
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import LARGEST, Modal, Weight
-from qalign_kernels.linear_triton import align, form_of, linear
+from qalign_kernels.linear import BLOCK, LARGEST, Modal, Weight
+from qalign_kernels.linear_triton import align, form_of, inputs_of, linear
 from qalign_kernels.ops import Activation
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Shares, Tile, tile_by_rule
@@ -55,8 +55,9 @@ def main(capability: int) -> None:
 
 def resources(files: dict[str, str]) -> dict[str, Any]:
     """Registers and bytes of stack (spilled registers) of a thread, bytes of shared memory, instructions of note."""
-    metadata, cubin, ptx = (
-        Path(next(path for name, path in files.items() if name.endswith(kind))) for kind in (".json", ".cubin", ".ptx")
+    metadata, cubin, ptx, tiles = (
+        Path(next(path for name, path in files.items() if name.endswith(kind)))
+        for kind in (".json", ".cubin", ".ptx", ".ttgir")
     )
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -70,6 +71,7 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
+        "put_back": "ttg.local_alloc %" in tiles.read_text(),  # a tile that was computed, into shared memory
         "outstanding": sorted(set(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", disassembled(cubin)))),
         "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }
@@ -91,9 +93,9 @@ def floats(*shape: int) -> Tensor:
 def weight(form: str, k: int, n: int, bias: bool = False) -> Weight:
     b = floats(n) if bias else None
     if form == "int4":
-        groups = k // 128
-        codes, zero = empty(n, groups, 64, dtype=torch.uint8), empty(n, groups // 2, dtype=torch.uint8)
-        return Weight(form, codes, floats(n, groups), zero, b)
+        blocks = -(-k // BLOCK)
+        codes, groups = empty(n, blocks, BLOCK // 2, dtype=torch.uint8), empty(n, 4 * blocks, dtype=torch.uint8)
+        return Weight(form, codes, floats(n), groups, b)
     dtype = getattr(torch, form)
     return align(Weight(form, empty(n, k, dtype=dtype), floats(n) if dtype in LARGEST else None, None, b))
 
@@ -102,7 +104,7 @@ def tiled(
     device: Device, x: Tensor, w: Weight, activation: Activation = None, residual: Tensor | None = None
 ) -> Tensor:
     """By our tiles, whatever torch has."""
-    tile = tile_by_rule(device, form_of(w), len(x), w.weight.shape[1] if w.zero is None else 1, len(w.weight))
+    tile = tile_by_rule(device, form_of(w), len(x), inputs_of(w), len(w.weight))
     shares = Shares.of(device, torch.device("meta"))
     return linear(x, w, tile, Epilogue(torch.float16, activation, residual), shares)
 
@@ -111,9 +113,9 @@ def ints(m: int, k: int) -> Rows:
     return Rows(empty(m, k, dtype=torch.int8), floats(m, 1))
 
 
-def other(device: Device, tile: Tile) -> Tensor:
+def other(device: Device, tile: Tile, form: str = "int8", k: int = 4096) -> Tensor:
     shares = Shares.of(device, torch.device("meta"))
-    return linear(ints(tile.rows, 4096), weight("int8", 4096, 4096), tile, Epilogue(torch.float16), shares)
+    return linear(ints(tile.rows, k), weight(form, k, 4096), tile, Epilogue(torch.float16), shares)
 
 
 def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -148,16 +150,16 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
     for form in (form for form in forms if form in ("int8", "float8_e4m3fn")):  # steps that are not all whole
         patch = weight(form, 588, 1024, bias=True)
         yield f"patch {form}", lambda w=patch: tiled(device, floats(many, 588), w)
-    qkv = weight("int8", 4096, 20480)
-    for batch in (1, BATCH):
-        yield f"qkv of {batch}", lambda b=batch: ops.modal_linear(ints(77 * b, 4096), qkv, Modal(65 * b, 4096))
+    for form, batch in ((form, batch) for form in ("int8", "int4") for batch in (1, BATCH)):
+        qkv, modal = weight(form, 4096, 20480), Modal(65 * batch, 4096)
+        yield f"qkv {form} of {batch}", lambda b=batch, w=qkv, m=modal: ops.modal_linear(ints(77 * b, 4096), w, m)
+    yield "int4 whose last block is not whole", lambda: other(device, Tile(80, 128, 128, 3, 4), "int4", 592)
     if device.capability == 90:  # what is left where Hopper's own product refuses
         for tile in (Tile(128, 128, 128, 3, 4), Tile(128, 128, 128, 4, 8), Tile(16, 128, 128, 4, 4, 4)):
             yield f"int8 of Triton, {tile.warps} warps, {tile.rows} rows", lambda tile=tile: other(device, tile)
-    yield (
-        "patches",
-        lambda: ops.patches_for(weight("int8", 588, 1024), empty(BATCH, 448, 448, 3, dtype=torch.uint8), 14),
-    )
+    pixels = empty(BATCH, 448, 448, 3, dtype=torch.uint8)
+    for patch in (weight(form, 588, 1024) for form in ("int8", "int4")):
+        yield f"patches {patch.name}", lambda w=patch: ops.patches_for(w, pixels, 14)
     yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
     yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)

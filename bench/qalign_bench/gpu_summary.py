@@ -24,7 +24,7 @@ _SHOWN = 20  # tests that fail
 KINDS = {
     "attention": r"_attend|fmha|flash|attention|sdpa",
     "norms, quantizing": r"_norm|_quantize|_swiglu|_finish_product",
-    "products": r"_multiply|gemm|gemv|nvjet|xmma|cutlass|matmul|splitK",
+    "products": r"multiply|gemm|gemv|nvjet|xmma|cutlass|matmul|splitK",
     "copies": r"^Mem(?:cpy|set)|CatArray|copy_kernel",
     "other": "",
 }

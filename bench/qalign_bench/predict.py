@@ -6,7 +6,8 @@ The full-size model's steps run on tensors that hold no data; each operation is 
 says. It is an estimate, made to be put beside a measurement and replaced by it: no figure of it is a result. It assumes
 
     arithmetic  a processor multiplies a step of 128 inputs of a tile in the cycles that its matrix units need at
-                `busy` of their peak, or in which its share of the second cache's rate brings the step's boxes
+                `busy` of their peak, or in which its share of the second cache's rate brings the step's boxes;
+                its lanes spread int4's weights before that, or meanwhile another program's
     memory      a launch reads and writes what it has to once, at `dram`; a product takes the longest of the three
     ends        what no loop covers of a tile costs `end` microseconds: all of it for one program a processor, a
                 quarter where two cover each other. Where a device's programs do not come out even the last wave costs
@@ -24,6 +25,8 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,13 +34,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qalign_bench.random_model import make
+from qalign_bench.random_model import RandomModel, make
 from qalign_bench.report import markdown_table
 from qalign_bench.timed_ops import size_of
 from qalign_fast.cuda_engine import CudaModel, between_of, to_device
-from qalign_kernels.linear import LARGEST, Modal, Weight
+from qalign_kernels.linear import BLOCK, GROUP, LARGEST, Modal, Weight
 from qalign_kernels.linear_hopper import per_processor
-from qalign_kernels.linear_triton import form_of
+from qalign_kernels.linear_triton import form_of, inputs_of, read_as
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import empty_rows
@@ -50,6 +53,9 @@ MODEL = "random:one-align"
 BATCHES = (1, 8, 64)
 _PACKED = 0.25  # of attention's rate: what a kernel for rows of a prompt reaches
 _COVERED = 0.25  # of an end, where two programs a processor cover each other's
+_SPREAD = 2.0  # instructions for a 4-bit weight, counted in what is compiled
+_OF_INT4 = 68 / 128  # bytes of an input's weight, with its groups
+_LANES = 128  # of a processor
 _SLOW = 30.0  # TFLOPS of what has no tensor cores of its own: the head, in float32
 
 
@@ -78,7 +84,7 @@ RTX_3090 = Chip(
     "RTX 3090", Device(86, 82, 99 * 1024), 1.70, {"int8": 284, "float16": 71},
     busy=0.58, cache=2.0, dram=0.80, library=0.92, attention=51, end=2.4, gap=1.0, host=60,
 )  # fmt: skip
-CHIPS = ((H100, ("int8", "fp8", "fp16")), (RTX_3090, ("int8", "fp16")))
+CHIPS = ((H100, ("int4", "int8", "fp8", "fp16")), (RTX_3090, ("int4", "int8", "fp16")))
 
 
 class Launch(NamedTuple):
@@ -115,10 +121,10 @@ class Foreseen(Ops):
         (*leading, k), n = x.shape, len(w.weight)
         rows, y = math.prod(leading), self._empty(*leading, n)
         tile = tile_for(self.chip.facts, form_of(w), rows, k, n)
-        if isinstance(x, Tensor) and w.weight.dtype in LARGEST:
+        if isinstance(x, Tensor) and read_as(w) in LARGEST:
             self._moving(x, self._row_type(x, [w]))
-        self._product(tile, (x, w.weight, y, residual), rows, k, n, form_of(w))
-        itself = w.weight.dtype not in LARGEST and not (w.bias is not None and residual is not None)
+        self._product(tile, (x, w.weight, w.groups, y, residual), rows, k, n, form_of(w))
+        itself = read_as(w) not in LARGEST and not (w.bias is not None and residual is not None)
         if tile is None and (activation is not None or not (itself or (w.bias is None and residual is None))):
             self._moving(y, y, residual)  # by a kernel after torch's product
         return y
@@ -126,11 +132,11 @@ class Foreseen(Ops):
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
         (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
         y, tile = self._empty(m, n), tile_for(self.chip.facts, form_of(w), m, k, n)
-        self._product(tile, (x, w.weight, y), m, k, n, form_of(w), modal)
+        self._product(tile, (x, w.weight, w.groups, y), m, k, n, form_of(w), modal)
         return y
 
     def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
-        rows = self._empty(len(pixels), (pixels.shape[1] // patch) ** 2, w.weight.shape[1])
+        rows = self._empty(len(pixels), (pixels.shape[1] // patch) ** 2, inputs_of(w))
         return self._moving(pixels, self._row_type(rows, [w]))
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -200,9 +206,13 @@ class Foreseen(Ops):
         """Microseconds."""
         chip, processors = self.chip, self.chip.facts.processors
         steps, tiles = cdiv(k, tile.inputs), tiles_of(m, n, tile, modal)
-        flop, loaded = 2 * tile.rows * tile.columns * tile.inputs, (min(m, tile.rows) + tile.columns) * tile.inputs
-        step = 1e-6 * processors * max(flop / (chip.busy * chip.peak.get(form, _SLOW)), loaded / chip.cache)
-        held = per_processor(tile) if tile.hopper else _held(chip.facts, tile)
+        flop, loaded = 2 * tile.rows * tile.columns * tile.inputs, _loaded(tile, min(m, tile.rows), form)
+        rate = chip.busy * chip.peak.get("int8" if form == "int4" else form, _SLOW)
+        step = 1e-6 * processors * max(flop / rate, loaded / chip.cache)
+        held = per_processor(tile) if tile.hopper else _held(chip.facts, tile, form)
+        if form == "int4":
+            spread = 1e-3 * _SPREAD * tile.columns * tile.inputs / _LANES / chip.clock
+            step = max(step, spread) if held > 1 else step + spread
         end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
         waves = cdiv(tiles * tile.splits, processors * held)
         if tile.hopper:  # shares the last wave's steps
@@ -210,18 +220,39 @@ class Foreseen(Ops):
         return waves * (cdiv(steps, tile.splits) * step * held + end + part * (tile.splits > 1))
 
 
-def _held(device: Device, tile: Tile) -> int:
+def _loaded(tile: Tile, rows: int, form: str) -> float:
+    """Values of a step's boxes; of 4-bit weights as many as bytes."""
+    return (rows + tile.columns * (_OF_INT4 if form == "int4" else 1)) * tile.inputs
+
+
+def _held(device: Device, tile: Tile, form: str) -> int:
     """How many of Triton's programs a processor holds at once, of two that are counted at most."""
-    size = (tile.rows + tile.columns) * tile.inputs * (tile.stages - 1) + RESERVED
+    size = _loaded(tile, tile.rows, form) * (tile.stages - 1) + RESERVED
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
+
+
+@cache
+def model_of(precision: str, reference: str = MODEL) -> RandomModel:
+    """Without data. int4's is int8's of other weights: the search for groups takes minutes though it finds nothing."""
+    model = make(reference, "int8" if precision == "int4" else precision, torch.device("meta"))
+    if precision != "int4":
+        return model
+    tensors = dict(model.tensors)
+    for name, weight in model.tensors.items():
+        if weight.dtype == torch.int8:
+            n, blocks = len(weight), cdiv(weight.shape[1], BLOCK)
+            tensors[name] = weight.new_empty(n, blocks, BLOCK // 2, dtype=torch.uint8)
+            groups = weight.new_empty(n, blocks * BLOCK // GROUP, dtype=torch.uint8)
+            tensors[name.removesuffix("weight") + "groups"] = groups
+    return replace(model, tensors=tensors)
 
 
 def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    model, meta, between = make(MODEL, precision, torch.device("meta")), torch.device("meta"), between_of(precision)
+    model, meta, between = model_of(precision), torch.device("meta"), between_of(precision)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
     ops = Foreseen(chip, between)
-    run = CudaModel(config, to_device(model.tensors, meta, between), ops, ops)
+    run = CudaModel(config, to_device(dict(model.tensors), meta, between), ops, ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)

@@ -40,7 +40,7 @@ from qalign_export.source import ONE_ALIGN
 from qalign_fast.config import ModelConfig
 from qalign_kernels.ahead import Pool
 from qalign_kernels.epilogue_triton import Epilogue
-from qalign_kernels.linear import FP8, Weight, pack_nibbles
+from qalign_kernels.linear import BLOCK, FP8, GROUP, Weight, pack_int4
 from qalign_kernels.linear_triton import as_read, linear
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Shares, Tile, table_key, tile_by_rule, tiles_for
@@ -54,8 +54,8 @@ TABLE = Path(qalign_kernels.__file__).with_name("triton_tiles.json")
 Launch = Callable[[], Tensor]
 Keep = Callable[[list["Timing"], dict[str, Any]], None]  # all so far, and the same as JSON with what timed it
 Clock = Callable[[Sequence[Launch]], float]  # launches -> the seconds that one of them takes
-_GROUP = 128
 _BYTES = {"int8": 1, "int4": 1, "float16": 2, "float8_e4m3fn": 1}  # of a value that tensor cores read
+_STORED = _BYTES | {"int4": 0.5}  # and of a weight in memory
 _FP8_SINCE = 89
 _COLD = 256 << 20  # bytes of weights gone through before one is read again: five times an H100's cache
 _MOST_WORK = 1e12  # FLOP of what is timed at once: where there is that much, the weights' way hardly matters
@@ -247,7 +247,7 @@ def make_subject(what: Product, form: str, device: torch.device) -> Subject:
     x = torch.randn(shape.m, shape.k, device=device).half()
     residual = torch.randn(shape.m, shape.n, device=device).half() if what.residual else None
     epilogue = Epilogue(torch.float16, "quick_gelu" if what.gelu else None, residual)
-    return Subject(x if form == "int4" else as_read(x, weights[0]), weights, epilogue)
+    return Subject(as_read(x, weights[0]), weights, epilogue)
 
 
 def ways(facts: Device, shape: Shape, form: str) -> list[Way]:
@@ -289,26 +289,27 @@ def _time(
 
 def candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
     """Tiles that fit the device, pad few rows and give enough programs; what is left is for the clock to say."""
-    short = shape.m <= 128
+    short, exact = shape.m <= 128, form in ("int8", "int4")
     sizes = (
-        product((16, 32, 64, 128), (32, 64, 128))
+        product((16, 32, 64, *([80] if form == "int4" else []), 128), (32, 64, 128))
         if short
         else ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
     )
     steps = ((128, 3), (128, 4), (256, 3)) if short else ((64, 4), (128, 3), (128, 4))  # bytes of a row, stages
     for (rows, columns), (loaded, stages) in product(sizes, steps):
-        sums = rows * columns * (2 if form in ("int4", "float8_e4m3fn") else 1)
-        if form == "int4" and loaded != 128:  # its step is a group
+        sums = rows * columns * (2 if form == "float8_e4m3fn" else 1)
+        if form == "int4" and loaded != BLOCK:
             continue
         if form == "float8_e4m3fn" and loaded > 128:  # more would be summed in the tensor cores' precision
             continue
-        if rows >= max(32, 2 * shape.m) or (rows + columns) * loaded * stages > facts.shared:
+        step = rows * loaded + columns * loaded * _STORED[form] / _BYTES[form]
+        if rows >= max(32, 2 * shape.m) or step * stages > facts.shared:
             continue
         tiles = cdiv(shape.m, rows) * cdiv(shape.n, columns)
-        for splits in (1, 2, 4) if form == "int8" and short and tiles <= facts.processors else (1,):
+        for splits in (1, 2, 4) if exact and short and tiles <= facts.processors else (1,):
             if short and 2 * tiles * splits < facts.processors and columns > 32:
                 continue
-            for warps in (4, 8) if sums >= 128 * 128 else (4,):  # with 4 two programs may share a processor
+            for warps in (4, 8) if sums > 64 * 128 else (4,):  # with 4 two programs may share a processor
                 if sums // (32 * warps) <= 128:  # registers of a thread that hold sums
                     yield Tile(rows, columns, loaded // _BYTES[form], stages, warps, splits)
 
@@ -324,7 +325,7 @@ def hopper_candidates(facts: Device, shape: Shape, form: str) -> Iterator[Tile]:
 def make_weights(what: Product, form: str, device: torch.device) -> list[Weight]:
     """As many as no cache holds at once."""
     shape = what.shape
-    size = shape.k * shape.n * (0.5 if form == "int4" else _BYTES[form])
+    size = shape.k * shape.n * _STORED[form]
     most = int(_MOST_WORK / (2 * shape.m * shape.k * shape.n))
     copies = 1 if device.type in ("cpu", "meta") else min(1 + int(_COLD / size), max(2, most))
     return [make_weight(what, form, device) for _ in range(copies)]
@@ -340,10 +341,13 @@ def make_weight(what: Product, form: str, device: torch.device) -> Weight:
     if form == "int8":
         codes = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
         return Weight(form, codes, torch.rand(n, device=device) / 1000, None, bias)
-    groups = cdiv(k, _GROUP)
-    codes = torch.randint(0, 256, (n, groups, _GROUP // 2), dtype=torch.uint8, device=device)
-    zero = pack_nibbles(torch.randint(0, 16, (n, groups), dtype=torch.uint8, device=device))
-    return Weight(form, codes, torch.rand(n, groups, device=device) / 1000, zero, bias)
+    groups = cdiv(k, BLOCK) * BLOCK // GROUP
+    codes = torch.randint(0, 16, (n, groups * GROUP), dtype=torch.uint8, device=device)
+    codes[:, k:] = 0
+    multiplier = torch.randint(1, 9, (n, groups), dtype=torch.uint8, device=device)
+    zero = torch.randint(0, 16, (n, groups), dtype=torch.uint8, device=device)
+    packed, of_groups = pack_int4(codes, multiplier, zero)
+    return Weight(form, packed, torch.rand(n, device=device) / 1000, of_groups, bias)
 
 
 def graph_clock(launches: Sequence[Launch]) -> float:

@@ -74,3 +74,54 @@ def finish(
     if residual is not None:
         product += tl.load(residual + row * residual_stride + j[None, :], inside, 0.0).to(tl.float32)
     tl.store(y + row * n + j[None, :], product.to(y.dtype.element_ty), inside)
+
+
+@jit
+def finish_tile(
+    total: Value, more: Value, sums: Pointer, arrived: Pointer, tile: Value, splits: constexpr, on_its_side: constexpr,
+    y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer, i: Value, more_i: Value,
+    j: Value, row_end: Value, column_end: Value, n: Value, scale_stride: Value, residual_stride: Value,
+    gelu: constexpr,
+) -> None:  # fmt: skip
+    """`finish` of sums at rows i, and of those at more_i where there are `more`: at once, or by the last to come of the
+    `splits` programs that have a part of this tile. `on_its_side`: sums are [columns, rows].
+    """
+    complete = True
+    if splits > 1:
+        size: constexpr = total.shape[0] * total.shape[1]
+        more_size: constexpr = 0 if more is None else more.shape[0] * more.shape[1]
+        sums += tile * (size + more_size)
+        add_part(total, sums)
+        if more is not None:
+            add_part(more, sums + size)
+        tl.debug_barrier()  # all threads' parts are there before it is said
+        complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
+    if complete:
+        if splits > 1:
+            tl.store(arrived + tile, 0)
+            total = take_sum(total, sums)
+            if more is not None:
+                more = take_sum(more, sums + size)
+        product = (total.T if on_its_side else total).to(tl.float32)
+        finish(product, y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n, scale_stride,
+               residual_stride, gelu)  # fmt: skip
+        if more is not None:
+            product = (more.T if on_its_side else more).to(tl.float32)
+            finish(product, y, row_scale, column_scale, bias, residual, more_i, j, row_end, column_end, n, scale_stride,
+                   residual_stride, gelu)  # fmt: skip
+
+
+@jit
+def add_part(total: Value, sums: Pointer) -> None:
+    """What one of the programs that share a tile has of it."""
+    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
+    tl.atomic_add(place, total, sem="relaxed")
+
+
+@jit
+def take_sum(total: Value, sums: Pointer) -> Value:
+    """The sum of all parts, of total's shape; zeros are left for the next product."""
+    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
+    total = tl.load(place, cache_modifier=".cg")
+    tl.store(place, tl.zeros_like(total))
+    return total

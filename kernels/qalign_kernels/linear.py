@@ -164,7 +164,7 @@ def expand_int4(weight: Tensor, scale: Tensor, groups: Tensor, width: int) -> Te
 def spread_int4(weight: Tensor, groups: Tensor, width: int) -> Tensor:
     """k (w - z): uint8 [N, B, 64] and groups [N, G] -> int8 [N, K = width]."""
     codes = torch.cat((weight & 15, weight >> 4), dim=-1).to(torch.int8)  # [N, B, 128]
-    codes = codes.view(len(weight), -1, GROUP)  # [N, G, 32]
+    codes = codes.view(*groups.shape, GROUP)  # [N, G, 32]
     multiplier, zero = (groups >> 4).to(torch.int8) + 1, (groups & 15).to(torch.int8)
     return ((codes - zero.unsqueeze(-1)) * multiplier.unsqueeze(-1)).flatten(1)[:, :width].contiguous()
 

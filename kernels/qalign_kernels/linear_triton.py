@@ -1,11 +1,10 @@
 """`qalign_kernels.linear` on a GPU: rows and a weight in, residual + activation(x̂ ŵᵀ + b) out of one kernel.
 
-Products of whole numbers are summed in int32, exactly, as far as one scale reaches: the whole row for int8, a group of
-inputs for int4, whose weights are spread to int8 on their way to the product. Those of fp8 are summed by tensor cores
-in fewer bits than a float32 has, so that a sum goes into float32 after each step. Floats multiply here only where the
-table of tiles says so: by rule they are torch's own product's.
+Products of whole numbers are summed in int32, exactly; int4's is `linear_int4_triton`'s. Those of fp8 are summed by
+tensor cores in fewer bits than a float32 has, so that a sum goes into float32 after each step. Floats multiply here
+only where the table of tiles says so: by rule they are torch's own product's.
 
-Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
+Letters: M rows, K inputs, N output channels.
 """
 
 from __future__ import annotations
@@ -17,27 +16,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_kernels import linear_hopper, torch_product
-from qalign_kernels.epilogue_triton import Epilogue, finish, row_stride
-from qalign_kernels.linear import FP8, LARGEST, Modal, Weight
+from qalign_kernels.epilogue_triton import Epilogue, finish_tile, row_stride
+from qalign_kernels.linear import BLOCK, FP8, LARGEST, Modal, Weight
+from qalign_kernels.linear_int4_triton import multiply_int4
 from qalign_kernels.rows import Rows
-from qalign_kernels.rows_triton import quantize_groups, quantize_rows
+from qalign_kernels.rows_triton import quantize_rows
 from qalign_kernels.tile_order import origin
 from qalign_kernels.tiles import Shares, Tile, tiles_of
 from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
 
-SMALLEST_GROUP = 64  # inputs: a step of 8-bit tensor cores is 32, and a group is two halves
 _MOST_IMPRECISE = 128  # inputs whose fp8 products may be summed in a tensor core's own precision
 
 
 def form_of(w: Weight) -> str:
     """As tables of tiles name it."""
-    return "int4" if w.zero is not None else str(w.weight.dtype).removeprefix("torch.")
+    return "int4" if w.groups is not None else str(w.weight.dtype).removeprefix("torch.")
 
 
 def align(w: Weight) -> Weight:
     """The same with zeros after its inputs, to a multiple of 16: rows of other lengths are loaded byte by byte."""
     missing = -w.weight.shape[1] % 16
-    return w if w.zero is not None or not missing else replace(w, weight=F.pad(w.weight, (0, missing)))
+    return w if w.groups is not None or not missing else replace(w, weight=F.pad(w.weight, (0, missing)))
+
+
+def inputs_of(w: Weight) -> int:
+    """As many as its rows may have, those that it is filled up with among them."""
+    return w.weight.shape[1] * (BLOCK if w.groups is not None else 1)
+
+
+def read_as(w: Weight) -> torch.dtype:
+    """The type of the rows that it reads."""
+    return torch.int8 if w.groups is not None else w.weight.dtype
 
 
 def linear(
@@ -51,7 +60,7 @@ def linear(
     """Any float or quantized rows [..., K] -> [..., N] of the epilogue's type, in the precision the weight has.
 
     Without a tile by torch's own product. A weight aligned to more inputs than rows have takes float rows. `shares` is
-    where programs that share a tile add up, and `modal` for a weight of several linears; both for int8 alone.
+    where programs that share a tile add up, and `modal` for a weight of several linears; both for int8 and int4 alone.
     """
     if tile is None:
         return torch_product.linear(as_read(x, w), w, epilogue)
@@ -59,9 +68,7 @@ def linear(
     y = torch.empty((*x.shape[:-1], n), dtype=epilogue.dtype, device=w.weight.device)
     residual = None if epilogue.residual is None else row_view(epilogue.residual)
     gelu = epilogue.activation == "quick_gelu"
-    if w.zero is not None:
-        _launch_groups(x, w, tile, y, residual, gelu)
-    elif tile.hopper:
+    if tile.hopper:
         rows = as_read(x, w)
         assert isinstance(rows, Rows) and w.scale is not None and shares is not None, w.name
         rows = Rows(row_view(rows.values), row_view(rows.scale))
@@ -72,12 +79,12 @@ def linear(
 
 
 def as_read(x: Tensor | Rows, w: Weight) -> Tensor | Rows:
-    """Rows as a product with int8, fp8 or float weights takes them."""
+    """Rows as a product takes them."""
     if isinstance(x, Rows):
         return x
-    missing = w.weight.shape[1] - x.shape[-1]
+    missing, dtype = inputs_of(w) - x.shape[-1], read_as(w)
     x = F.pad(x, (0, missing)) if missing else x  # which copies even where nothing is missing
-    return quantize_rows(x, w.weight.dtype) if w.weight.dtype in LARGEST else x.to(w.weight.dtype)
+    return quantize_rows(x, dtype) if dtype in LARGEST else x.to(dtype)
 
 
 def _launch(
@@ -89,31 +96,22 @@ def _launch(
     scale = row_view(x.scale) if isinstance(x, Rows) else None
     (m, k), n = values.shape, y.shape[1]
     tiles = tiles_of(m, n, tile, modal)
-    assert w.weight.shape[1] == k and values.dtype == w.weight.dtype, w.name
+    assert values.dtype == read_as(w), w.name
+    assert w.weight.shape[1] == (k if w.groups is None else cdiv(k, BLOCK)), w.name
     assert w.weight.dtype != FP8 or tile.inputs <= _MOST_IMPRECISE, tile
+    assert w.groups is None or tile.inputs == BLOCK, tile
     assert tile.splits == 1 or (shares is not None and shares.hold(tiles, tile)), tile
     split, common = (m, n) if modal is None else modal
-    _multiply[(tiles * tile.splits,)](
-        values, w.weight, y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
+    arguments = (
+        y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
         m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
-        gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns, tile.inputs,
-        num_stages=tile.stages, num_warps=tile.warps,
+        gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns,
     )  # fmt: skip
-
-
-def _launch_groups(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual: Tensor | None, gelu: bool) -> None:
-    n, groups, half = w.weight.shape
-    assert isinstance(x, Tensor) and w.scale is not None and w.zero is not None, w.name
-    assert 2 * half >= SMALLEST_GROUP, f"{w.name}: groups of {2 * half} inputs; at least {SMALLEST_GROUP}"
-    values, scale = quantize_groups(x, 2 * half)
-    m = len(values)
-    assert values.shape[1] == groups, w.name
-    _multiply_groups[(cdiv(m, tile.rows) * cdiv(n, tile.columns),)](
-        values, w.weight, y, scale, w.scale, w.zero, w.bias, residual,
-        m, n, groups, w.zero.shape[1], row_stride(residual),
-        gelu, tile.rows, tile.columns, half,
-        num_stages=tile.stages, num_warps=tile.warps,
-    )  # fmt: skip
+    grid, how = (tiles * tile.splits,), {"num_stages": tile.stages, "num_warps": tile.warps}
+    if w.groups is None:
+        _multiply[grid](values, w.weight, *arguments, tile.inputs, **how)
+    else:
+        multiply_int4[grid](values, w.weight, w.groups.view(torch.uint32), *arguments, **how)
 
 
 def _powers(rows: int) -> tuple[int, int]:
@@ -123,7 +121,7 @@ def _powers(rows: int) -> tuple[int, int]:
 
 
 @jit
-def _multiply(  # noqa: PLR0912 (what is not true is not compiled)
+def _multiply(
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value, x_stride: Value,
     scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr, splits: constexpr,
@@ -145,6 +143,7 @@ def _multiply(  # noqa: PLR0912 (what is not true is not compiled)
     whole: constexpr = w.dtype.element_ty.is_int()
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
+    more, more_i = None, None
     if more_rows > 0:
         more_i = row + rows + tl.arange(0, more_rows)
         more_a = x + tl.where(more_i < row_end, more_i, row).to(tl.int64)[:, None] * x_stride + first
@@ -166,66 +165,7 @@ def _multiply(  # noqa: PLR0912 (what is not true is not compiled)
             total = tl.dot(left, right.T, total, input_precision="ieee", out_dtype=total.dtype)
         a += inputs
         b += inputs
-    complete = True
-    if splits > 1:
-        sums += tile * ((rows + more_rows) * columns)
-        add_part(total, sums)
-        if more_rows > 0:
-            add_part(more, sums + rows * columns)
-        tl.debug_barrier()  # all threads' parts are there before it is said
-        complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
     if modal:
         column_scale += channel - column
-    if complete:
-        if splits > 1:
-            tl.store(arrived + tile, 0)
-            total = take_sum(total, sums)
-            if more_rows > 0:
-                more = take_sum(more, sums + rows * columns)
-        finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
-               scale_stride, residual_stride, gelu)  # fmt: skip
-        if more_rows > 0:
-            finish(more.to(tl.float32), y, row_scale, column_scale, bias, residual, more_i, j, row_end, column_end, n,
-                   scale_stride, residual_stride, gelu)  # fmt: skip
-
-
-@jit
-def add_part(total: Value, sums: Pointer) -> None:
-    """What one of the programs that share a tile has of it."""
-    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
-    tl.atomic_add(place, total, sem="relaxed")
-
-
-@jit
-def take_sum(total: Value, sums: Pointer) -> Value:
-    """The sum of all parts, of total's shape; zeros are left for the next product."""
-    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
-    total = tl.load(place, cache_modifier=".cg")
-    tl.store(place, tl.zeros_like(total))
-    return total
-
-
-@jit
-def _multiply_groups(
-    x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, zero: Pointer, bias: Pointer,
-    residual: Pointer, m: Value, n: Value, groups: Value, zeros: Value, residual_stride: Value,
-    gelu: constexpr, rows: constexpr, columns: constexpr, half: constexpr,
-) -> None:  # fmt: skip
-    """The same over x [m, G, 2, g/2] and row_scale [G, m], w [n, G, g/2], column_scale [n, G] and zero [n, G/2]."""
-    row, _, column, _, _ = origin(tl.program_id(0), m, n, m, n, False, rows, columns)
-    i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
-    row, column = tl.where(i < m, i, 0).to(tl.int64), tl.where(j < n, j, 0).to(tl.int64)
-    a = x + row[:, None] * (groups * 2 * half) + tl.arange(0, half)[None, :]
-    b = w + column[:, None] * (groups * half) + tl.arange(0, half)[None, :]
-    total = tl.zeros((rows, columns), tl.float32)
-    for g in range(groups):
-        row_step, column_step = tl.load(row_scale + g * m + row), tl.load(column_scale + column * groups + g)
-        middle = ((tl.load(zero + column * zeros + g // 2) >> (g % 2 * 4)) & 15).to(tl.int8)[:, None]
-        pair = tl.load(b)  # [columns, half]
-        low, high = (pair & 15).to(tl.int8) - middle, (pair >> 4).to(tl.int8) - middle
-        part = tl.dot(tl.load(a), low.T, out_dtype=tl.int32)
-        part = tl.dot(tl.load(a + half), high.T, part, out_dtype=tl.int32)
-        total += part.to(tl.float32) * row_step[:, None] * column_step[None, :]
-        a += 2 * half
-        b += half
-    finish(total, y, None, None, bias, residual, i, j, m, n, n, 0, residual_stride, gelu)
+    finish_tile(total, more, sums, arrived, tile, splits, False, y, row_scale, column_scale, bias, residual, i, more_i,
+                j, row_end, column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip

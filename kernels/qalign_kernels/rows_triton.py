@@ -1,4 +1,4 @@
-"""Rows in, the same through 8 bits out: `qalign_kernels.linear.quantize_rows`, and by groups for 4-bit weights.
+"""Rows in, the same through 8 bits out: `qalign_kernels.linear.quantize_rows`.
 
     s = max(|x|, 1e-30) / 127        x̂ = round(x / s)
     s = max(|x|, 1e-30) / 448        x̂ = e4m3(x / s)        in fp8
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qalign_kernels.linear import LARGEST
 from qalign_kernels.rows import Rows
-from qalign_kernels.triton_runtime import Pointer, Value, block_of, cdiv, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, block_of, constexpr, jit, row_view, tl
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
@@ -24,23 +24,6 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     out = empty_rows(x.shape, dtype, x.device)
     _quantize_rows[(len(rows),)](rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]))
     return out
-
-
-def quantize_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Any float [M, K] -> int8 [M, G, 2, g/2], a group's inputs of even index first, and its scales [G, M].
-
-    A byte of 4-bit weights holds an even input's and the odd one's after it: split so, both halves meet whole rows.
-    """
-    rows = row_view(x)
-    groups = cdiv(rows.shape[1], group)
-    values = torch.empty(len(rows), groups, 2, group // 2, dtype=torch.int8, device=x.device)
-    scale = torch.empty(groups, len(rows), dtype=torch.float32, device=x.device)
-    block = block_of(groups * group)
-    _quantize_groups[(len(rows),)](
-        rows, values, scale, rows.shape[1], groups, rows.stride(0), group // 2,
-        block["block"] // group or 1, num_warps=block["num_warps"],
-    )  # fmt: skip
-    return values, scale
 
 
 def empty_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rows:
@@ -93,20 +76,3 @@ def _quantize_rows(x: Pointer, values: Pointer, scales: Pointer, width: Value, s
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     store_row(values, scales, row, i, tl.load(x + row * stride + i, i < width, 0.0).to(tl.float32), width)
-
-
-@jit
-def _quantize_groups(
-    x: Pointer, values: Pointer, scales: Pointer, width: Value, groups: Value, stride: Value, half: constexpr,
-    block: constexpr,
-) -> None:  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    g = tl.arange(0, block)
-    place = g[:, None] * (2 * half) + 2 * tl.arange(0, half)[None, :]  # [groups, half]
-    even = tl.load(x + row * stride + place, place < width, 0.0).to(tl.float32)
-    odd = tl.load(x + row * stride + place + 1, place + 1 < width, 0.0).to(tl.float32)
-    scale = scale_of(tl.maximum(tl.max(tl.abs(even), 1), tl.max(tl.abs(odd), 1)), 127.0)
-    out = values + (row * groups + g[:, None]) * (2 * half) + tl.arange(0, half)[None, :]
-    tl.store(out, to_steps(even, scale[:, None]), g[:, None] < groups)
-    tl.store(out + half, to_steps(odd, scale[:, None]), g[:, None] < groups)
-    tl.store(scales + g * tl.num_programs(0) + row, scale, g < groups)

@@ -28,9 +28,10 @@ Table: TypeAlias = Mapping[str, Mapping[str, list[list[Any]]]]  # of ints, and a
 # of one of the rows' values
 _BYTES = {"int8": 1, "int4": 1, "float8_e4m3fn": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _LOADED = 128  # bytes of a row that one step loads: a line of the cache
+_OF_WEIGHTS = 64 + 4  # bytes of a channel that it loads of 4-bit weights and their groups
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
-_WITH_A_REST = {80: 1.1}  # 64 and 16, for a picture's 77: of whole numbers, without wgmma, which has 64 at least
+_WITH_A_REST = {80: 1.1}  # 64 and 16, for a picture's 77: of whole numbers, where wgmma does not want 64 at least
 _HOPPER = 90
 RESERVED = 1024  # bytes of a processor's shared memory that the system takes for each program
 _LONG = 2048  # inputs of which 256 rows' loop is long beside what comes after it
@@ -44,10 +45,10 @@ class Tile(NamedTuple):
 
     rows: int  # a power of two, or 80
     columns: int
-    inputs: int  # of a step; with int4 a step is a group of inputs instead
+    inputs: int  # of a step; with int4 a step is a block of weights
     stages: int  # steps under way at once: one is computed, the others are being loaded
     warps: int
-    splits: int = 1  # programs that have a part of a tile's inputs each; int8's alone, whose sums are exact
+    splits: int = 1  # programs that have a part of a tile's inputs each; where sums are exact
     hopper: bool = False  # `linear_hopper`'s product, which shares out steps by itself
 
 
@@ -116,36 +117,41 @@ def tile_by_rule(device: Device, form: str, m: int, k: int, n: int) -> Tile:
 
 
 def _of_triton(device: Device, form: str, m: int, k: int, n: int) -> Tile:
-    """Rows with little padding, and programs for every processor: by columns, or by parts of int8's inputs."""
-    costs = _SHORT | (_WITH_A_REST if form == "int8" and device.capability != _HOPPER else {})
+    """Rows with little padding, and programs for every processor: by columns, or by parts of inputs."""
+    hopper, exact = device.capability == _HOPPER, form in ("int8", "int4")
+    costs = _SHORT | (_WITH_A_REST if form == "int4" or (exact and not hopper) else {})
     rows = min(costs, key=lambda r: (cdiv(m, r) * r * costs[r], -r))
-    sums = 2 if form == "int4" else 1  # of a group in int32, of all in float32
-    columns = 128 // sums
-    while form != "int8" and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
+    columns = 128
+    while not exact and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
         columns //= 2
-    inputs = _LOADED // _BYTES[form]
     tiles = cdiv(m, rows) * cdiv(n, columns)
-    if form == "int8" and rows == 128 and tiles > 2 * device.processors:
-        return _two_at_once(device)
-    splits = _splits(device, tiles, cdiv(k, inputs)) if form == "int8" else 1
-    buffers = device.shared // ((rows + columns) * _LOADED)
-    stages = min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
-    return Tile(rows, columns, inputs, stages, 8 if rows * columns * sums > 64 * 128 else 4, splits)
+    if form == "int4" or (exact and rows == 128 and tiles > 2 * device.processors):
+        return _two_at_once(device, form, rows, tiles, k)
+    inputs = _LOADED // _BYTES[form]
+    splits = _splits(device, tiles, cdiv(k, inputs)) if exact else 1
+    stages = _stages(device, device.shared, (rows + columns) * _LOADED)
+    return Tile(rows, columns, inputs, stages, 8 if rows * columns > 64 * 128 else 4, splits)
 
 
-def _two_at_once(device: Device) -> Tile:
-    """Two programs of 4 warps a processor: one multiplies while the other begins or ends a tile."""
+def _two_at_once(device: Device, form: str, rows: int, tiles: int, k: int) -> Tile:
+    """Two programs of 4 warps a processor: one multiplies while the other begins or ends a tile, or spreads weights."""
     room = (device.shared + RESERVED) // 2 - RESERVED
-    inputs = _LOADED if room >= 2 * 256 * _LOADED else _LOADED // 2
-    buffers = room // (256 * inputs)
-    return Tile(128, 128, inputs, min(4, buffers if device.capability == _HOPPER else buffers + 1), 4)
+    step = rows * _LOADED + 128 * (_OF_WEIGHTS if form == "int4" else _LOADED)
+    parts = 1 if 2 * step <= room else 2  # of a step
+    splits = _splits(device, tiles, cdiv(k, _LOADED), 2)
+    return Tile(rows, 128, _LOADED // parts, _stages(device, room, step // parts), 4, splits)
 
 
-def _splits(device: Device, tiles: int, steps: int) -> int:
-    """Parts of a tile's steps with which all programs end soonest, where each has a few steps."""
+def _stages(device: Device, room: int, step: int) -> int:
+    buffers = room // step
+    return min(4, buffers if device.capability == _HOPPER else buffers + 1)  # wgmma multiplies from its buffer
+
+
+def _splits(device: Device, tiles: int, steps: int, held: int = 1) -> int:
+    """Parts of a tile's steps with which all programs end soonest, where each has a few steps; so many a processor."""
 
     def end(parts: int) -> int:
-        return cdiv(tiles * parts, device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
+        return cdiv(tiles * parts, held * device.processors) * (cdiv(steps, parts) + (SHARED_COST if parts > 1 else 0))
 
     few = tiles <= device.processors  # whose sums have room, though a modality's tiles begin anew
     return min(range(1, max(1, min(_MOST_PARTS, steps // SHARED_COST)) + 1), key=end) if few else 1

@@ -14,7 +14,7 @@ from qalign_kernels.attention import BACKENDS, attention_backends, attention_by
 from qalign_kernels.attention_triton import packed_attention
 from qalign_kernels.epilogue_triton import Epilogue
 from qalign_kernels.linear import LARGEST, Modal, Weight
-from qalign_kernels.linear_triton import form_of, linear
+from qalign_kernels.linear_triton import form_of, inputs_of, linear, read_as
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
 from qalign_kernels.tiles import Shares, Tile, tiles_for
@@ -38,14 +38,12 @@ class TritonOps(Ops):
         return self._product(x, w, Epilogue(self.dtype, activation, residual))
 
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
-        """The same in one kernel; int8 alone."""
+        """The same in one kernel; int8 and int4 alone."""
         return self._product(x, w, Epilogue(self.dtype), modal)
 
     def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
         """The rows as the linear reads them, as long as its weight is."""
-        if w.zero is not None:
-            return patches_triton.split_patches(pixels, patch, 3 * patch * patch, self.dtype)
-        return patches_triton.split_patches(pixels, patch, w.weight.shape[1], w.weight.dtype)
+        return patches_triton.split_patches(pixels, patch, inputs_of(w), read_as(w))
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
         return norm_triton.layer_norm(x, gain, bias, eps, self.dtype)
@@ -114,5 +112,5 @@ class TritonOps(Ops):
 
 def row_type(readers: Sequence[Weight]) -> torch.dtype | None:
     """The 8-bit type of rows that all of them read."""
-    types = {reader.weight.dtype for reader in readers}
+    types = {read_as(reader) for reader in readers}
     return types.pop() if len(types) == 1 and types <= LARGEST.keys() else None
