@@ -35,6 +35,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[gluon_on_numpy.Launcher]
     launcher = gluon_on_numpy.Launcher(module, "_multiply_hopper", lambda n: random.sample(range(n), n))
     monkeypatch.setattr(linear_hopper, "_multiply_hopper", launcher)
     monkeypatch.setattr(linear_hopper, "_boxes", lambda x, *block: gluon_on_numpy.Descriptor(x, block))
+    monkeypatch.setattr(linear_hopper, "overlap", lambda: {"pdl": True})
     yield launcher
 
 

@@ -970,6 +970,7 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
         assert kernel["shared"] <= DEVICES[capability].shared, kernel
         hopper = kernel["kernel"] == "_multiply_hopper"
         assert kernel["stack"] <= (0 if hopper else 16), kernel  # bytes a thread: four spilled registers
+        assert kernel["overlaps"] == (capability >= 90), kernel  # begins early, and waits for the kernel before
         multiplies = hopper or kernel["kernel"] in ("_multiply", "_multiply_groups", "_attend")
         assert kernel["loads_ahead"] == multiplies, kernel  # cp.async: weights are read while others are multiplied
         if not multiplies:

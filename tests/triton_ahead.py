@@ -70,6 +70,7 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "products": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*\w", text))),
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
+        "overlaps": compiled["launch_pdl"] and "griddepcontrol.wait" in text,
         "outstanding": sorted(set(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", disassembled(cubin)))),
         "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }

@@ -23,7 +23,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,11 +86,11 @@ class Launch(NamedTuple):
     microseconds: float
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What torch launches of its own: operations that compute or copy, and are no views."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,7 +226,7 @@ def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
     pixels, turns = torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta), run.turns(visual, prefix, suffix)
-    steps = {
+    steps: dict[str, Callable[[], Tensor]] = {
         "encode": lambda: run.encode(pixels),
         "decode": lambda: run.decode(tokens, prefix.to(between), suffix.to(between), turns),
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qalign_kernels.activation_triton import quick_gelu
 from qalign_kernels.ops import Activation
-from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, row_view, tl
 
 _ROWS, _COLUMNS = 4, 512  # of a program: 16 values a thread, in lines of the memory
 
@@ -32,7 +32,7 @@ def finish_product(
     _finish_product[(cdiv(m, _ROWS) * cdiv(n, _COLUMNS),)](
         product, y, row_scale, column_scale, bias, residual,
         m, n, row_stride(row_scale), row_stride(residual),
-        epilogue.activation == "quick_gelu", _ROWS, _COLUMNS,
+        epilogue.activation == "quick_gelu", _ROWS, _COLUMNS, **overlap(),
     )  # fmt: skip
     return y
 
@@ -45,9 +45,10 @@ def row_stride(x: Tensor | None) -> int:
 def _finish_product(
     product: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     m: Value, n: Value, scale_stride: Value, residual_stride: Value,
-    gelu: constexpr, rows: constexpr, columns: constexpr,
+    gelu: constexpr, rows: constexpr, columns: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · product + bias); product [m, n]."""
+    begin(pdl)
     across, program = tl.cdiv(n, columns), tl.program_id(0)
     i, j = program // across * rows + tl.arange(0, rows), program % across * columns + tl.arange(0, columns)
     inside = (i < m)[:, None] & (j < n)[None, :]

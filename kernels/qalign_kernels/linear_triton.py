@@ -23,7 +23,7 @@ from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_groups, quantize_rows
 from qalign_kernels.tile_order import origin
 from qalign_kernels.tiles import Shares, Tile, tiles_of
-from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, row_view, tl
 
 SMALLEST_GROUP = 64  # inputs: a step of 8-bit tensor cores is 32, and a group is two halves
 _MOST_IMPRECISE = 128  # inputs whose fp8 products may be summed in a tensor core's own precision
@@ -97,7 +97,7 @@ def _launch(
         values, w.weight, y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
         m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
         gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns, tile.inputs,
-        num_stages=tile.stages, num_warps=tile.warps,
+        num_stages=tile.stages, num_warps=tile.warps, **overlap(),
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _launch_groups(x: Tensor | Rows, w: Weight, tile: Tile, y: Tensor, residual:
         values, w.weight, y, scale, w.scale, w.zero, w.bias, residual,
         m, n, groups, w.zero.shape[1], row_stride(residual),
         gelu, tile.rows, tile.columns, half,
-        num_stages=tile.stages, num_warps=tile.warps,
+        num_stages=tile.stages, num_warps=tile.warps, **overlap(),
     )  # fmt: skip
 
 
@@ -123,13 +123,14 @@ def _powers(rows: int) -> tuple[int, int]:
 
 
 @jit
-def _multiply(  # noqa: PLR0912 (what is not true is not compiled)
+def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value, x_stride: Value,
     scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr, splits: constexpr,
-    rows: constexpr, more_rows: constexpr, columns: constexpr, inputs: constexpr,
+    rows: constexpr, more_rows: constexpr, columns: constexpr, inputs: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, k], or as `Modal` has them."""
+    begin(pdl)
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
@@ -209,9 +210,10 @@ def take_sum(total: Value, sums: Pointer) -> Value:
 def _multiply_groups(
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, zero: Pointer, bias: Pointer,
     residual: Pointer, m: Value, n: Value, groups: Value, zeros: Value, residual_stride: Value,
-    gelu: constexpr, rows: constexpr, columns: constexpr, half: constexpr,
+    gelu: constexpr, rows: constexpr, columns: constexpr, half: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """The same over x [m, G, 2, g/2] and row_scale [G, m], w [n, G, g/2], column_scale [n, G] and zero [n, G/2]."""
+    begin(pdl)
     row, _, column, _, _ = origin(tl.program_id(0), m, n, m, n, False, rows, columns)
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     row, column = tl.where(i < m, i, 0).to(tl.int64), tl.where(j < n, j, 0).to(tl.int64)
