@@ -22,6 +22,7 @@
 #   PRECISIONS  default "int8 fp8 fp16", without fp8 where the device has none
 #   BATCHES     default "1 8 64"
 #   REPEAT      forwards timed of each contestant and batch; default 15 to 45
+#   PATIENCE    how many times as long everything may take, for a rehearsal on a slow machine; default 1
 #   TUNE_SECONDS   of each precision's sweep; default 125 for int8, 45 for fp8
 #   MODELS      what onnx needs, 17 GB, and what is kept without a GPU; default below TMPDIR
 #   DEVICE, MODEL   cuda and random:one-align; to try the script without a GPU:
@@ -34,7 +35,8 @@ OUT=${OUT:-bench/results}
 MODELS=${MODELS:-${TMPDIR:-/tmp}/qalign-fast-models}
 DEVICE=${DEVICE:-cuda}
 MODEL=${MODEL:-random:one-align}
-PART_SECONDS=335
+PATIENCE=${PATIENCE:-1}
+PART_SECONDS=$((335 * PATIENCE))
 PARTS=("$@")
 ((${#PARTS[@]})) || PARTS=(1 2 3)
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
@@ -69,7 +71,7 @@ finished() {
 
 # limited SECONDS NAME COMMAND ...: both, in no more time than the part has left
 limited() {
-  local seconds=$1 name=$2 left=$((PART_END - SECONDS))
+  local seconds=$(($1 * PATIENCE)) name=$2 left=$((PART_END - SECONDS))
   shift 2
   ((seconds > left)) && seconds=$left
   if ((seconds < 3)); then
@@ -121,12 +123,12 @@ finish() {
 # compile: the engine's kernels of all precisions, by all cores, beside what comes next; `compiled` waits for it
 compile() {
   [[ $DEVICE == cpu ]] ||
-    start 60 compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
+    start "$((60 * PATIENCE))" compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
       "${PRECISIONS[@]/#/--precision=}" --processes "$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))" >&2
 }
 
 compiled() {
-  [[ $DEVICE == cpu ]] || finished 60 compile
+  [[ $DEVICE == cpu ]] || finished "$((60 * PATIENCE))" compile
 }
 
 # check: says what is here; the status is 3 where there is no fp8, 1 where nothing can be run
