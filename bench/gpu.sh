@@ -177,7 +177,7 @@ part_1() {
   compiled
   [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
   "$PYTHON" -c "import xdist" 2>/dev/null && many=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-  limited 70 tests "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
+  limited 70 tests "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
     --durations 5 >"$OUT/gpu_tests.txt"
   [[ $DEVICE == cpu ]] ||
     limited 25 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
