@@ -180,7 +180,7 @@ part_1() {
   limited 70 tests "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
     --durations 5 >"$OUT/gpu_tests.txt"
   [[ $DEVICE == cpu ]] ||
-    limited 25 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
+    limited 35 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
       "${BATCHES[@]/#/--batch=}" --batch=2 --json "$OUT/gpu_graphs.json" >&2
   throughput 45 "throughput_${PRECISIONS[0]}" --precision "${PRECISIONS[0]}" --repeat 45
   profile 25 "${PRECISIONS[0]}"
