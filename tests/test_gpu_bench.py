@@ -375,7 +375,7 @@ fi
 """
 
 
-def script(tmp_path: Path, *parts: str, slow: str = "nothing", **settings: str) -> subprocess.Popen[str]:
+def script(tmp_path: Path, *parts: str, slow: str = "no such command", **settings: str) -> subprocess.Popen[str]:
     """gpu.sh on a device that is said to be one, its commands in tmp_path/log."""
     python = tmp_path / "python"
     python.write_text(
