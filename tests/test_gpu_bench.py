@@ -5,6 +5,7 @@ arithmetic, the summary; the script itself with a stand-in for Python, for what 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -46,6 +47,7 @@ from qalign_bench.tune import (
     ways,
     with_fastest,
 )
+from qalign_export import random_numbers
 from qalign_export.random_numbers import counted
 from qalign_export.source import ONE_ALIGN
 from qalign_fast import Scorer
@@ -156,6 +158,23 @@ def test_a_peer_has_the_numbers_of_a_model_in_memory() -> None:
     np.testing.assert_allclose(peer.score(peer.prepare(pixels), "quality"), expected, atol=1e-4)
     other = hf_eager.load(parse_spec(json.dumps(spec | {"numbers": "parameter"})))
     assert np.abs(np.array(other.score(other.prepare(pixels), "quality")) - expected).max() > 1e-3
+
+
+def test_upstreams_own_model_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(hf_eager.__file__).parent))  # it is a script's sibling there
+    own = importlib.import_module("upstream_model")
+
+    class Small(torch.nn.Module):
+        def __init__(self, config: object) -> None:
+            super().__init__()
+            self.norm, self.up = torch.nn.LayerNorm(8), torch.nn.Linear(8, 6, bias=False)
+
+    spec = {"model": NARROW, "device": "cpu", "precision": "fp16", "random_numbers": random_numbers.__file__}
+    model = own.random_model(Small, None, parse_spec(json.dumps(spec | {"numbers": "counted"})))
+    assert torch.equal(model.up.weight, counted("up.weight", (6, 8), torch.device("cpu")).half())
+    assert torch.equal(model.norm.weight, counted("norm.weight", (8,), torch.device("cpu")).half())
+    before = own.random_model(Small, None, parse_spec(json.dumps(spec)))
+    assert torch.equal(before.up.weight, torch.from_numpy(random_numbers.parameter("up.weight", (6, 8))).half())
 
 
 def test_only_random_models_are_launched_one_kernel_after_another(tmp_path: Path) -> None:
@@ -368,7 +387,7 @@ fi
 """
 
 
-def script(tmp_path: Path, *parts: str, slow: str = "nothing", **settings: str) -> subprocess.Popen[str]:
+def script(tmp_path: Path, *parts: str, slow: str = "no such command", **settings: str) -> subprocess.Popen[str]:
     """gpu.sh on a device that is said to be one, its commands in tmp_path/log."""
     python = tmp_path / "python"
     python.write_text(
