@@ -14,7 +14,7 @@
 #         to write, and PYTHON must have onnxruntime-gpu
 #
 # Results come as they are measured, a JSON file each; the summary has those of all parts that OUT holds, beside what was
-# predicted (bench/results/predicted.json). It is printed at the end, at a signal too. What fails does not stop the next;
+# predicted (bench/predicted.json, an estimate). It is printed at the end, at a signal too. What fails does not stop the next;
 # the status is then 1. PYTHON (python3) has torch for CUDA, and pytest, safetensors, Pillow, typer, rich, onnx; the package
 # need not be installed in it. pytest-xdist makes part 1 shorter.
 #

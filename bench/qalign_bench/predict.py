@@ -1,6 +1,6 @@
 """A GPU's rates in, the time of every stage of a batch on it out, from the launches that the engine makes there.
 
-    python -m qalign_bench.predict [--json bench/results/predicted.json]
+    python -m qalign_bench.predict [--json bench/predicted.json]
 
 The full-size model's steps run on tensors that hold no data; each operation is given the time that the model below
 says. It is an estimate, made to be put beside a measurement and replaced by it: no figure of it is a result. It assumes
@@ -72,7 +72,7 @@ class Chip(NamedTuple):
 
 H100 = Chip(
     "H100", Device(90, 132, 227 * 1024), 1.70, {"int8": 1979, "float8_e4m3fn": 1979, "float16": 989},
-    busy=0.85, cache=9.0, dram=3.0, library=0.65, attention=420, end=2.4, gap=1.0, host=60,
+    busy=0.85, cache=9.0, dram=3.0, library=0.65, attention=420, end=2.4, gap=0.5, host=60,
 )  # fmt: skip
 RTX_3090 = Chip(
     "RTX 3090", Device(86, 82, 99 * 1024), 1.70, {"int8": 284, "float16": 71},
@@ -105,9 +105,9 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Foreseen(Ops):
     """Operations that only say what each launch would take; results hold no data."""
 
-    def __init__(self, chip: Chip, dtype: torch.dtype) -> None:
-        self.chip, self.dtype = chip, dtype
-        self.launches: list[Launch] = []
+    def __init__(self, chip: Chip, dtype: torch.dtype, launches: list[Launch]) -> None:
+        """Adds to `launches`."""
+        self.chip, self.dtype, self.launches = chip, dtype, launches
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
@@ -118,10 +118,17 @@ class Foreseen(Ops):
         if isinstance(x, Tensor) and w.weight.dtype in LARGEST:
             self._moving(x, self._row_type(x, [w]))
         self._product(tile, (x, w.weight, y, residual), rows, k, n, form_of(w))
-        itself = w.weight.dtype not in LARGEST and not (w.bias is not None and residual is not None)
-        if tile is None and (activation is not None or not (itself or (w.bias is None and residual is None))):
+        if tile is None and (activation is not None or not self._adds(w, residual)):
             self._moving(y, y, residual)  # by a kernel after torch's product
         return y
+
+    def _adds(self, w: Weight, residual: Tensor | None) -> bool:
+        """Whether torch's product has all of the result in it, as `torch_product` has it."""
+        added = [one for one in (w.bias, residual) if one is not None]
+        alike = all(one.dtype == self.dtype for one in added) and len(added) < 2
+        if w.weight.dtype in LARGEST:
+            return w.weight.dtype != torch.int8 and alike and residual is None
+        return alike and w.weight.dtype == self.dtype
 
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
         (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
@@ -204,10 +211,11 @@ class Foreseen(Ops):
         step = 1e-6 * processors * max(flop / (chip.busy * chip.peak.get(form, _SLOW)), loaded / chip.cache)
         held = per_processor(tile) if tile.hopper else _held(chip.facts, tile)
         end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
-        waves = cdiv(tiles * tile.splits, processors * held)
+        waves, rest = divmod(tiles * tile.splits, processors * held)
         if tile.hopper:  # shares the last wave's steps
-            return tiles * steps * step / processors + waves * end + chip.end + part
-        return waves * (cdiv(steps, tile.splits) * step * held + end + part * (tile.splits > 1))
+            return tiles * steps * step / processors + cdiv(tiles, processors * held) * end + chip.end + part
+        turns = waves * held + cdiv(rest, processors)  # of a processor, one program after another
+        return turns * (cdiv(steps, tile.splits) * step + end + part * (tile.splits > 1))
 
 
 def _held(device: Device, tile: Tile) -> int:
@@ -216,12 +224,14 @@ def _held(device: Device, tile: Tile) -> int:
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
-def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
+def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    model, meta, between = make(MODEL, precision, torch.device("meta")), torch.device("meta"), between_of(precision)
+    meta, between = torch.device("meta"), between_of(precision)
+    model = make(reference, precision, meta)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
-    ops = Foreseen(chip, between)
-    run = CudaModel(config, to_device(model.tensors, meta, between), ops, ops)
+    seen: list[Launch] = []
+    ops = Foreseen(chip, between, seen), Foreseen(chip, torch.float32, seen)
+    run = CudaModel(config, to_device(model.tensors, meta, between), *ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
@@ -233,14 +243,14 @@ def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
     stages: dict[str, float] = defaultdict(float)
     counts = {}
     for name, step in steps.items():
+        seen.clear()
         with torch.inference_mode(), Counted() as torchs:
             step()
-        launches, ops.launches = ops.launches, []
-        launches.append(Launch("copies", torchs.bytes / chip.dram / 1e6 + torchs.launches))
-        counts[name] = len(launches) - 1 + torchs.launches
-        for launch in launches:
+        counts[name] = len(seen) + torchs.launches
+        seen.append(Launch("copies", torchs.bytes / chip.dram / 1e6 + torchs.launches))
+        for launch in seen:
             stages[launch.kind] += launch.microseconds / 1e3
-        stages[name] = (sum(launch.microseconds for launch in launches) + chip.gap * counts[name]) / 1e3
+        stages[name] = (sum(launch.microseconds for launch in seen) + chip.gap * counts[name]) / 1e3
     ms = stages["encode"] + stages["decode"] + chip.host / 1e3
     return {
         "gpu": chip.name,
