@@ -148,9 +148,10 @@ def store(place: Place, values: Any, mask: Any = True) -> None:
     place.storage[at[inside]] = values[inside]
 
 
-def atomic_add(place: Place, values: Any, sem: str) -> Any:
-    before = place.storage[place.at].copy()
-    np.add.at(place.storage, place.at, values)
+def atomic_add(place: Place, values: Any, mask: Any = True, *, sem: str) -> Any:
+    at, inside, values = np.broadcast_arrays(place.at, mask, np.asarray(values))
+    before = place.storage[at].copy()
+    np.add.at(place.storage, at[inside], values[inside])
     return before
 
 

@@ -138,7 +138,9 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
         complete = True
         if shared and count < steps:
             place = tile - whole * programs
-            acc, complete = _add_part(acc, sums + place * (rows * columns), arrived + place, count, steps)
+            acc, complete = _add_part(
+                acc, sums + place * (rows * columns), arrived + place, row_end - row, count, steps
+            )
         if complete:
             left, right = _halves(acc)
             for part in gl.static_range(_PARTS):
@@ -188,19 +190,23 @@ def _load_rows(
 
 
 @gluon_jit
-def _add_part(acc: Value, sums: Pointer, arrived: Pointer, count: Value, steps: Value) -> Value:
-    """Adds a part of `count` steps. The last program to come gets the sum, and leaves zeros for the next product."""
+def _add_part(acc: Value, sums: Pointer, arrived: Pointer, height: Value, count: Value, steps: Value) -> Value:
+    """Adds a part of `count` steps, of a tile's first `height` rows.
+
+    The last program to come gets the sum, and leaves zeros for the next product.
+    """
     rows: constexpr = acc.shape[0]
     columns: constexpr = acc.shape[1]
     i = gl.arange(0, rows, gl.SliceLayout(1, acc.type.layout))
     j = gl.arange(0, columns, gl.SliceLayout(0, acc.type.layout))
     place = sums + i[:, None] * columns + j[None, :]
-    gl.atomic_add(place, acc, sem="relaxed")
+    inside = (i < height)[:, None] & (j < columns)[None, :]
+    gl.atomic_add(place, acc, inside, sem="relaxed")
     thread_barrier()  # all threads' parts are there before it is said
     complete = gl.atomic_add(arrived, count, sem="acq_rel") + count == steps
     if complete:
-        acc = gl.load(place, cache_modifier=".cg")
-        gl.store(place, gl.zeros_like(acc))
+        acc = gl.load(place, inside, 0, cache_modifier=".cg")
+        gl.store(place, gl.zeros_like(acc), inside)
         gl.store(arrived, 0)
     return acc, complete
 

@@ -170,9 +170,9 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
     complete = True
     if splits > 1:
         sums += tile * ((rows + more_rows) * columns)
-        add_part(total, sums)
+        add_part(total, sums, row_end - row)
         if more_rows > 0:
-            add_part(more, sums + rows * columns)
+            add_part(more, sums + rows * columns, row_end - row - rows)
         tl.debug_barrier()  # all threads' parts are there before it is said
         complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
     if modal:
@@ -180,9 +180,9 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
     if complete:
         if splits > 1:
             tl.store(arrived + tile, 0)
-            total = take_sum(total, sums)
+            total = take_sum(total, sums, row_end - row)
             if more_rows > 0:
-                more = take_sum(more, sums + rows * columns)
+                more = take_sum(more, sums + rows * columns, row_end - row - rows)
         finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
                scale_stride, residual_stride, gelu)  # fmt: skip
         if more_rows > 0:
@@ -191,18 +191,19 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
 
 
 @jit
-def add_part(total: Value, sums: Pointer) -> None:
-    """What one of the programs that share a tile has of it."""
-    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
-    tl.atomic_add(place, total, sem="relaxed")
+def add_part(total: Value, sums: Pointer, height: Value) -> None:
+    """What one of the programs that share a tile has of its first `height` rows."""
+    i, j = tl.arange(0, total.shape[0])[:, None], tl.arange(0, total.shape[1])[None, :]
+    tl.atomic_add(sums + i * total.shape[1] + j, total, (i < height) & (j >= 0), sem="relaxed")
 
 
 @jit
-def take_sum(total: Value, sums: Pointer) -> Value:
+def take_sum(total: Value, sums: Pointer, height: Value) -> Value:
     """The sum of all parts, of total's shape; zeros are left for the next product."""
-    place = sums + tl.arange(0, total.shape[0])[:, None] * total.shape[1] + tl.arange(0, total.shape[1])[None, :]
-    total = tl.load(place, cache_modifier=".cg")
-    tl.store(place, tl.zeros_like(total))
+    i, j = tl.arange(0, total.shape[0])[:, None], tl.arange(0, total.shape[1])[None, :]
+    place, inside = sums + i * total.shape[1] + j, (i < height) & (j >= 0)
+    total = tl.load(place, inside, 0, cache_modifier=".cg")
+    tl.store(place, tl.zeros_like(total), inside)
     return total
 
 
