@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import wraps
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,6 +74,8 @@ ENABLED = {
     "math": torch.backends.cuda.math_sdp_enabled,
 }
 BY_ROWS = [torch.int8, FP8] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
+CUBLAS = FP8 in BY_ROWS and (not GPU or torch_product.by_cublas(FACTS.capability, "float8_e4m3fn"))
+SCALED_MM = GPU or TorchVersion(torch.__version__) >= (2, 13)  # by rows on a CPU, if not before
 FORMS = ["int8", "int4", "fp8"] if FP8 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
 WIDTHS = [
@@ -346,8 +349,8 @@ def test_floats_by_torchs_own_product(dtype: torch.dtype, bias: bool, residual: 
 @pytest.mark.parametrize("dtype", BY_ROWS)
 @interpreted
 def test_8_bits_by_torchs_own_product(dtype: torch.dtype, bias: bool, residual: bool, gelu: bool) -> None:
-    if dtype == FP8 and not GPU and TorchVersion(torch.__version__) < (2, 13):
-        pytest.skip("torch has _scaled_mm by rows on a CPU since 2.13, if not before")
+    if dtype == FP8 and not SCALED_MM:
+        pytest.skip("torch has no _scaled_mm by rows on this CPU")
     w = (int8_weight if dtype == torch.int8 else fp8_weight)(96, 48, bias)
     x, added = rand(18, 96), torch.randn(18, 48) if residual else None
     y = run_torchs_own(x, w, gelu, added, torch.float32)
@@ -362,10 +365,29 @@ def test_what_torchs_own_product_adds_itself_takes_no_second_kernel() -> None:
         patch.setattr(torch_product, "finish_product", None)
         for bias, residual in ((False, None), (True, None), (False, added)):
             run_torchs_own(x, float_weight(torch.float16, 96, 40, bias), False, residual, torch.float16)
-        if FP8 in BY_ROWS and (not GPU or torch_product.by_cublas(FACTS.capability, "float8_e4m3fn")):
-            run_torchs_own(x, fp8_weight(96, 48, bias=False), False, None, torch.float16)
         with pytest.raises(TypeError):
             run_torchs_own(x, float_weight(torch.float16, 96, 40), False, added, torch.float16)
+
+
+@pytest.mark.parametrize("bias", [None, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.skipif(not CUBLAS or not SCALED_MM, reason="cuBLAS has no fp8 by rows here, nor has torch on a CPU")
+@interpreted
+def test_a_bias_of_the_results_type_is_added_by_the_product_in_fp8(
+    dtype: torch.dtype, bias: torch.dtype | None
+) -> None:
+    x, w, added = rand(18, 96), fp8_weight(96, 48), torch.randn(18, 48)
+    w = replace(w, bias=None if bias is None or w.bias is None else w.bias.to(bias))
+    expected = {case: expected_linear(x, w, *case) for case in ((False, None), (True, None), (False, added))}
+    finish, finished = torch_product.finish_product, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_product, "finish_product", lambda *given: (finished.append(given[3]), finish(*given))[1])
+        for case, y in expected.items():
+            close(run_torchs_own(x, w, *case, dtype), y, 2e-6 + 2.5 * torch.finfo(dtype).eps * (dtype != torch.float32))
+    alone = bias is None or bias == dtype != torch.float32
+    assert len(finished) == (2 if alone else 3)
+    if w.bias is not None:  # in the type that it was given in
+        assert all(torch.equal(one.cpu(), w.bias) for one in finished)
 
 
 @interpreted

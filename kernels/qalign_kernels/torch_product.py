@@ -23,6 +23,7 @@ from qalign_kernels.triton_runtime import row_view
 _CUBLAS_BY_ROW = 90  # elsewhere torch takes CUTLASS's products by rows and channels
 _ALIGNED = 16  # bytes
 _FLOATS = ("float32", "float16", "bfloat16")
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def has_product(capability: int, form: str, m: int, k: int, n: int) -> bool:
@@ -67,10 +68,13 @@ def _of_rows(x: Rows, w: Weight, epilogue: Epilogue) -> Tensor:
     if values.dtype != FP8:
         return finish_product(torch._int_mm(values, w.weight.T), scale, w.scale, w.bias, epilogue)
     dtype = _fp8_result(values.device, epilogue.dtype)
+    plain = dtype == epilogue.dtype and epilogue.activation is None and epilogue.residual is None
+    added = w.bias if plain and _adds(w.bias, values.device, dtype) else None
     product = torch._scaled_mm(
-        values, w.weight.T, scale_a=scale, scale_b=w.scale.unsqueeze(0), out_dtype=dtype, use_fast_accum=False
-    )
-    if dtype == epilogue.dtype and w.bias is None and epilogue.activation is None and epilogue.residual is None:
+        values, w.weight.T, scale_a=scale, scale_b=w.scale.unsqueeze(0), bias=added, out_dtype=dtype,
+        use_fast_accum=False,
+    )  # fmt: skip
+    if plain and added is w.bias:
         return product
     return finish_product(product, None, None, w.bias, epilogue)
 
@@ -81,9 +85,19 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone() if x.data_ptr() % _ALIGNED else x
 
 
+def _adds(bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the fp8 product adds it: cuBLAS's, whose result and bias are of one 16-bit type."""
+    return bias is not None and bias.dtype == dtype and dtype in _HALVES and _is_cublas(device)
+
+
 def _fp8_result(device: torch.device, wanted: torch.dtype) -> torch.dtype:
     """Without a bias, CUTLASS's product writes bfloat16 whatever it is asked for (pytorch/pytorch#187569)."""
+    return wanted if _is_cublas(device) else torch.bfloat16
+
+
+def _is_cublas(device: torch.device) -> bool:
+    """Whether fp8's product is, or is a CPU's, which takes and gives the same."""
     if device.type != "cuda":
-        return wanted
+        return True
     major, minor = torch.cuda.get_device_capability(device)
-    return wanted if by_cublas(10 * major + minor, "float8_e4m3fn") else torch.bfloat16
+    return by_cublas(10 * major + minor, "float8_e4m3fn")
