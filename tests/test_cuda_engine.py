@@ -525,6 +525,31 @@ def test_biases_that_cublas_adds_are_of_their_weights_type() -> None:
     assert set(found.values()) == {torch.float32}
 
 
+def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounded: Rounded) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    seen: dict[str, tuple[Weight, bool]] = {}
+
+    class Seen(Halves):
+        def linear(
+            self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        ) -> Tensor:
+            seen[w.name] = w, activation is None and residual is None
+            return super().linear(x, w, activation=activation, residual=residual)
+
+    artifact = open_artifact(rounded("narrow-112", "fp8"))
+    tensors, constants = read_packed(artifact)
+    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    model = CudaModel(artifact.manifest.config, there, Seen(), Exact())
+    prefix, suffix = (x.half() for x in constants[QUALITY.name])
+    side = artifact.manifest.config.pixels.side
+    model.decode(model.encode(torch.zeros(1, side, side, 3, dtype=torch.uint8)), prefix, suffix)
+    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == FP8}
+    assert {"vision.layers.0.qkv", "abstractor.features.kv", "decoder.layers.0.kv_text"} <= eight.keys()
+    for name, (w, alone) in eight.items():
+        assert w.bias is not None, name
+        assert w.bias.dtype == (torch.float16 if alone else torch.float32), name
+
+
 def test_groups_that_the_kernels_lack_are_refused_at_load(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is for Linux")
     recipe = Recipe("int4", group=32)

@@ -6,8 +6,8 @@
 
 y = x̂ ŵᵀ + b. round and e4m3 (float8_e4m3fn, whose largest value is 448) are to the nearest, ties to even. For int8 and
 int4 the sums of products are whole numbers: exact in any order for int8; for int4 exact within a group. For fp8 they
-are taken in float32, before the scales. The int4 layout is that of onnxruntime's MatMulNBits. A float weight (float32,
-float16, bfloat16) reads rows rounded to its type; its products are summed in float32.
+are taken in float32, before the scales; GPUs keep fewer bits. The int4 layout is that of onnxruntime's MatMulNBits. A
+float weight (float32, float16, bfloat16) reads rows rounded to its type; its products are summed in float32.
 
 Letters: M rows, K inputs, N output channels, g inputs a group, G = ceil(K / g) groups.
 """
@@ -70,7 +70,7 @@ def linear(x: Tensor, w: Weight) -> Tensor:
 
 
 def modal_linear(x: Tensor, w: Weight, modal: Modal) -> Tensor:
-    """Rows float32 [M, K] -> float32 [M, N], w without bias."""
+    """Rows float32 [M, K] -> float32 [M, N]."""
     own = (len(w.weight) - modal.common) // 2
     visual, text = (modal.common + own * i for i in range(2))
     of_visual, of_text = (

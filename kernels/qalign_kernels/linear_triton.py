@@ -177,6 +177,8 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
         complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
     if modal:
         column_scale += channel - column
+        if bias is not None:
+            bias += channel - column
     if complete:
         if splits > 1:
             tl.store(arrived + tile, 0)
