@@ -459,6 +459,13 @@ def test_rows_that_are_two_powers_of_two(splits: int) -> None:
         assert not shares.arrived.any()
 
 
+@interpreted
+def test_tiles_that_are_finished_by_halves() -> None:
+    x, w, residual = rand(140, 72), int8_weight(72, 200), torch.randn(140, 200)
+    large = run_linear(x, w, True, residual, rows=128, columns=128)
+    assert torch.equal(large, run_linear(x, w, True, residual))
+
+
 @pytest.mark.parametrize(
     "modal",
     [

@@ -144,6 +144,7 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
         + tl.arange(0, inputs)[None, :]
     )
     whole: constexpr = w.dtype.element_ty.is_int()
+    halves: constexpr = columns >= 128 and rows >= 128
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
     if more_rows > 0:
@@ -185,8 +186,16 @@ def _multiply(  # noqa: PLR0912, PLR0915 (what is not true is not compiled)
             total = take_sum(total, sums, row_end - row)
             if more_rows > 0:
                 more = take_sum(more, sums + rows * columns, row_end - row - rows)
-        finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
-               scale_stride, residual_stride, gelu)  # fmt: skip
+        if halves:  # one after the other: both at once need more registers than there are
+            left, right = total.reshape((rows, 2, columns // 2)).permute((0, 2, 1)).split()
+            half_j = column + tl.arange(0, columns // 2)
+            finish(left.to(tl.float32), y, row_scale, column_scale, bias, residual, i, half_j, row_end, column_end, n,
+                   scale_stride, residual_stride, gelu)  # fmt: skip
+            finish(right.to(tl.float32), y, row_scale, column_scale, bias, residual, i, half_j + columns // 2, row_end,
+                   column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip
+        else:
+            finish(total.to(tl.float32), y, row_scale, column_scale, bias, residual, i, j, row_end, column_end, n,
+                   scale_stride, residual_stride, gelu)  # fmt: skip
         if more_rows > 0:
             finish(more.to(tl.float32), y, row_scale, column_scale, bias, residual, more_i, j, row_end, column_end, n,
                    scale_stride, residual_stride, gelu)  # fmt: skip
