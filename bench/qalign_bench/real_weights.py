@@ -20,9 +20,10 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,7 @@ PREDICTED = (  # recipes that the whole model is run in
 )
 
 Rounding = Callable[[Tensor, int], Tensor]  # (x [S, T, K], P) -> what the rows after the prefix become [S, T-P, K]
+Choice = Callable[[Sequence[Tensor], Tensor], Tensor]  # linears' weights and the rows that all read -> s [K]
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Ite
     """Every recipe of the linears that read x [S, T, K], the calibration text's."""
     rows, width = x[:, prefix:].flatten(0, 1), x.shape[-1]
     weights = [layer.weights[kind] for kind in kinds]
-    none, moved = torch.ones(width), migration(layer, kinds, weights, rows, "int8")
-    moved4 = migration(layer, kinds, weights, rows, "int4")
+    none, moved = torch.ones(width), migration(layer, kinds, weights, rows, partial(choose_migration, precision="int8"))
+    moved4 = migration(layer, kinds, weights, rows, partial(choose_migration, precision="int4"))
     for kind, w in zip(kinds, weights, strict=True):
         for s, suffix in ((none, ""), (moved, " migrated")):
             w_hat = expand(quantize_int8(w * s), width)
@@ -135,17 +137,17 @@ def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Ite
                     yield Rounded(name + ", weights only", kind, s, w_hat, not_at_all)
 
 
-def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows: Tensor, precision: str) -> Tensor:
+def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows: Tensor, choose: Choice) -> Tensor:
     """s where it can be folded exactly: into a norm's gain, up's rows or v's rows.
 
     Query heads that share a v head share its s, so their inputs are shown as more rows of as few inputs.
     """
     if kinds != ("o",):
-        return choose_migration(weights, rows, precision)
+        return choose(weights, rows)
     shared = (-1, layer.kv_heads, layer.heads // layer.kv_heads, rows.shape[1] // layer.heads)
     apart = [w.view(shared)[:, :, i].flatten(1) for w in weights for i in range(shared[2])]
     together = rows.view(shared).transpose(1, 2).reshape(-1, shared[1] * shared[3])
-    s = choose_migration(apart, together, precision)
+    s = choose(apart, together)
     return s.view(shared[1], 1, shared[3]).expand(shared[1:]).flatten()
 
 
