@@ -121,7 +121,7 @@ class CudaEngine:
                 if tokens.shape[1] == self.config.abstractor.tokens:
                     parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
                 else:  # clips are of many lengths, and their kernels are large
-                    parts = [self._model.decode(tokens, prefix, suffix)]
+                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), tokens)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
