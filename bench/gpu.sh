@@ -14,7 +14,7 @@
 #         to write, and PYTHON must have onnxruntime-gpu
 #
 # Results come as they are measured, a JSON file each; the summary has those of all parts that OUT holds, beside what was
-# predicted (bench/results/predicted.json). It is printed at the end, at a signal too. What fails does not stop the next;
+# predicted (bench/predicted.json, an estimate). It is printed at the end, at a signal too. What fails does not stop the next;
 # the status is then 1. PYTHON (python3) has torch for CUDA, and pytest, safetensors, Pillow, typer, rich, onnx; the package
 # need not be installed in it. pytest-xdist makes part 1 shorter.
 #
@@ -22,6 +22,7 @@
 #   PRECISIONS  default "int8 fp8 fp16", without fp8 where the device has none
 #   BATCHES     default "1 8 64"
 #   REPEAT      forwards timed of each contestant and batch; default 15 to 45
+#   PATIENCE    how many times as long everything may take, for a rehearsal on a slow machine; default 1
 #   TUNE_SECONDS   of each precision's sweep; default 125 for int8, 45 for fp8
 #   MODELS      what onnx needs, 17 GB, and what is kept without a GPU; default below TMPDIR
 #   DEVICE, MODEL   cuda and random:one-align; to try the script without a GPU:
@@ -34,13 +35,14 @@ OUT=${OUT:-bench/results}
 MODELS=${MODELS:-${TMPDIR:-/tmp}/qalign-fast-models}
 DEVICE=${DEVICE:-cuda}
 MODEL=${MODEL:-random:one-align}
-PART_SECONDS=335
+PATIENCE=${PATIENCE:-1}
+PART_SECONDS=$((335 * PATIENCE))
 PARTS=("$@")
 ((${#PARTS[@]})) || PARTS=(1 2 3)
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
-TESTS=(tests/test_triton.py tests/test_cuda_engine.py tests/test_compile_ahead.py) # of which some are for a GPU
+TESTS=(tests/test_triton.py tests/test_cuda_engine.py tests/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
 FAILED=()
 declare -A RUNNING=() # name -> process id, of what was started and not yet waited for
 PART_END=$PART_SECONDS
@@ -69,7 +71,7 @@ finished() {
 
 # limited SECONDS NAME COMMAND ...: both, in no more time than the part has left
 limited() {
-  local seconds=$1 name=$2 left=$((PART_END - SECONDS))
+  local seconds=$(($1 * PATIENCE)) name=$2 left=$((PART_END - SECONDS))
   shift 2
   ((seconds > left)) && seconds=$left
   if ((seconds < 3)); then
@@ -121,12 +123,12 @@ finish() {
 # compile: the engine's kernels of all precisions, by all cores, beside what comes next; `compiled` waits for it
 compile() {
   [[ $DEVICE == cpu ]] ||
-    start 60 compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
+    start "$((60 * PATIENCE))" compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
       "${PRECISIONS[@]/#/--precision=}" --processes "$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))" >&2
 }
 
 compiled() {
-  [[ $DEVICE == cpu ]] || finished 60 compile
+  [[ $DEVICE == cpu ]] || finished "$((60 * PATIENCE))" compile
 }
 
 # check: says what is here; the status is 3 where there is no fp8, 1 where nothing can be run
@@ -175,10 +177,10 @@ part_1() {
   compiled
   [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
   "$PYTHON" -c "import xdist" 2>/dev/null && many=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-  limited 70 tests "$PYTHON" -m pytest -v --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
+  limited 70 tests "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
     --durations 5 >"$OUT/gpu_tests.txt"
   [[ $DEVICE == cpu ]] ||
-    limited 25 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
+    limited 35 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
       "${BATCHES[@]/#/--batch=}" --batch=2 --json "$OUT/gpu_graphs.json" >&2
   throughput 45 "throughput_${PRECISIONS[0]}" --precision "${PRECISIONS[0]}" --repeat 45
   profile 25 "${PRECISIONS[0]}"

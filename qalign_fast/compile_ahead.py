@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -62,6 +63,9 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
         return False
     with Pool("qalign_fast.compile_ahead:walk", facts, tuple(missing.values()), processes) as pool:
         whole = pool.wait()
+        if not whole:
+            why = pool.problem() or "they took too long"
+            warnings.warn(f"kernels not compiled ahead ({why}): each is when it is first launched", stacklevel=2)
     for mark in missing if whole else ():
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

@@ -31,7 +31,7 @@ from qalign_fast.model.packed import PackedModel
 from qalign_fast.prompt import Prompt
 from qalign_fast.torch_engine import Constants, read_packed, set_threads
 from qalign_kernels.attention import BACKENDS, attention_backends
-from qalign_kernels.linear import Modal
+from qalign_kernels.linear import FP8, Modal
 from qalign_kernels.ops import Ops
 from qalign_kernels.rows import Rows
 
@@ -121,7 +121,7 @@ class CudaEngine:
                 if tokens.shape[1] == self.config.abstractor.tokens:
                     parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
                 else:  # clips are of many lengths, and their kernels are large
-                    parts = [self._model.decode(tokens, prefix, suffix)]
+                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), tokens)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
@@ -228,6 +228,8 @@ def build_model(
 
 # what rows are made of or added to: a float32 there would make float32 of all that follows
 _ROWS = re.compile(r".*(_table|class_token|end_token|layers\.0\.[xqkv])")
+# linears after whose bias nothing comes, so that a product in fp8 adds it, in the type of its result
+_BIAS_LAST = re.compile(r".*\.(patch|qkv|kv|gate_up|project|q|kv_visual|kv_text)")
 
 
 def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dtype) -> dict[str, Tensor]:
@@ -238,14 +240,11 @@ def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dt
     from qalign_kernels.linear import Weight
     from qalign_kernels.linear_triton import align
 
-    halves = {
-        name.removesuffix("weight") + "bias": tensor.dtype
-        for name, tensor in mapped.items()
-        if name.endswith(".weight") and tensor.dtype in (torch.float16, torch.bfloat16)
-    }
+    weights = {name.removesuffix(".weight"): x.dtype for name, x in mapped.items() if name.endswith(".weight")}
+    biases = {f"{name}.bias": _bias_type(name, dtype, between) for name, dtype in weights.items()}
     tensors = _stacked(mapped, device)
     for name in list(mapped):
-        dtype = between if _ROWS.fullmatch(name) else halves.get(name)  # cuBLAS adds a bias of the weight's type
+        dtype = between if _ROWS.fullmatch(name) else biases.get(name)
         tensor = mapped.pop(name).to(device, dtype)
         # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
         # that come to them in 8 bits already have no room to be aligned.
@@ -253,19 +252,28 @@ def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dt
     return tensors
 
 
+def _bias_type(name: str, weight: torch.dtype, between: torch.dtype) -> torch.dtype | None:
+    """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
+    if weight in (torch.float16, torch.bfloat16):
+        return weight
+    return between if weight == FP8 and _BIAS_LAST.fullmatch(name) else None
+
+
 def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Each decoder layer's q, kv_visual and kv_text in int8 or int4, as one weight, qkv, and as its parts.
+    """Each decoder layer's q, kv_visual and kv_text as one weight, qkv, and as parts of it, where all are int8 or int4.
 
     They leave `mapped`. One product reads them.
     """
     tensors: dict[str, Tensor] = {}
     for layer in [name.removesuffix("q.weight") for name in mapped if re.fullmatch(r"decoder\..*\.q\.weight", name)]:
         linears = [f"{layer}{one}" for one in ("q", "kv_visual", "kv_text")]
-        types = {mapped[f"{name}.weight"].dtype for name in linears}
-        if types not in ({torch.int8}, {torch.uint8}):  # others, or of which one rounds badly
+        types = {mapped[f"{linear}.weight"].dtype for linear in linears}
+        biases = sum(f"{linear}.bias" in mapped for linear in linears)
+        if types not in ({torch.int8}, {torch.uint8}) or biases not in (0, len(linears)):
             continue
-        for part in ("weight", "scale", *(["groups"] if types == {torch.uint8} else [])):
-            names = [f"{name}.{part}" for name in linears]
+        parts = ["weight", "scale"] + ["groups"] * (torch.uint8 in types) + ["bias"] * (biases > 0)
+        for part in parts:
+            names = [f"{linear}.{part}" for linear in linears]
             ends = list(accumulate(len(mapped[name]) for name in names))
             stacked = tensors[f"{layer}qkv.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
             tensors |= {name: stacked[first:end] for name, first, end in zip(names, [0, *ends], ends)}

@@ -1,7 +1,8 @@
 """Pictures and functions in, results on a device out: how a batch gets to a GPU, and how its work is launched there.
 
-`Graphs` is CUDA's form: pixels go up on a stream of their own, and a function's kernels are captured once for each
-shape and launched together on another, whatever stream the caller is on. `Direct` copies and calls, on any device.
+`Graphs` is CUDA's form: pixels go up on a stream of their own, and all that is computed is on another, whatever stream
+the caller is on. A function's kernels are captured once for each shape and launched together. `Direct` copies and
+calls, on any device.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Runner(Protocol):
         """Sends x to the host; what is returned waits for it, and may be called outside the scope."""
         ...
 
+    def call(self, step: Step, x: Tensor) -> Tensor:
+        """step(x), of any shape."""
+        ...
+
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         """step(x). A key means the same step, and x of the same shape and type, every time."""
         ...
@@ -58,6 +63,9 @@ class Direct:
     def download(self, x: Tensor) -> Callable[[], Tensor]:
         return x.cpu
 
+    def call(self, step: Step, x: Tensor) -> Tensor:
+        return step(x)
+
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
         return step(x)
 
@@ -68,12 +76,17 @@ class _Captured:
     input: Tensor  # where the graph reads
     output: Tensor  # where it leaves its result, until it runs again
 
+    def __call__(self, x: Tensor) -> Tensor:
+        self.input.copy_(x)
+        self.graph.replay()
+        return self.output
+
 
 class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         with self.scope():
-            self._stream = _stream(device)  # what graphs run on, one after another, for all share one pool of memory
+            self._stream = _stream(device)  # for steps, one after another: graphs share a pool, kernels their scratch
             self._pool = torch.cuda.graph_pool_handle()
             self._uploads = _Uploads(device)
         self._captured: dict[Hashable, _Captured] = {}
@@ -97,20 +110,23 @@ class Graphs:
 
         return wait
 
-    def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
-        """x is the caller's stream's, and so is the result: nothing of the pool is handed out."""
+    def call(self, step: Step, x: Tensor) -> Tensor:
+        """x is the caller's stream's, and so is the result, which is a copy."""
         current = torch.cuda.current_stream(self._device)
-        if key not in self._captured:
-            self._captured[key] = self._capture(step, x)
-        captured = self._captured[key]
-        result = torch.empty_like(captured.output)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            captured.input.copy_(x)
-            captured.graph.replay()
-            result.copy_(captured.output)
+            output = step(x)
+        result = torch.empty_like(output)
+        self._stream.wait_stream(current)  # for what used the result's memory before
+        with torch.cuda.stream(self._stream):
+            result.copy_(output)
         current.wait_stream(self._stream)
         return result
+
+    def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
+        if key not in self._captured:
+            self._captured[key] = self._capture(step, x)
+        return self.call(self._captured[key], x)
 
     def _capture(self, step: Step, x: Tensor) -> _Captured:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -125,7 +126,8 @@ class FakeCuda(TorchDispatchMode):
     def _queue(self, function: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
         names = [argument.name for argument in function._schema.arguments]
         changed = {a.name for a in function._schema.arguments if a.alias_info and a.alias_info.is_write}
-        by_name = dict(zip(names, args)) | kwargs
+        shape_alone = function.overloadpacket is torch.ops.aten.empty_like
+        by_name = {} if shape_alone else dict(zip(names, args)) | kwargs
         written = {address(x) for x in tensors([by_name[name] for name in changed if name in by_name])}
         read = {address(x) for x in tensors(by_name)} - written
         written |= {address(x) for x in made}

@@ -81,6 +81,7 @@ class Descriptor:
 
     def __init__(self, tensor: Tensor, block: Sequence[int]) -> None:
         self.values, self.layout = tensor.numpy(), None
+        self.written = False  # by the kernel before
         self.block_type = SimpleNamespace(shape=tuple(block), nbytes=int(np.prod(block)) * tensor.element_size())
 
     def box(self, first: Sequence[int]) -> np.ndarray:
@@ -147,9 +148,10 @@ def store(place: Place, values: Any, mask: Any = True) -> None:
     place.storage[at[inside]] = values[inside]
 
 
-def atomic_add(place: Place, values: Any, sem: str) -> Any:
-    before = place.storage[place.at].copy()
-    np.add.at(place.storage, place.at, values)
+def atomic_add(place: Place, values: Any, mask: Any = True, *, sem: str) -> Any:
+    at, inside, values = np.broadcast_arrays(place.at, mask, np.asarray(values))
+    before = place.storage[at].copy()
+    np.add.at(place.storage, at[inside], values[inside])
     return before
 
 
@@ -174,6 +176,12 @@ def send(x: Descriptor, first: Sequence[int], barrier: Barrier, into: Buffer, pr
 
 def language(program: int, programs: int) -> dict[str, Any]:
     """What the kernels' text means here, by its names there."""
+    waited: list[bool] = []
+
+    def send_in_time(x: Descriptor, *arguments: Any, **options: Any) -> None:
+        assert waited or not x.written, "read before the kernel that writes it has ended"
+        send(x, *arguments, **options)
+
     gl = SimpleNamespace(
         **_TYPES,
         program_id=lambda axis: program,
@@ -205,10 +213,12 @@ def language(program: int, programs: int) -> dict[str, Any]:
         "gl": gl,
         "tl": gl,
         "mbarrier": mbarrier,
-        "tma": SimpleNamespace(async_copy_global_to_shared=send),
+        "tma": SimpleNamespace(async_copy_global_to_shared=send_in_time),
         "warpgroup_mma": warpgroup_mma,
         "warpgroup_mma_wait": warpgroup_mma_wait,
         "thread_barrier": lambda: None,
+        "gdc_launch_dependents": lambda: None,
+        "gdc_wait": lambda: waited.append(True),
         "range": range,
         "_lines": lambda *_: None,
     }
@@ -231,7 +241,8 @@ class Launcher:
         (programs,) = grid
         self.grids.append(programs)
 
-        def launch(*arguments: Any, **options: Any) -> None:
+        def launch(x: Descriptor, *others: Any, **options: Any) -> None:
+            x.written, arguments = True, (x, *others)
             values = [Place(storage(x)) if isinstance(x, Tensor) else x for x in arguments]
             for program in self._order(programs):
                 self._kernel_for(program, programs)(*values, **options)

@@ -41,7 +41,16 @@ NO_TORCH = (
     "cli",
     "hub",
 )
-MAY_USE_KERNELS = ("torch_engine.py", "cuda_engine.py", "model", "choice.py", "cli.py", "describe.py", "image.py")
+MAY_USE_KERNELS = (
+    "torch_engine.py",
+    "cuda_engine.py",
+    "compile_ahead.py",
+    "model",
+    "choice.py",
+    "cli.py",
+    "describe.py",
+    "image.py",
+)
 STRACE = shutil.which("strace")
 
 

@@ -102,9 +102,11 @@ def test_every_process_runs_the_whole_walk(importable: None, tmp_path: Path) -> 
 def test_a_pool_that_fails_or_is_late_says_so_and_ends(importable: None) -> None:
     with Pool("test_compile_ahead:walk_badly", H100, (), 1) as pool:
         assert not pool.wait()
+        assert pool.problem() == "RuntimeError: no compiler"
     with Pool("test_compile_ahead:walk_long", H100, (), 1) as pool:
         assert pool.wait(1)  # its first part is done
         assert not pool.wait(2, seconds=0.1)
+        assert pool.problem() is None
     assert all(process.poll() is not None for process in pool._processes)
     with Pool("test_compile_ahead:walk_some", H100, (), 0) as none:
         assert none.wait()
@@ -114,6 +116,7 @@ def test_where_no_process_can_be_had_nothing_is_waited_for(importable: None, mon
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with Pool("test_compile_ahead:walk_long", H100, (), 2) as pool:
         assert not pool.wait()
+        assert pool.problem() == "/nowhere/python: No such file or directory"
 
 
 def test_one_process_compiles_what_the_other_does_not(tmp_path: Path) -> None:
@@ -122,17 +125,32 @@ def test_one_process_compiles_what_the_other_does_not(tmp_path: Path) -> None:
     assert ahead._claim(tmp_path / "b")
 
 
+def walk_loudly(device: Device) -> Iterator[None]:
+    print("a library says something\nand more", flush=True)
+    time.sleep(600)
+    yield
+
+
+def test_what_libraries_print_is_no_part_that_is_done(importable: None) -> None:
+    with Pool("test_compile_ahead:walk_loudly", H100, (), 1) as pool:
+        assert not pool.wait(1, seconds=8)
+
+
 @pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int | None]:
+def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int | None]:
     """The processes that each pool was asked for; none is begun, and each has done all at once."""
     asked: list[int | None] = []
+    fails: list[bool] = getattr(request, "param", [])
 
     class Pooled:
         def __init__(self, walk: str, device: Device, arguments: tuple[object, ...], processes: int | None) -> None:
             asked.append(processes)
 
         def wait(self) -> bool:
-            return True
+            return not fails
+
+        def problem(self) -> str:
+            return "no compiler"
 
         def __enter__(self) -> Pooled:
             return self
@@ -159,6 +177,15 @@ def test_a_machine_compiles_once(pools: list[int | None], monkeypatch: pytest.Mo
     monkeypatch.setattr(Device, "of", lambda _: H100._replace(processors=114))  # another H100, other tiles
     assert ahead_of.compile_ahead([int8], device)
     assert len(pools) == 3
+
+
+@pytest.mark.parametrize("pools", [[True]], indirect=True)
+def test_a_pool_that_fails_is_said_and_tried_again(pools: list[int | None]) -> None:
+    int8 = launches(make(NARROW, "int8", torch.device("meta")))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"not compiled ahead \(no compiler\): each is when it is first launched"):
+            assert not ahead_of.compile_ahead([int8], torch.device("cuda:0"))
+    assert len(pools) == 2
 
 
 def test_few_cores_compile_as_they_go(pools: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -197,6 +197,39 @@ def test_two_callers_on_streams_of_their_own_get_their_own_scores(
                 logits = engine.decode(tokens, prompt(task))
             np.testing.assert_allclose(logits, expected[f"logits_{task}_image"][which], rtol=0, atol=1e-4)
     assert not fake_cuda.races
+
+
+class Scratch(Ops):
+    """One scratch tensor for all steps, as kernels have that share tiles."""
+
+    def __init__(self) -> None:
+        self.scratch = torch.zeros(3)
+
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+        self.scratch.fill_(1)
+        return super().swiglu_for(readers, gate_up)
+
+
+class Unwaited(Graphs):
+    """The host waits for no result, as when another thread launches meanwhile."""
+
+    def download(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: x
+
+
+def test_a_clip_and_a_picture_on_streams_of_their_own_do_not_meet(
+    packed: Path, expected: dict[str, np.ndarray], fake_cuda: FakeCuda
+) -> None:
+    engine, pixels = engine_of(packed, Unwaited(torch.device("cpu")), Scratch()), expected["resized_uint8"]
+    tokens = engine.encode(pixels[:3])
+    engine.decode(tokens, QUALITY)
+    with torch.cuda.stream(FakeStream("clip")):
+        clip = engine.encode(pixels[:3]).flatten(0, 1).unsqueeze(0)
+        logits = engine.decode(clip, prompt("quality", "video"))
+    with torch.cuda.stream(FakeStream("picture")):
+        engine.decode(engine.encode(pixels[:3]), QUALITY)
+    assert not fake_cuda.races
+    np.testing.assert_allclose(logits, expected["logits_quality_video"][:1], rtol=0, atol=1e-4)
 
 
 class Refusing(Direct):
@@ -531,6 +564,31 @@ def test_biases_that_cublas_adds_are_of_their_weights_type() -> None:
     found = {name: t.dtype for name, t in there.items() if not name.endswith("weight")}
     assert found.pop("half.bias") == torch.float16
     assert set(found.values()) == {torch.float32}
+
+
+def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounded: Rounded) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    seen: dict[str, tuple[Weight, bool]] = {}
+
+    class Seen(Halves):
+        def linear(
+            self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        ) -> Tensor:
+            seen[w.name] = w, activation is None and residual is None
+            return super().linear(x, w, activation=activation, residual=residual)
+
+    artifact = open_artifact(rounded("narrow-112", "fp8"))
+    tensors, constants = read_packed(artifact)
+    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    model = CudaModel(artifact.manifest.config, there, Seen(), Exact())
+    prefix, suffix = (x.half() for x in constants[QUALITY.name])
+    side = artifact.manifest.config.pixels.side
+    model.decode(model.encode(torch.zeros(1, side, side, 3, dtype=torch.uint8)), prefix, suffix)
+    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == FP8}
+    assert {"vision.layers.0.qkv", "abstractor.features.kv", "decoder.layers.0.kv_text"} <= eight.keys()
+    for name, (w, alone) in eight.items():
+        assert w.bias is not None, name
+        assert w.bias.dtype == (torch.float16 if alone else torch.float32), name
 
 
 @pytest.mark.parametrize(

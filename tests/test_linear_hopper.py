@@ -35,6 +35,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[gluon_on_numpy.Launcher]
     launcher = gluon_on_numpy.Launcher(module, "_multiply_hopper", lambda n: random.sample(range(n), n))
     monkeypatch.setattr(linear_hopper, "_multiply_hopper", launcher)
     monkeypatch.setattr(linear_hopper, "_boxes", lambda x, *block: gluon_on_numpy.Descriptor(x, block))
+    monkeypatch.setattr(linear_hopper, "overlap", lambda: {"pdl": True})
     yield launcher
 
 
@@ -91,7 +92,7 @@ def test_rows_and_weights_are_taken_where_they_lie(kernel: gluon_on_numpy.Launch
 
 @pytest.mark.parametrize("modal", [Modal(65, 96), Modal(65, 0), Modal(32, 64)])
 def test_linears_of_each_modality_in_one_product(kernel: gluon_on_numpy.Launcher, modal: Modal) -> None:
-    x, w = rows_and_weight(77, 512, modal.common + 2 * 72)
+    x, w = rows_and_weight(77, 512, modal.common + 2 * 72, bias=True)
     visual, text = (w.part(first, first + 72) for first in (modal.common, modal.common + 72))
     own = torch.cat((exact(x[: modal.split], visual), exact(x[modal.split :], text)))
     expected = torch.cat((exact(x, w.part(0, modal.common)), own), dim=1)

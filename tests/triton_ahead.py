@@ -72,6 +72,7 @@ def resources(files: dict[str, str]) -> dict[str, Any]:
         "divisions": sorted(set(re.findall(r"\bdiv\.[\w.]*\w", text))),
         "loads_ahead": "cp.async" in text,
         "put_back": "ttg.local_alloc %" in tiles.read_text(),  # a tile that was computed, into shared memory
+        "overlaps": compiled["launch_pdl"] and "griddepcontrol.wait" in text,
         "outstanding": sorted(set(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d)", disassembled(cubin)))),
         "additions": len(re.findall(r"\badd\.(?:rn\.)?f32", text)),
     }

@@ -72,11 +72,15 @@ class Llama:
 
     def loss(self, ids: Tensor, first: int = 1, linears: Iterable[Linear] | None = None) -> float:
         """Mean negative log-likelihood, in nats, of the tokens of ids [B, T] from `first` on."""
+        return float(F.cross_entropy(self.logits(ids, first, linears), ids[:, first:].flatten()))
+
+    def logits(self, ids: Tensor, first: int = 1, linears: Iterable[Linear] | None = None) -> Tensor:
+        """What is predicted for the tokens of ids [B, T] from `first` on: [B * (T - first), V]."""
         x, turns = self.embed[ids], self.turns(ids.shape[1])
         for layer, linear in zip(self.layers, linears or [layer.linear for layer in self.layers], strict=True):
             x = layer(x, turns, linear)
         x = F.rms_norm(x[:, first - 1 : -1], x.shape[-1:], self.norm, self.layers[0].eps)
-        return float(F.cross_entropy(F.linear(x, self.embed).flatten(0, 1), ids[:, first:].flatten()))
+        return F.linear(x, self.embed).flatten(0, 1)
 
 
 def load(path: Path, dither: int | None = None) -> Llama:

@@ -1,6 +1,6 @@
 """The JSON that gpu.sh leaves in a folder in, a few tables of it out, measured beside predicted.
 
-    python -m qalign_bench.gpu_summary bench/results [--predicted bench/results/predicted.json]
+    python -m qalign_bench.gpu_summary bench/results [--predicted bench/predicted.json]
 
 It reads what there is, for it is printed too where a measurement was cut off. Predictions are a JSON list of
 {"gpu", "precision", "batch", "ms", "pictures_per_second", "stages": {name: ms}}: `gpu` is part of the device's name,
@@ -33,9 +33,9 @@ KINDS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--predicted", type=Path, help="default: predicted.json of bench/results")
+    parser.add_argument("--predicted", type=Path, help="default: bench/predicted.json")
     options = parser.parse_args()
-    predicted = read(options.predicted or Path(__file__).parents[1] / "results/predicted.json") or []
+    predicted = read(options.predicted or Path(__file__).parents[1] / "predicted.json") or []
     print("\n\n".join(text(*part) for part in tables(options.folder, predicted) if part[1]))
 
 

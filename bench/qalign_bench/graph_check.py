@@ -49,11 +49,12 @@ def main() -> None:
 
 
 def largest_difference(a: Engine, b: Engine, batch: int, seed: int) -> float:
-    """Of logits, over all prompts; infinite where one is not a number."""
+    """Of logits, over the prompts for pictures; infinite where one is not a number."""
     side = a.config.pixels.side
     pixels = np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3), np.uint8)
     mine, other = a.encode(pixels), b.encode(pixels)
-    found = [np.abs(a.decode(mine, p) - b.decode(other, p)).max() for p in a.prompts]
+    prompts = [p for p in a.prompts if p.medium == "image"]
+    found = [np.abs(a.decode(mine, p) - b.decode(other, p)).max() for p in prompts]
     return float(max(found)) if np.isfinite(found).all() else float("inf")
 
 

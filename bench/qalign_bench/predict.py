@@ -1,6 +1,6 @@
 """A GPU's rates in, the time of every stage of a batch on it out, from the launches that the engine makes there.
 
-    python -m qalign_bench.predict [--json bench/results/predicted.json]
+    python -m qalign_bench.predict [--json bench/predicted.json]
 
 The full-size model's steps run on tensors that hold no data; each operation is given the time that the model below
 says. It is an estimate, made to be put beside a measurement and replaced by it: no figure of it is a result. It assumes
@@ -24,9 +24,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,11 +32,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qalign_bench.random_model import RandomModel, make
+from qalign_bench.random_model import make
 from qalign_bench.report import markdown_table
 from qalign_bench.timed_ops import size_of
 from qalign_fast.cuda_engine import CudaModel, between_of, to_device
-from qalign_kernels.linear import BLOCK, GROUP, LARGEST, Modal, Weight
+from qalign_kernels.linear import LARGEST, Modal, Weight
 from qalign_kernels.linear_hopper import per_processor
 from qalign_kernels.linear_triton import form_of, inputs_of, read_as
 from qalign_kernels.ops import Activation, Ops
@@ -78,7 +76,7 @@ class Chip(NamedTuple):
 
 H100 = Chip(
     "H100", Device(90, 132, 227 * 1024), 1.70, {"int8": 1979, "float8_e4m3fn": 1979, "float16": 989},
-    busy=0.85, cache=9.0, dram=3.0, library=0.65, attention=420, end=2.4, gap=1.0, host=60,
+    busy=0.85, cache=9.0, dram=3.0, library=0.65, attention=420, end=2.4, gap=0.5, host=60,
 )  # fmt: skip
 RTX_3090 = Chip(
     "RTX 3090", Device(86, 82, 99 * 1024), 1.70, {"int8": 284, "float16": 71},
@@ -92,11 +90,11 @@ class Launch(NamedTuple):
     microseconds: float
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What torch launches of its own: operations that compute or copy, and are no views."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,9 +109,9 @@ class Counted(TorchDispatchMode):
 class Foreseen(Ops):
     """Operations that only say what each launch would take; results hold no data."""
 
-    def __init__(self, chip: Chip, dtype: torch.dtype) -> None:
-        self.chip, self.dtype = chip, dtype
-        self.launches: list[Launch] = []
+    def __init__(self, chip: Chip, dtype: torch.dtype, launches: list[Launch]) -> None:
+        """Adds to `launches`."""
+        self.chip, self.dtype, self.launches = chip, dtype, launches
 
     def linear(
         self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
@@ -124,10 +122,17 @@ class Foreseen(Ops):
         if isinstance(x, Tensor) and read_as(w) in LARGEST:
             self._moving(x, self._row_type(x, [w]))
         self._product(tile, (x, w.weight, w.groups, y, residual), rows, k, n, form_of(w))
-        itself = read_as(w) not in LARGEST and not (w.bias is not None and residual is not None)
-        if tile is None and (activation is not None or not (itself or (w.bias is None and residual is None))):
+        if tile is None and (activation is not None or not self._adds(w, residual)):
             self._moving(y, y, residual)  # by a kernel after torch's product
         return y
+
+    def _adds(self, w: Weight, residual: Tensor | None) -> bool:
+        """Whether torch's product has all of the result in it, as `torch_product` has it."""
+        added = [one for one in (w.bias, residual) if one is not None]
+        alike = all(one.dtype == self.dtype for one in added) and len(added) < 2
+        if read_as(w) in LARGEST:
+            return w.weight.dtype != torch.int8 and alike and residual is None
+        return alike and w.weight.dtype == self.dtype
 
     def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
         (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
@@ -214,10 +219,11 @@ class Foreseen(Ops):
             spread = 1e-3 * _SPREAD * tile.columns * tile.inputs / _LANES / chip.clock
             step = max(step, spread) if held > 1 else step + spread
         end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
-        waves = cdiv(tiles * tile.splits, processors * held)
+        waves, rest = divmod(tiles * tile.splits, processors * held)
         if tile.hopper:  # shares the last wave's steps
-            return tiles * steps * step / processors + waves * end + chip.end + part
-        return waves * (cdiv(steps, tile.splits) * step * held + end + part * (tile.splits > 1))
+            return tiles * steps * step / processors + cdiv(tiles, processors * held) * end + chip.end + part
+        turns = waves * held + cdiv(rest, processors)  # of a processor, one program after another
+        return turns * (cdiv(steps, tile.splits) * step + end + part * (tile.splits > 1))
 
 
 def _loaded(tile: Tile, rows: int, form: str) -> float:
@@ -231,47 +237,33 @@ def _held(device: Device, tile: Tile, form: str) -> int:
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
-@cache
-def model_of(precision: str, reference: str = MODEL) -> RandomModel:
-    """Without data. int4's is int8's of other weights: the search for groups takes minutes though it finds nothing."""
-    model = make(reference, "int8" if precision == "int4" else precision, torch.device("meta"))
-    if precision != "int4":
-        return model
-    tensors = dict(model.tensors)
-    for name, weight in model.tensors.items():
-        if weight.dtype == torch.int8:
-            n, blocks = len(weight), cdiv(weight.shape[1], BLOCK)
-            tensors[name] = weight.new_empty(n, blocks, BLOCK // 2, dtype=torch.uint8)
-            groups = weight.new_empty(n, blocks * BLOCK // GROUP, dtype=torch.uint8)
-            tensors[name.removesuffix("weight") + "groups"] = groups
-    return replace(model, tensors=tensors)
-
-
-def foresee(chip: Chip, precision: str, batch: int) -> dict[str, Any]:
+def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    model, meta, between = model_of(precision), torch.device("meta"), between_of(precision)
+    meta, between = torch.device("meta"), between_of(precision)
+    model = make(reference, precision, meta)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
-    ops = Foreseen(chip, between)
-    run = CudaModel(config, to_device(dict(model.tensors), meta, between), ops, ops)
+    seen: list[Launch] = []
+    ops = Foreseen(chip, between, seen), Foreseen(chip, torch.float32, seen)
+    run = CudaModel(config, to_device(model.tensors, meta, between), *ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
     pixels, turns = torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta), run.turns(visual, prefix, suffix)
-    steps = {
+    steps: dict[str, Callable[[], Tensor]] = {
         "encode": lambda: run.encode(pixels),
         "decode": lambda: run.decode(tokens, prefix.to(between), suffix.to(between), turns),
     }
     stages: dict[str, float] = defaultdict(float)
     counts = {}
     for name, step in steps.items():
+        seen.clear()
         with torch.inference_mode(), Counted() as torchs:
             step()
-        launches, ops.launches = ops.launches, []
-        launches.append(Launch("copies", torchs.bytes / chip.dram / 1e6 + torchs.launches))
-        counts[name] = len(launches) - 1 + torchs.launches
-        for launch in launches:
+        counts[name] = len(seen) + torchs.launches
+        seen.append(Launch("copies", torchs.bytes / chip.dram / 1e6 + torchs.launches))
+        for launch in seen:
             stages[launch.kind] += launch.microseconds / 1e3
-        stages[name] = (sum(launch.microseconds for launch in launches) + chip.gap * counts[name]) / 1e3
+        stages[name] = (sum(launch.microseconds for launch in seen) + chip.gap * counts[name]) / 1e3
     ms = stages["encode"] + stages["decode"] + chip.host / 1e3
     return {
         "gpu": chip.name,

@@ -69,6 +69,9 @@ def make(reference: str, precision: str, device: torch.device) -> RandomModel:
     manifest = manifest_of(source, precision)
     prompts = [entry.prompt for entry in manifest.prompts]
     packed = pack_on_device(source, precision, prompts, tensors.__setitem__)
+    if device.type == "cuda":  # what packing took is no part of what the model takes
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return RandomModel(
         manifest, tensors, {p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in prompts}
     )

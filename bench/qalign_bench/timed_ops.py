@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from qalign_kernels.linear import Weight
+from qalign_kernels.linear import Modal, Weight
 from qalign_kernels.ops import Activation, Ops
 from qalign_kernels.rows import Rows
 
@@ -80,6 +80,15 @@ class TimedOps(Ops):
         return self._time(
             operation, flop, read, lambda: self.inner.linear(x, w, activation=activation, residual=residual)
         )
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        self._station, _, operation = _LAYER.sub("", w.name).partition(".")
+        columns = modal.common + (len(w.weight) - modal.common) // 2
+        flop = 2 * size_of(x).elements * columns
+        return self._time(operation, flop, (x, w.weight, w.scale), lambda: self.inner.modal_linear(x, w, modal))
+
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+        return self._time("patches", 0, (pixels,), lambda: self.inner.patches_for(w, pixels, patch))
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
         return self._time("norms", 0, (x,), lambda: self.inner.layer_norm(x, gain, bias, eps))

@@ -31,7 +31,7 @@ from qalign_kernels.linear import (
     pack_int4,
 )
 
-Group = tuple[Tensor, Tensor, Tensor]  # one group's w [g, N], k [N] and z [N]
+Rounded = tuple[Tensor, Tensor, Tensor]  # w [N, K], k [N, G] and z [N, G]
 
 _LEVELS, _MULTIPLIERS = 15, 16  # the steps between the 16 values of 4 bits, and the largest k
 _SPAN = 112  # of max|w|, in steps of int4's scale: |k (w - z)| reaches no further on both sides, 16 · 7
@@ -42,7 +42,7 @@ _SHARES = {"int8": (0.4, 0.5, 0.6), "int4": (0.15,)}  # of the ranges, given to 
 _MARGIN = 0.8  # of the error without a migration: what a migration must reach on rows it has not seen
 _SAMPLE = 512  # output channels and rows a half that a migration is judged by
 MOVED = tuple(_SHARES)  # precisions that migrations are for
-_CHUNK = 4096  # output channels quantized together: a group of them stays in a core's cache
+_CHUNK = 4096  # groups, of output channels or of inputs, that are quantized together on a CPU
 
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
@@ -69,16 +69,12 @@ def quantize_int4(weight: Tensor, hessian: Tensor | None = None, damping: float 
     GPTQ (Frantar et al. 2023): later inputs of a matrix make up for the error of earlier ones. Inputs past K are the
     zero point: they expand to 0.
     """
-    factor = None if hessian is None else _factor(hessian.view(-1, *hessian.shape[-2:]), damping)
     scale = _channel_scale(weight, _SPAN)
     weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
-    multiplier, zero = torch.empty(2, len(weight), weight.shape[1] // GROUP, dtype=torch.uint8)
-    for first in range(0, len(weight), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        rounded = _gptq(weight[part], scale[part], factor) if factor else _nearest(weight[part], scale[part])
-        for g, (w, k, z) in enumerate(rounded):
-            codes[part, g * GROUP : (g + 1) * GROUP], multiplier[part, g], zero[part, g] = w.T, k, z
+    if hessian is None:
+        codes, multiplier, zero = _nearest(weight, scale)
+    else:
+        codes, multiplier, zero = _gptq(weight, scale, _factor(hessian.view(-1, *hessian.shape[-2:]), damping))
     packed, groups = pack_int4(codes, multiplier, zero)
     return {"weight": packed, "scale": scale, "groups": groups}
 
@@ -167,32 +163,53 @@ def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return upper / diagonal.unsqueeze(1), diagonal.square()
 
 
-def _nearest(weight: Tensor, scale: Tensor) -> Iterator[Group]:
-    alike = torch.ones(GROUP)
-    for wanted in torch.split(weight.T.contiguous(), GROUP):
-        k, z = _grid(wanted, alike, scale)
-        yield _steps(wanted, k * scale, *_reach(k, z)) + z, k, z
+def _nearest(weight: Tensor, scale: Tensor) -> Rounded:
+    groups, scale = weight.view(-1, GROUP), scale.repeat_interleave(weight.shape[1] // GROUP)
+    (codes, multiplier, zero), alike = _room(groups), torch.ones(GROUP)
+    for part in _parts(groups):
+        wanted = groups[part].T.contiguous()
+        k, z = _grid(wanted, alike, scale[part])
+        codes[part] = (_steps(wanted, k * scale[part], *_reach(k, z)) + z).T
+        multiplier[part, 0], zero[part, 0] = k, z
+    return codes.view(weight.shape), multiplier.view(len(weight), -1), zero.view(len(weight), -1)
 
 
-def _gptq(weight: Tensor, scale: Tensor, factor: tuple[Tensor, Tensor]) -> Iterator[Group]:
+def _gptq(weight: Tensor, scale: Tensor, factor: tuple[Tensor, Tensor]) -> Rounded:
     """The greedy choice of q_j by `_factor`'s sum, term by term: round w_j + Σ_{i<j} (w_i - q_i) M_ij.
 
     The sum over earlier groups of the matrix is one product, when a group begins; only the rest is done by input.
     """
-    columns = weight.T.contiguous()  # [K, N]
-    errors = torch.empty_like(columns)
-    for first in range(0, len(columns), GROUP):
-        block, at = divmod(first, factor[0].shape[1])
-        m, importance = factor[0][block], factor[1][block, at : at + GROUP]
-        wanted, here = columns[first : first + GROUP], errors[first : first + GROUP]
-        target = wanted + m[:at, at : at + GROUP].T @ errors[first - at : first]
-        k, z = _grid(target, importance, scale)
-        step, reach, steps = k * scale, _reach(k, z), torch.empty_like(target)
-        for j in range(GROUP):
-            target[j] += m[at : at + j, at + j] @ here[:j]
-            steps[j] = _steps(target[j], step, *reach)
-            here[j] = wanted[j] - steps[j] * step
-        yield steps + z, k, z
+    codes, multiplier, zero = _room(weight)
+    for part in _parts(weight):
+        columns = weight[part].T.contiguous()  # [K, n]
+        errors = torch.empty_like(columns)
+        for g, first in enumerate(range(0, len(columns), GROUP)):
+            block, at = divmod(first, factor[0].shape[1])
+            m, importance = factor[0][block], factor[1][block, at : at + GROUP]
+            wanted, here = columns[first : first + GROUP], errors[first : first + GROUP]
+            target = wanted + m[:at, at : at + GROUP].T @ errors[first - at : first]
+            k, z = _grid(target, importance, scale[part])
+            step, reach, steps = k * scale[part], _reach(k, z), torch.empty_like(target)
+            for j in range(GROUP):
+                target[j] += m[at : at + j, at + j] @ here[:j]
+                steps[j] = _steps(target[j], step, *reach)
+                here[j] = wanted[j] - steps[j] * step
+            codes[part, first : first + GROUP], multiplier[part, g], zero[part, g] = (steps + z).T, k, z
+    return codes, multiplier, zero
+
+
+def _room(weight: Tensor) -> Rounded:
+    """For w, k and z of [n, K]."""
+    n, k = weight.shape
+    codes = torch.empty(n, k, dtype=torch.uint8, device=weight.device)
+    multiplier, zero = torch.empty(2, n, k // GROUP, dtype=torch.uint8, device=weight.device)
+    return codes, multiplier, zero
+
+
+def _parts(rows: Tensor) -> Iterator[slice]:
+    """Rows quantized together. A CPU's core keeps a group of so many in its cache; a GPU takes all at once."""
+    size = _CHUNK if rows.device.type == "cpu" else max(1, len(rows))
+    return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
 def _grid(target: Tensor, importance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import empty_rows, store_row
-from qalign_kernels.triton_runtime import Pointer, Value, block_of, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def swiglu_rows(gate_up: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
 def _launch(gate_up: Tensor, out: Tensor, scales: Tensor | None) -> None:
     x = row_view(gate_up)
     width = x.shape[1] // 2
-    _swiglu[(len(x),)](x, out, scales, width, x.stride(0), **block_of(width))
+    _swiglu[(len(x),)](x, out, scales, width, x.stride(0), **block_of(width), **overlap())
 
 
 @jit
@@ -36,7 +36,10 @@ def quick_gelu(x: Value) -> Value:
 
 
 @jit
-def _swiglu(x: Pointer, out: Pointer, scales: Pointer, width: Value, stride: Value, block: constexpr) -> None:
+def _swiglu(
+    x: Pointer, out: Pointer, scales: Pointer, width: Value, stride: Value, block: constexpr, pdl: constexpr
+) -> None:
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     gate = tl.load(x + row * stride + i, i < width, 0.0).to(tl.float32)

@@ -16,7 +16,6 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -67,12 +66,14 @@ class Pool:
         self.whole = True  # no process has failed
         command = [sys.executable, "-m", "qalign_kernels.ahead", walk, self._claims.name]
         asked = pickle.dumps((device, arguments))
-        self._processes = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._errors = Path(self._claims.name, "errors")
         for i in range(min(_MOST, cores()) if processes is None else processes):
             try:
-                self._processes.append(_start(command, asked))
-            except OSError:  # no process can be had, or no interpreter is where this one came from
+                self._processes.append(_start(command, asked, self._errors))
+            except OSError as error:  # no process can be had, or no interpreter is where this one came from
                 self.whole = False
+                self._errors.write_text(f"{command[0]}: {error.strerror}")
                 break
             self._done[i] = 0
         for i, process in enumerate(self._processes):
@@ -83,6 +84,11 @@ class Pool:
         with self._changed:
             in_time = self._changed.wait_for(lambda: min(self._done.values(), default=_FAILED) >= parts, seconds)
             return in_time and self.whole
+
+    def problem(self) -> str | None:
+        """Why it was not all done, as far as a process has said so."""
+        lines = self._errors.read_text(errors="replace").strip().splitlines() if self._errors.exists() else []
+        return None if self.whole else (lines[-1] if lines else "a process ended")
 
     def close(self) -> None:
         for process in self._processes:
@@ -114,17 +120,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(command: list[str], asked: bytes) -> subprocess.Popen[bytes]:
+def _start(command: list[str], asked: bytes, errors: Path) -> subprocess.Popen[bytes]:
     """With this interpreter's own paths, and a thread: it is one of many."""
     paths = os.pathsep.join(path for path in sys.path if path)
     settings = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | settings,
-    )
+    with errors.open("ab") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=os.environ | settings
+        )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(asked)
@@ -150,8 +153,10 @@ def _claim(path: Path) -> bool:
 def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     device, arguments = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    done = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no part that is done
     for _ in compile_walk(getattr(import_module(module), name), device, arguments, Path(sys.argv[2])):
-        print(time.monotonic(), flush=True)
+        print("done", file=done, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,19 @@ def attention_backends(capability: int, dtype: torch.dtype) -> list[SDPBackend]:
     """
     cudnn, flash, efficient, math = BACKENDS
     fast = {
-        cudnn: torch.backends.cuda.cudnn_sdp_enabled() and (torch.backends.cudnn.version() or 0) >= _SOUND_CUDNN,
+        cudnn: torch.backends.cuda.cudnn_sdp_enabled() and _cudnn_version() >= _SOUND_CUDNN,
         flash: torch.backends.cuda.flash_sdp_enabled(),
     }
     order = (cudnn, flash) if capability == _HOPPER else (flash, cudnn)
     return [*(one for one in order if fast[one] and dtype != torch.float32), efficient, math]
+
+
+def _cudnn_version() -> int:
+    """0 where torch has none that it can use."""
+    try:
+        return torch.backends.cudnn.version() or 0
+    except RuntimeError:  # another than torch was built with
+        return 0
 
 
 def attention_by(backends: Sequence[SDPBackend], q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

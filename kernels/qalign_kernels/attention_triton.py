@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, power_of_2, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, power_of_2, row_view, tl
 
 _QUERIES = 32  # of a program
 _KEYS = 32  # of a step
@@ -36,7 +36,7 @@ def packed_attention(
         q, kv_visual, kv_text, prefix, turns, out, q.stride(0), kv_visual.stride(0), kv_text.stride(0),
         visual, text, places, asked, heads, width,
         power_of_2(width), max(16, power_of_2(width // 2)), _QUERIES, _KEYS,
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=2, **overlap(),
     )  # fmt: skip
     return out
 
@@ -46,9 +46,10 @@ def _attend(
     q: Pointer, kv_visual: Pointer, kv_text: Pointer, prefix: Pointer, turns: Pointer, out: Pointer,
     q_stride: Value, visual_stride: Value, text_stride: Value,
     visual: Value, text: Value, places: Value, asked: Value, heads: Value, width: Value,
-    block: constexpr, half_block: constexpr, queries: constexpr, keys: constexpr,
+    block: constexpr, half_block: constexpr, queries: constexpr, keys: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """softmax(rotate(q) · rotate(k)) v of one head and a block of its queries, `asked` of them at a sequence's end."""
+    begin(pdl)
     sequence, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     batch = tl.num_programs(1) // heads
     length = visual + text

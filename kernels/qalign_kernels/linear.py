@@ -7,8 +7,8 @@
 y = x̂ ŵᵀ + b. round and e4m3 (float8_e4m3fn, whose largest value is 448) are to the nearest, ties to even. For int8 and
 int4 the sums of products are whole numbers, exact in any order: int4's weights become int8 on their way, |k (w - z)| at
 most 127 (the idea of two levels is QServe's, Lin et al., arXiv 2405.04532). For fp8 they are taken in float32, before
-the scales. A float weight (float32, float16, bfloat16) reads rows rounded to its type; its products are summed in
-float32.
+the scales; GPUs keep fewer bits. A float weight (float32, float16, bfloat16) reads rows rounded to its type; its
+products are summed in float32.
 
 int4's inputs come in blocks of 128, zeros after the last: byte j of a block has input j in its low half and input
 j + 64 in its high half. `groups` has a byte for each 32 inputs in a row: k - 1 in its high half, z in its low half.
@@ -75,7 +75,7 @@ def linear(x: Tensor, w: Weight) -> Tensor:
 
 
 def modal_linear(x: Tensor, w: Weight, modal: Modal) -> Tensor:
-    """Rows float32 [M, K] -> float32 [M, N], w without bias."""
+    """Rows float32 [M, K] -> float32 [M, N]."""
     own = (len(w.weight) - modal.common) // 2
     visual, text = (modal.common + own * i for i in range(2))
     of_visual, of_text = (

@@ -29,9 +29,12 @@ from qalign_kernels.triton_runtime import (
     at_compile_time,
     cdiv,
     constexpr,
+    gdc_launch_dependents,
+    gdc_wait,
     gl,
     gluon_jit,
     mbarrier,
+    overlap,
     thread_barrier,
     tma,
     warpgroup_mma,
@@ -61,7 +64,7 @@ def launch(
         _boxes(x.values, tile.rows, tile.inputs), _boxes(weight, tile.columns, tile.inputs),
         y, x.scale, scale, bias, residual, shares.sums, shares.arrived,
         m, n, steps, tiles, whole, split, common, x.scale.stride(0), 0 if residual is None else residual.stride(0),
-        gelu, shared, modal is not None, tile.stages, num_warps=tile.warps,
+        gelu, shared, modal is not None, tile.stages, num_warps=tile.warps, **overlap(),
     )  # fmt: skip
 
 
@@ -78,13 +81,16 @@ def _boxes(x: Tensor, rows: int, inputs: int) -> Any:
 
 
 @gluon_jit
-def _multiply_hopper(
+def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
     x: Value, w: Value, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, steps: Value, tiles: Value, whole: Value, split: Value,
     common: Value, scale_stride: Value, residual_stride: Value,
     gelu: constexpr, shared: constexpr, modal: constexpr, stages: constexpr, num_warps: constexpr,
+    pdl: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · x wᵀ + bias), over this program's steps."""
+    if pdl:
+        gdc_launch_dependents()
     rows: constexpr = x.block_type.shape[0]
     columns: constexpr = w.block_type.shape[0]
     inputs: constexpr = x.block_type.shape[1]
@@ -104,13 +110,17 @@ def _multiply_hopper(
     ready = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(stages):
         mbarrier.init(ready.index(i), count=1)
+    # weights come while the kernel before this one still writes x
     for i in gl.static_range(stages - 1):
-        tile, k = _place(i, steps, whole, first, program, programs)
-        _load(x, w, a, b, ready, i, i < total, tile, k * inputs, m, n, split, common, modal)
+        _load_weight(x, w, b, ready, i, total, steps, whole, first, m, n, split, common, modal)
+    if pdl:
+        gdc_wait()
+    for i in gl.static_range(stages - 1):
+        _load_rows(x, a, b, ready, i, total, steps, whole, first, m, n, split, common, modal)
 
     s = 0  # of `total` steps
     while s < total:
-        tile, k = _place(s, steps, whole, first, program, programs)
+        tile, k = _place(s, steps, whole, first)
         count = gl.minimum(steps - k, total - s)
         acc = gl.zeros([rows, columns], gl.int32, layout)
         for step in range(count):
@@ -120,15 +130,17 @@ def _multiply_hopper(
             acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
             # the product before is done, and with what it read
             ahead = s + stages - 1
-            next_tile, next_k = _place(ahead, steps, whole, first, program, programs)
-            _load(x, w, a, b, ready, ahead, ahead < total, next_tile, next_k * inputs, m, n, split, common, modal)
+            _load_weight(x, w, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal)
+            _load_rows(x, a, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal)
             s += 1
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         row, row_end, channel, column, column_end = gluon_origin(tile, m, n, split, common, modal, rows, columns)
         complete = True
         if shared and count < steps:
             place = tile - whole * programs
-            acc, complete = _add_part(acc, sums + place * (rows * columns), arrived + place, count, steps)
+            acc, complete = _add_part(
+                acc, sums + place * (rows * columns), arrived + place, row_end - row, count, steps
+            )
         if complete:
             left, right = _halves(acc)
             for part in gl.static_range(_PARTS):
@@ -141,8 +153,9 @@ def _multiply_hopper(
 
 
 @gluon_jit
-def _place(s: Value, steps: Value, whole: Value, first: Value, program: Value, programs: Value) -> Value:
-    """The tile of a program's step s, and which of the tile's steps it is."""
+def _place(s: Value, steps: Value, whole: Value, first: Value) -> Value:
+    """The tile of this program's step s, and which of the tile's steps it is."""
+    program, programs = gl.program_id(0), gl.num_programs(0)
     own = s < whole * steps
     at = gl.where(own, s, first + s - whole * steps)
     tile = at // steps
@@ -150,33 +163,50 @@ def _place(s: Value, steps: Value, whole: Value, first: Value, program: Value, p
 
 
 @gluon_jit
-def _load(
-    x: Value, w: Value, a: Value, b: Value, ready: Value, s: Value, there: Value, tile: Value, k: Value,
+def _load_weight(
+    x: Value, w: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value, first: Value,
     m: Value, n: Value, split: Value, common: Value, modal: constexpr,
 ) -> None:  # fmt: skip
-    """Sends for step s: boxes of a tile from input k on. Nothing where it is not `there`."""
-    stages: constexpr = a.shape[0]
-    row, _, channel, _, _ = gluon_origin(tile, m, n, split, common, modal, a.shape[1], b.shape[1])
-    stage = s % stages
-    mbarrier.expect(ready.index(stage), x.block_type.nbytes + w.block_type.nbytes, pred=there)
-    tma.async_copy_global_to_shared(x, [row, k], ready.index(stage), a.index(stage), pred=there)
-    tma.async_copy_global_to_shared(w, [channel, k], ready.index(stage), b.index(stage), pred=there)
+    """Sends for step s's box of w, and says how much it and x's are. Nothing where there is no such step."""
+    stages: constexpr = b.shape[0]
+    tile, k = _place(s, steps, whole, first)
+    _, _, channel, _, _ = gluon_origin(tile, m, n, split, common, modal, x.block_type.shape[0], b.shape[1])
+    bar = ready.index(s % stages)
+    mbarrier.expect(bar, x.block_type.nbytes + w.block_type.nbytes, pred=s < total)
+    tma.async_copy_global_to_shared(w, [channel, k * b.shape[2]], bar, b.index(s % stages), pred=s < total)
 
 
 @gluon_jit
-def _add_part(acc: Value, sums: Pointer, arrived: Pointer, count: Value, steps: Value) -> Value:
-    """Adds a part of `count` steps. The last program to come gets the sum, and leaves zeros for the next product."""
+def _load_rows(
+    x: Value, a: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value, first: Value,
+    m: Value, n: Value, split: Value, common: Value, modal: constexpr,
+) -> None:  # fmt: skip
+    """The same for its box of x."""
+    stages: constexpr = a.shape[0]
+    tile, k = _place(s, steps, whole, first)
+    row, _, _, _, _ = gluon_origin(tile, m, n, split, common, modal, a.shape[1], b.shape[1])
+    bar = ready.index(s % stages)
+    tma.async_copy_global_to_shared(x, [row, k * a.shape[2]], bar, a.index(s % stages), pred=s < total)
+
+
+@gluon_jit
+def _add_part(acc: Value, sums: Pointer, arrived: Pointer, height: Value, count: Value, steps: Value) -> Value:
+    """Adds a part of `count` steps, of a tile's first `height` rows.
+
+    The last program to come gets the sum, and leaves zeros for the next product.
+    """
     rows: constexpr = acc.shape[0]
     columns: constexpr = acc.shape[1]
     i = gl.arange(0, rows, gl.SliceLayout(1, acc.type.layout))
     j = gl.arange(0, columns, gl.SliceLayout(0, acc.type.layout))
     place = sums + i[:, None] * columns + j[None, :]
-    gl.atomic_add(place, acc, sem="relaxed")
+    inside = (i < height)[:, None] & (j < columns)[None, :]
+    gl.atomic_add(place, acc, inside, sem="relaxed")
     thread_barrier()  # all threads' parts are there before it is said
     complete = gl.atomic_add(arrived, count, sem="acq_rel") + count == steps
     if complete:
-        acc = gl.load(place, cache_modifier=".cg")
-        gl.store(place, gl.zeros_like(acc))
+        acc = gl.load(place, inside, 0, cache_modifier=".cg")
+        gl.store(place, gl.zeros_like(acc), inside)
         gl.store(arrived, 0)
     return acc, complete
 

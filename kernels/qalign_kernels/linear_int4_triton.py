@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from qalign_kernels.epilogue_triton import finish_tile
 from qalign_kernels.tile_order import origin
-from qalign_kernels.triton_runtime import Pointer, Value, constexpr, jit, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, constexpr, jit, tl
 
 _HALF = constexpr(64)  # inputs in the low halves of a block's bytes, and in the high ones
 _WORDS = constexpr(16)  # of a half, four inputs each
@@ -28,11 +28,12 @@ def multiply_int4(
     x: Pointer, w: Pointer, groups: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer,
     residual: Pointer, sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value,
     x_stride: Value, scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr,
-    splits: constexpr, rows: constexpr, more_rows: constexpr, columns: constexpr,
+    splits: constexpr, rows: constexpr, more_rows: constexpr, columns: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, B, 64], a block's groups in a
     word [n, B], or as `Modal` has them.
     """
+    begin(pdl)
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
@@ -43,7 +44,7 @@ def multiply_int4(
     own = (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64) * blocks + first
     b, c = w + own[:, None] * _HALF + half, groups + own
     total = tl.zeros((columns, rows), tl.int32)
-    more, more_i = None, None
+    more = None
     if more_rows > 0:
         more_i = row + rows + tl.arange(0, more_rows)
         more_a = x + tl.where(more_i < row_end, more_i, row).to(tl.int64)[:, None] * x_stride + first * (2 * _HALF)
@@ -68,8 +69,10 @@ def multiply_int4(
         c += 1
     if modal:
         column_scale += channel - column
-    finish_tile(total, more, sums, arrived, tile, splits, True, y, row_scale, column_scale, bias, residual, i, more_i,
-                j, row_end, column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip
+        if bias is not None:
+            bias += channel - column
+    finish_tile(total, more, sums, arrived, tile, splits, True, y, row_scale, column_scale, bias, residual, row, column,
+                row_end, column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip
 
 
 @jit

@@ -23,7 +23,7 @@ from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import quantize_rows
 from qalign_kernels.tile_order import origin
 from qalign_kernels.tiles import Shares, Tile, tiles_of
-from qalign_kernels.triton_runtime import Pointer, Value, cdiv, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, row_view, tl
 
 _MOST_IMPRECISE = 128  # inputs whose fp8 products may be summed in a tensor core's own precision
 
@@ -107,7 +107,7 @@ def _launch(
         m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
         gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns,
     )  # fmt: skip
-    grid, how = (tiles * tile.splits,), {"num_stages": tile.stages, "num_warps": tile.warps}
+    grid, how = (tiles * tile.splits,), {"num_stages": tile.stages, "num_warps": tile.warps, **overlap()}
     if w.groups is None:
         _multiply[grid](values, w.weight, *arguments, tile.inputs, **how)
     else:
@@ -125,9 +125,10 @@ def _multiply(
     x: Pointer, w: Pointer, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, k: Value, split: Value, common: Value, x_stride: Value,
     scale_stride: Value, residual_stride: Value, gelu: constexpr, even: constexpr, modal: constexpr, splits: constexpr,
-    rows: constexpr, more_rows: constexpr, columns: constexpr, inputs: constexpr,
+    rows: constexpr, more_rows: constexpr, columns: constexpr, inputs: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
     """y = residual + activation(row_scale · column_scale · x wᵀ + bias); x [m, k], w [n, k], or as `Modal` has them."""
+    begin(pdl)
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
@@ -143,7 +144,7 @@ def _multiply(
     whole: constexpr = w.dtype.element_ty.is_int()
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
-    more, more_i = None, None
+    more = None
     if more_rows > 0:
         more_i = row + rows + tl.arange(0, more_rows)
         more_a = x + tl.where(more_i < row_end, more_i, row).to(tl.int64)[:, None] * x_stride + first
@@ -167,5 +168,7 @@ def _multiply(
         b += inputs
     if modal:
         column_scale += channel - column
-    finish_tile(total, more, sums, arrived, tile, splits, False, y, row_scale, column_scale, bias, residual, i, more_i,
-                j, row_end, column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip
+        if bias is not None:
+            bias += channel - column
+    finish_tile(total, more, sums, arrived, tile, splits, False, y, row_scale, column_scale, bias, residual, row,
+                column, row_end, column_end, n, scale_stride, residual_stride, gelu)  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import empty_rows, store_row
-from qalign_kernels.triton_runtime import Pointer, Value, block_of, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def rms_norm_rows(
 def _launch_layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, out: Tensor, scales: Tensor | None) -> None:
     x = row_view(x)
     width = x.shape[1]
-    _layer_norm[(len(x),)](x, gain, bias, out, scales, width, x.stride(0), eps, **block_of(width))
+    _layer_norm[(len(x),)](x, gain, bias, out, scales, width, x.stride(0), eps, **block_of(width), **overlap())
 
 
 def _launch_rms_norm(
@@ -53,14 +53,15 @@ def _launch_rms_norm(
 ) -> None:
     x = row_view(x)
     width = x.shape[1]
-    _rms_norm[(len(x),)](x, visual, text, out, scales, split, width, x.stride(0), eps, **block_of(width))
+    _rms_norm[(len(x),)](x, visual, text, out, scales, split, width, x.stride(0), eps, **block_of(width), **overlap())
 
 
 @jit
 def _layer_norm(
     x: Pointer, gain: Pointer, bias: Pointer, out: Pointer, scales: Pointer, width: Value, stride: Value, eps: Value,
-    block: constexpr,
+    block: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     inside = i < width
@@ -74,8 +75,9 @@ def _layer_norm(
 @jit
 def _rms_norm(
     x: Pointer, visual: Pointer, text: Pointer, out: Pointer, scales: Pointer, split: Value, width: Value,
-    stride: Value, eps: Value, block: constexpr,
+    stride: Value, eps: Value, block: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     inside = i < width

@@ -8,7 +8,7 @@ from torch import Tensor
 from qalign_kernels.linear import LARGEST
 from qalign_kernels.rows import Rows
 from qalign_kernels.rows_triton import empty_rows, store_row
-from qalign_kernels.triton_runtime import Pointer, Value, block_of, constexpr, jit, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, tl
 
 
 def split_patches(pixels: Tensor, patch: int, width: int, dtype: torch.dtype) -> Tensor | Rows:
@@ -20,15 +20,18 @@ def split_patches(pixels: Tensor, patch: int, width: int, dtype: torch.dtype) ->
     rows = empty_rows(shape, dtype, pixels.device) if dtype in LARGEST else None
     values = rows.values if rows else torch.empty(shape, dtype=dtype, device=pixels.device)
     scales = rows.scale if rows else None
-    _split_patches[(batch * grid * grid,)](pixels, values, scales, side, patch, grid, width, **block_of(width))
+    _split_patches[(batch * grid * grid,)](
+        pixels, values, scales, side, patch, grid, width, **block_of(width), **overlap()
+    )
     return rows or values
 
 
 @jit
 def _split_patches(
     pixels: Pointer, out: Pointer, scales: Pointer, side: Value, patch: Value, grid: Value, width: Value,
-    block: constexpr,
+    block: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     line = 3 * patch  # values of a patch's row of pixels

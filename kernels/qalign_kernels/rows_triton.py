@@ -15,14 +15,16 @@ from torch import Tensor
 
 from qalign_kernels.linear import LARGEST
 from qalign_kernels.rows import Rows
-from qalign_kernels.triton_runtime import Pointer, Value, block_of, constexpr, jit, row_view, tl
+from qalign_kernels.triton_runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     """Any float [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
     rows = row_view(x)
     out = empty_rows(x.shape, dtype, x.device)
-    _quantize_rows[(len(rows),)](rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]))
+    _quantize_rows[(len(rows),)](
+        rows, out.values, out.scale, rows.shape[1], rows.stride(0), **block_of(rows.shape[1]), **overlap()
+    )
     return out
 
 
@@ -72,7 +74,10 @@ def store_row(values: Pointer, scales: Pointer, row: Value, i: Value, x: Value, 
 
 
 @jit
-def _quantize_rows(x: Pointer, values: Pointer, scales: Pointer, width: Value, stride: Value, block: constexpr) -> None:
+def _quantize_rows(
+    x: Pointer, values: Pointer, scales: Pointer, width: Value, stride: Value, block: constexpr, pdl: constexpr
+) -> None:
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, block)
     store_row(values, scales, row, i, tl.load(x + row * stride + i, i < width, 0.0).to(tl.float32), width)

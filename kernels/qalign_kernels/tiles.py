@@ -31,7 +31,7 @@ _LOADED = 128  # bytes of a row that one step loads: a line of the cache
 _OF_WEIGHTS = 64 + 4  # bytes of a channel that it loads of 4-bit weights and their groups
 # A program of fewer rows loads each weight for fewer of them: that costs as much as padding rows by the factor.
 _SHORT = {128: 1.0, 64: 1.1, 32: 1.5, 16: 2.0}
-_WITH_A_REST = {80: 1.1}  # 64 and 16, for a picture's 77: of whole numbers, where wgmma does not want 64 at least
+_WITH_A_REST = {80: 1.15}  # 64 and 16, for a picture's 77: of whole numbers, without wgmma, which has 64 at least
 _HOPPER = 90
 RESERVED = 1024  # bytes of a processor's shared memory that the system takes for each program
 _LONG = 2048  # inputs of which 256 rows' loop is long beside what comes after it

@@ -21,6 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 __all__ = [
     "TRITON",
@@ -31,16 +32,20 @@ __all__ = [
     "TritonError",
     "Value",
     "at_compile_time",
+    "begin",
     "block_of",
     "cache_folder",
     "cache_hook",
     "cdiv",
     "constexpr",
+    "gdc_launch_dependents",
+    "gdc_wait",
     "gl",
     "gluon_jit",
     "interprets",
     "jit",
     "mbarrier",
+    "overlap",
     "power_of_2",
     "row_view",
     "set_driver",
@@ -56,6 +61,7 @@ Value: TypeAlias = tl.tensor
 constexpr: TypeAlias = tl.constexpr
 thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # as Triton 3.6 has it
 TRITON: str = triton.__version__
+_OVERLAPS = 90
 _PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
 
 
@@ -74,6 +80,16 @@ def at_compile_time(function: Callable[..., Any]) -> Any:
     return gluon.constexpr_function(function)
 
 
+def overlap() -> dict[str, bool]:
+    """What a launch passes on so that the kernel may begin before the one before it has ended, and waits for it itself.
+
+    Its "programmatic dependent launch", of sm_90 and newer: beginning and loading weights cost no time then. Every
+    kernel here waits before it reads what another wrote, so that whoever comes after it may rely on all before.
+    """
+    late = interprets() or triton.runtime.driver.active.get_current_target().arch < _OVERLAPS
+    return {"pdl": False} if late else {"pdl": True, "launch_pdl": True}
+
+
 class Device(NamedTuple):
     """What tiles are chosen by."""
 
@@ -88,6 +104,14 @@ class Device(NamedTuple):
         index = torch.cuda.current_device() if device.index is None else device.index
         found = triton.runtime.driver.active.utils.get_device_properties(index)
         return cls(10 * major + minor, found["multiprocessor_count"], found["max_shared_mem"])
+
+
+@jit
+def begin(pdl: constexpr) -> None:
+    """Lets the next kernel begin, and waits until the one before has ended and what it wrote is there."""
+    if pdl:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 def power_of_2(x: int) -> int:
