@@ -18,17 +18,16 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention import SDPBackend
 
 from qalign_bench.environment import environment
 from qalign_bench.report import markdown_table, number
 from qalign_bench.tune import BATCHES, Product, by_matrix, graph_clock, make_weights, plain_clock, shrunk
+from qalign_kernels.attention import BACKENDS, attention_by
 from qalign_kernels.linear import FP8, Weight
 
 Launch: TypeAlias = Callable[[], Tensor]
 Row: TypeAlias = dict[str, Any]  # what, by, shape, seconds, and tops or gbs; or an error
-_BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 _COPIED = 1 << 30  # bytes
 
 
@@ -74,10 +73,10 @@ def subjects(device: torch.device, batches: Sequence[int]) -> Iterator[Subject]:
     size = _COPIED if cuda else 1 << 20
     yield "copy", "torch", (size,), lambda: copies(size, device), "gbs", 2e-9 * size
     for batch in batches:
-        shape = (batch, 16, 1025, 64) if cuda else (1, 2, 33, 64)
-        work = 4e-12 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
-        for name in _BACKENDS:
-            yield "attention", name, shape, partial(attentions, name, shape, device), "tops", work
+        shape, heads = ((batch, 1025, 1024), 16) if cuda else ((1, 33, 128), 2)
+        work = 4e-12 * shape[0] * shape[1] ** 2 * shape[2]
+        for backend, name in BACKENDS.items():
+            yield "attention", name, shape, partial(attentions, backend, shape, heads, device), "tops", work
     for group in by_matrix(batches):
         for plain in (Product(what.shape if cuda else shrunk(what.shape)) for what in group):
             for by, make in PRODUCTS.items():
@@ -91,14 +90,9 @@ def copies(size: int, device: torch.device) -> list[Launch]:
     return [lambda: y.copy_(x)]
 
 
-def attentions(name: str, shape: tuple[int, ...], device: torch.device) -> list[Launch]:
+def attentions(backend: SDPBackend, shape: tuple[int, ...], heads: int, device: torch.device) -> list[Launch]:
     q, k, v = (torch.randn(shape, device=device).half() for _ in range(3))
-
-    def run() -> Tensor:
-        with sdpa_kernel(getattr(SDPBackend, name)):
-            return scaled_dot_product_attention(q, k, v)
-
-    return ready([run])
+    return ready([partial(attention_by, [backend], q, k, v, heads)])
 
 
 def floats(what: Product, device: torch.device) -> list[Launch]:

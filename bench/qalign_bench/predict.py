@@ -13,9 +13,10 @@ says. It is an estimate, made to be put beside a measurement and replaced by it:
                 quarter where two cover each other. Where a device's programs do not come out even the last wave costs
                 a whole one, but for Hopper's product, which shares it; a shared part costs four steps
     libraries   cuBLAS reaches `library` of the peak, attention `attention` TFLOPS
-    launches    `gap` microseconds between two nodes of a graph, and `host` for a batch's way there and back
+    launches    `gap` microseconds between two nodes of a graph (an H100's with programmatic dependent launch), and
+                `host` for a batch's way there and back
 
-within a quarter, where a look at similar kernels is no guide.
+It may be off by a quarter.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def finish_tile(
     columns: constexpr = total.shape[0] if on_its_side else total.shape[1]
     size: constexpr = rows * columns
     more_rows: constexpr = 0 if more is None else more.shape[1] if on_its_side else more.shape[0]
-    halves: constexpr = columns >= 128 and rows >= 128
+    # finished one after the other: a whole tile takes more registers than there are, but for those on their side
+    halves: constexpr = columns >= 128 and rows >= 128 and not on_its_side
     height, width = row_end - row, column_end - column
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     complete = True
@@ -109,7 +110,7 @@ def finish_tile(
             if more is not None:
                 more = take_sum(more, sums + size, height - rows, width, on_its_side)
         product = total.T if on_its_side else total
-        if halves:  # one after the other: both at once need more registers than there are
+        if halves:
             left, right = product.reshape((rows, 2, columns // 2)).permute((0, 2, 1)).split()
             half_j = column + tl.arange(0, columns // 2)
             finish(left.to(tl.float32), y, row_scale, column_scale, bias, residual, i, half_j, row_end, column_end, n,

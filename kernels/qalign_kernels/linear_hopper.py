@@ -112,11 +112,11 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
         mbarrier.init(ready.index(i), count=1)
     # weights come while the kernel before this one still writes x
     for i in gl.static_range(stages - 1):
-        _load_weight(x, w, b, ready, i, total, steps, whole, first, m, n, split, common, modal)
+        _load(x, w, a, b, ready, i, total, steps, whole, first, m, n, split, common, modal, True, False)
     if pdl:
         gdc_wait()
     for i in gl.static_range(stages - 1):
-        _load_rows(x, a, b, ready, i, total, steps, whole, first, m, n, split, common, modal)
+        _load(x, w, a, b, ready, i, total, steps, whole, first, m, n, split, common, modal, False, True)
 
     s = 0  # of `total` steps
     while s < total:
@@ -130,8 +130,7 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
             acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
             # the product before is done, and with what it read
             ahead = s + stages - 1
-            _load_weight(x, w, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal)
-            _load_rows(x, a, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal)
+            _load(x, w, a, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal, True, True)
             s += 1
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         row, row_end, channel, column, column_end = gluon_origin(tile, m, n, split, common, modal, rows, columns)
@@ -163,30 +162,20 @@ def _place(s: Value, steps: Value, whole: Value, first: Value) -> Value:
 
 
 @gluon_jit
-def _load_weight(
-    x: Value, w: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value, first: Value,
-    m: Value, n: Value, split: Value, common: Value, modal: constexpr,
+def _load(
+    x: Value, w: Value, a: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value,
+    first: Value, m: Value, n: Value, split: Value, common: Value, modal: constexpr, of_w: constexpr, of_x: constexpr,
 ) -> None:  # fmt: skip
-    """Sends for step s's box of w, and says how much it and x's are. Nothing where there is no such step."""
-    stages: constexpr = b.shape[0]
-    tile, k = _place(s, steps, whole, first)
-    _, _, channel, _, _ = gluon_origin(tile, m, n, split, common, modal, x.block_type.shape[0], b.shape[1])
-    bar = ready.index(s % stages)
-    mbarrier.expect(bar, x.block_type.nbytes + w.block_type.nbytes, pred=s < total)
-    tma.async_copy_global_to_shared(w, [channel, k * b.shape[2]], bar, b.index(s % stages), pred=s < total)
-
-
-@gluon_jit
-def _load_rows(
-    x: Value, a: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value, first: Value,
-    m: Value, n: Value, split: Value, common: Value, modal: constexpr,
-) -> None:  # fmt: skip
-    """The same for its box of x."""
+    """Sends for step s's boxes. Nothing where there is no such step. That of w says how much both are."""
     stages: constexpr = a.shape[0]
     tile, k = _place(s, steps, whole, first)
-    row, _, _, _, _ = gluon_origin(tile, m, n, split, common, modal, a.shape[1], b.shape[1])
+    row, _, channel, _, _ = gluon_origin(tile, m, n, split, common, modal, a.shape[1], b.shape[1])
     bar = ready.index(s % stages)
-    tma.async_copy_global_to_shared(x, [row, k * a.shape[2]], bar, a.index(s % stages), pred=s < total)
+    if of_w:
+        mbarrier.expect(bar, x.block_type.nbytes + w.block_type.nbytes, pred=s < total)
+        tma.async_copy_global_to_shared(w, [channel, k * b.shape[2]], bar, b.index(s % stages), pred=s < total)
+    if of_x:
+        tma.async_copy_global_to_shared(x, [row, k * a.shape[2]], bar, a.index(s % stages), pred=s < total)
 
 
 @gluon_jit

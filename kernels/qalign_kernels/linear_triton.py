@@ -105,7 +105,7 @@ def _launch(
     arguments = (
         y, scale, w.scale, w.bias, residual, *(shares or (None, None)),
         m, n, k, split, common, values.stride(0), row_stride(scale), row_stride(residual),
-        gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_powers(tile.rows), tile.columns,
+        gelu, k % tile.inputs == 0, modal is not None, tile.splits, *_two_powers(tile.rows), tile.columns,
     )  # fmt: skip
     grid, how = (tiles * tile.splits,), {"num_stages": tile.stages, "num_warps": tile.warps, **overlap()}
     if w.groups is None:
@@ -114,7 +114,7 @@ def _launch(
         multiply_int4[grid](values, w.weight, w.groups.view(torch.uint32), *arguments, **how)
 
 
-def _powers(rows: int) -> tuple[int, int]:
+def _two_powers(rows: int) -> tuple[int, int]:
     """A program's rows as two powers of two, or as one and 0: 77 rows are 64 and 16."""
     most = 1 << (rows.bit_length() - 1)
     return most, rows - most
@@ -135,12 +135,8 @@ def _multiply(
     steps = tl.cdiv(k, inputs)
     first, last = steps * part // splits * inputs, steps * (part + 1) // splits * inputs
     a = x + tl.where(i < row_end, i, row).to(tl.int64)[:, None] * x_stride + first + tl.arange(0, inputs)[None, :]
-    b = (
-        w
-        + (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64)[:, None] * k
-        + first
-        + tl.arange(0, inputs)[None, :]
-    )
+    b = w + (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64)[:, None] * k
+    b += first + tl.arange(0, inputs)[None, :]
     whole: constexpr = w.dtype.element_ty.is_int()
     imprecise: constexpr = w.dtype.element_ty.is_fp8()
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)

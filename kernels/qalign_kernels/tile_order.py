@@ -12,7 +12,7 @@ def _origin(
 ) -> Value:
     """Its first row, where its rows end, its first channel of w, its first column of y [m, n], where its columns end.
 
-    With `modal` the tiles of all rows' columns come first, then visual rows', then text rows': see `tiles.Modal`.
+    With `modal` the tiles of all rows' columns come first, then visual rows', then text rows': see `linear.Modal`.
     """
     height, width, above, before, skipped = m, n, 0, 0, 0
     if modal:

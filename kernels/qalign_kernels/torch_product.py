@@ -11,7 +11,7 @@ they say so (by default the one may be and the other is not).
 A Hopper GPU's tensor cores sum fp8's products in some 14 bits: with fast accumulation a whole row, without it 128
 inputs at a time, which then go into float32. In a model of that, on gaussian rows and on a trained LLaMA's, fast sums
 add at most 2.3 % of fp8's own squared error in rows of up to 3072 inputs, but up to 13 % in those of 4032, where sums
-of one sign shrink; the others add less than .1 % (bench/results/fp8_sums.json). So that long rows are summed without.
+of one sign shrink; the others add less than .1 % (bench/results/fp8_sums.json). Longer rows are summed without it.
 """
 
 from __future__ import annotations
