@@ -42,8 +42,8 @@ GOLDEN = ROOT / "tests" / "golden"
 PICTURES = GOLDEN / "pictures"
 FOLDERS = ("narrow-112", "narrow-448", "outlier-112")
 
-
-LONG = ("test_mini", "test_triton", "test_native")  # minutes each: they begin, so that the last process ends early
+# minutes each: they begin, so that the last process ends early
+LONG = ("test_mini", "test_triton", "test_native", "test_triton_ahead")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

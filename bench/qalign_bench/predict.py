@@ -26,6 +26,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qalign_bench.random_model import make
+from qalign_bench.random_model import RandomModel, make
 from qalign_bench.report import markdown_table
 from qalign_bench.timed_ops import size_of
 from qalign_fast.cuda_engine import CudaModel, between_of, to_device
@@ -238,14 +239,19 @@ def _held(device: Device, tile: Tile, form: str) -> int:
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
+@cache
+def model_of(reference: str, precision: str) -> RandomModel:
+    """Without data."""
+    return make(reference, precision, torch.device("meta"))
+
+
 def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> dict[str, Any]:
     """A batch's time by step and by kind of kernel, and its launches."""
-    meta, between = torch.device("meta"), between_of(precision)
-    model = make(reference, precision, meta)
+    meta, between, model = torch.device("meta"), between_of(precision), model_of(reference, precision)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
     seen: list[Launch] = []
     ops = Foreseen(chip, between, seen), Foreseen(chip, torch.float32, seen)
-    run = CudaModel(config, to_device(model.tensors, meta, between), *ops)
+    run = CudaModel(config, to_device(dict(model.tensors), meta, between), *ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)
