@@ -49,10 +49,12 @@ def main() -> None:
 
 
 def device_name(device: torch.device) -> str:
+    """As the driver calls it; of a CPU, that its times mean nothing."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, shapes shrunk: no measurement"
 
 
 def measured(device: torch.device, batches: Sequence[int]) -> Iterator[Row]:
+    """A row for each subject, as it is measured; what the device or torch refuses has an error instead of seconds."""
     clock = graph_clock if device.type == "cuda" else plain_clock
     for what, by, shape, launches, rate, amount in subjects(device, batches):
         row: Row = {"what": what, "by": by, "shape": list(shape)}
@@ -85,27 +87,33 @@ def subjects(device: torch.device, batches: Sequence[int]) -> Iterator[Subject]:
 
 
 def copies(size: int, device: torch.device) -> list[Launch]:
+    """Of `size` bytes from the device's memory to itself."""
     x = torch.zeros(size, dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
     return [lambda: y.copy_(x)]
 
 
 def attentions(backend: SDPBackend, shape: tuple[int, ...], heads: int, device: torch.device) -> list[Launch]:
+    """The engine's own call, on float16 [B, T, D], by one of torch's kernels."""
     q, k, v = (torch.randn(shape, device=device).half() for _ in range(3))
     return ready([partial(attention_by, [backend], q, k, v, heads)])
 
 
 def floats(what: Product, device: torch.device) -> list[Launch]:
+    """In float16, a launch for each copy of the weight."""
     x = torch.randn(what.shape[:2], device=device).half()
     return ready([partial(torch.mm, x, w.weight.T) for w in make_weights(what, "float16", device)])
 
 
 def bytes_(what: Product, device: torch.device) -> list[Launch]:
+    """The same in int8, with int32 sums."""
     x = torch.randint(-127, 128, what.shape[:2], dtype=torch.int8, device=device)
     return ready([partial(torch._int_mm, x, w.weight.T) for w in make_weights(what, "int8", device)])
 
 
 def fp8(fast: bool) -> Callable[[Product, torch.device], list[Launch]]:
+    """The same in fp8, with fast accumulation or without."""
+
     def make(what: Product, device: torch.device) -> list[Launch]:
         x = torch.randn(what.shape[:2], device=device).to(FP8)
         scale = torch.ones(what.shape.m, 1, device=device)

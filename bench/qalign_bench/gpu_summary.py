@@ -48,6 +48,7 @@ def read(path: Path) -> Json:
 
 
 def tables(folder: Path, predicted: Sequence[Json]) -> Iterator[tuple[list[str], Lines]]:
+    """A header and its lines for each kind of result in the folder; those without lines too."""
     files = [(path, read(path)) for path in sorted(folder.glob("gpu_*.json"))]
     known = [(path.stem.removeprefix("gpu_"), found) for path, found in files if found is not None]
     profiles = [profile for name, found in known if name.startswith("profile_") for profile in found]
@@ -92,6 +93,7 @@ def prediction(run: Json, predicted: Sequence[Json]) -> Json | None:
 
 
 def speed(run: Json, expected: Json | None) -> list[str]:
+    """A line of SPEED."""
     rate, memory, against = run["images_per_second"], run["peak_memory_bytes"]["device"], run["against"]
     foreseen = expected["pictures_per_second"] if expected else None
     return [
@@ -132,6 +134,7 @@ def kinds(profile: Json) -> dict[str, float]:
 
 
 def step(profile: Json) -> list[str]:
+    """A line of PROFILE."""
     launches = sum(kernel["times"] for kernel in profile["kernels"])
     gaps = f"{100 * profile['gap_share']:.1f} %"
     return [profile["precision"], str(profile["batch"]), f"{profile['step_us']:.0f}", gaps, str(launches)]

@@ -91,7 +91,7 @@ def finish_tile(
     columns: constexpr = total.shape[0] if on_its_side else total.shape[1]
     size: constexpr = rows * columns
     more_rows: constexpr = 0 if more is None else more.shape[1] if on_its_side else more.shape[0]
-    # finished one after the other: a whole tile takes more registers than there are, but for those on their side
+    # Halves are finished one after the other: a whole tile takes more registers than there are, one on its side not.
     halves: constexpr = columns >= 128 and rows >= 128 and not on_its_side
     height, width = row_end - row, column_end - column
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
