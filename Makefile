@@ -25,18 +25,18 @@ bench: $(DEV)/.installed
 
 # README's tables, made anew from bench/results.
 tables: $(DEV)/.installed
-	$(DEV)/bin/python -m qalign_bench.readme_table
+	$(DEV)/bin/python -m qalign_bench.figures.tables
 
 # Trains the embedded model from scratch (half an hour on two cores) and exports it; `make embed` only exports.
 mini: $(DEV)/.installed
-	$(DEV)/bin/python -m qalign_export.mini_train work/mini
+	$(DEV)/bin/python -m qalign_train.train work/mini
 	rm -rf models/mini && cp -r work/mini/checkpoint models/mini
 	$(MAKE) embed
 
 embed: $(DEV)/.installed
 	rm -rf qalign_fast/mini
 	$(DEV)/bin/qalign-fast export models/mini qalign_fast/mini --precision int8 --calibration-count 16 --task quality --license Apache-2.0
-	$(DEV)/bin/python -m qalign_export.mini_eval
+	$(DEV)/bin/python -m qalign_train.evaluate
 
 clean:
 	rm -rf $(DEMO) $(DEV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -42,8 +42,8 @@ PARTS=("$@")
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
-TESTS=(tests/test_triton.py tests/test_cuda_engine.py tests/test_cuda_graphs.py
-  tests/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
+TESTS=(tests/kernels/test_triton.py tests/engines/test_cuda_engine.py tests/engines/test_cuda_graphs.py
+  tests/engines/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
 FAILED=()
 declare -A RUNNING=() # name -> process id, of what was started and not yet waited for
 PART_END=$PART_SECONDS
@@ -113,7 +113,7 @@ finish() {
     done
     end_leftovers "$name"
   done
-  "$PYTHON" -m qalign_bench.gpu_summary "$OUT" >&3
+  "$PYTHON" -m qalign_bench.figures.gpu_summary "$OUT" >&3
   if ((${#FAILED[@]})); then
     printf 'failed: %s\n' "${FAILED[@]}" >&2
     ((status)) || status=1
@@ -124,7 +124,7 @@ finish() {
 # compile: the engine's kernels of all precisions, by all cores, beside what comes next; `compiled` waits for it
 compile() {
   [[ $DEVICE == cpu ]] ||
-    start "$((60 * PATIENCE))" compile "$PYTHON" -m qalign_bench.compile_models "$MODEL" --device "$DEVICE" \
+    start "$((60 * PATIENCE))" compile "$PYTHON" -m qalign_bench.profiling.compile_models "$MODEL" --device "$DEVICE" \
       "${PRECISIONS[@]/#/--precision=}" --processes "$(($(nproc) > 4 ? $(nproc) - 2 : $(nproc)))" >&2
 }
 
@@ -139,7 +139,7 @@ import sys
 
 import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
 
-from qalign_fast.devices import device_problem
+from qalign_fast.engines.devices import device_problem
 
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}", flush=True)
 if sys.argv[1] != "cpu":
@@ -158,14 +158,14 @@ PYTHON
 throughput() {
   local seconds=$1 name=$2
   shift 2
-  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODEL" --device "$DEVICE" \
+  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli.app bench throughput --model "$MODEL" --device "$DEVICE" \
     --engine torch --work "$MODELS" --json "${BATCHES[@]/#/--batch=}" "$@" ${REPEAT:+--repeat="$REPEAT"} >"$OUT/gpu_$name.json"
 }
 
 # profile SECONDS PRECISION
 profile() {
   [[ $DEVICE == cpu ]] ||
-    limited "$1" "profile_$2" "$PYTHON" -m qalign_bench.kernel_times "$MODEL" --precision "$2" --device "$DEVICE" \
+    limited "$1" "profile_$2" "$PYTHON" -m qalign_bench.profiling.kernel_times "$MODEL" --precision "$2" --device "$DEVICE" \
       "${BATCHES[@]/#/--batch=}" --json "$OUT/gpu_profile_$2.json" >"$OUT/gpu_profile_$2.md"
 }
 
@@ -173,7 +173,7 @@ part_1() {
   local chosen="not compiled and not tensor_cores" many=() # what is compiled ahead is tested everywhere, for minutes
   rm -f "$OUT"/gpu_{ceilings,graphs,throughput_*,profile_*}.json "$OUT/gpu_tests.txt"
   compile
-  limited 35 ceilings "$PYTHON" -m qalign_bench.ceilings --device "$DEVICE" "${BATCHES[@]/#/--batch=}" \
+  limited 35 ceilings "$PYTHON" -m qalign_bench.profiling.ceilings --device "$DEVICE" "${BATCHES[@]/#/--batch=}" \
     --json "$OUT/gpu_ceilings.json" >"$OUT/gpu_ceilings.md"
   compiled
   [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
@@ -181,7 +181,7 @@ part_1() {
   limited 70 tests "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
     --durations 5 >"$OUT/gpu_tests.txt"
   [[ $DEVICE == cpu ]] ||
-    limited 35 graphs "$PYTHON" -m qalign_bench.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
+    limited 35 graphs "$PYTHON" -m qalign_bench.profiling.graph_check "$MODEL" --precision "${PRECISIONS[0]}" --device "$DEVICE" \
       "${BATCHES[@]/#/--batch=}" --batch=2 --json "$OUT/gpu_graphs.json" >&2
   throughput 45 "throughput_${PRECISIONS[0]}" --precision "${PRECISIONS[0]}" --repeat 45
   profile 25 "${PRECISIONS[0]}"
@@ -213,10 +213,10 @@ part_3() {
       fp8) form=float8_e4m3fn seconds=${TUNE_SECONDS:-45} ;;
       *) continue ;;
     esac
-    limited "$((seconds + 15))" "tune_$precision" "$PYTHON" -m qalign_bench.tune --device "$DEVICE" --form "$form" \
+    limited "$((seconds + 15))" "tune_$precision" "$PYTHON" -m qalign_bench.profiling.tune --device "$DEVICE" --form "$form" \
       --seconds "$seconds" "${BATCHES[@]/#/--batch=}" --json "$OUT/gpu_tune_$precision.json" --table \
       >"$OUT/gpu_tune_$precision.md"
-    cp kernels/qalign_kernels/triton_tiles.json "$OUT/gpu_triton_tiles.json"
+    cp kernels/qalign_kernels/cuda/triton_tiles.json "$OUT/gpu_triton_tiles.json"
   done
   compile
   compiled
@@ -227,9 +227,9 @@ part_3() {
 
 part_onnx() {
   [[ -d $MODELS/fp16-onnx ]] ||
-    limited 400 model_onnx "$PYTHON" -m qalign_bench.device_export "$MODEL" "$MODELS/fp16-onnx" --device "$DEVICE" \
+    limited 400 model_onnx "$PYTHON" bench/studies/device_export.py "$MODEL" "$MODELS/fp16-onnx" --device "$DEVICE" \
       --precision fp16 --engine onnx-cuda &&
-    limited 120 throughput_onnx "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODELS/fp16-onnx" \
+    limited 120 throughput_onnx "$PYTHON" -m qalign_fast.cli.app bench throughput --model "$MODELS/fp16-onnx" \
       --device "$DEVICE" --engine onnx-cuda --json "${BATCHES[@]/#/--batch=}" --repeat 60 >"$OUT/gpu_throughput_onnx.json"
 }
 

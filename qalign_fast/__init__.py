@@ -18,8 +18,7 @@ from qalign_fast.errors import (
 )
 from qalign_fast.levels import LEVELS, Score, level_of
 from qalign_fast.scorer import PictureLimits, Scorer
-
-__version__ = "0.1.0"
+from qalign_fast.version import __version__
 
 __all__ = [
     "LEVELS",

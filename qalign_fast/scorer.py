@@ -21,14 +21,14 @@ import numpy as np
 from PIL import Image
 
 from qalign_fast.errors import ImageError, TaskError, VideoError
-from qalign_fast.image import MAX_BYTES, MAX_PIXELS, Picture, Pixels, formats, load_pixels
 from qalign_fast.levels import Score, score_of
+from qalign_fast.pixels.picture import MAX_BYTES, MAX_PIXELS, Picture, Pixels, formats, load_pixels
 
 if TYPE_CHECKING:
-    from qalign_fast.config import ModelConfig
-    from qalign_fast.engine import Engine
-    from qalign_fast.prompt import Prompt
-    from qalign_fast.video import Clip, Sampling
+    from qalign_fast.engines.contract import Engine
+    from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+    from qalign_fast.families.prompt import Prompt
+    from qalign_fast.pixels.clip import Clip, Sampling
 
 Scores: TypeAlias = dict[str, Score]  # by task
 Batch: TypeAlias = list[Pixels | ImageError]  # or the error in a picture's place
@@ -71,7 +71,7 @@ class Scorer:
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError
         or MissingExtraError.
         """
-        from qalign_fast.loading import load_engine
+        from qalign_fast.engines.load import load_engine
 
         chosen = load_engine(model, device=device, precision=precision, engine=engine, threads=threads, verify=verify)
         return cls(chosen, limits)
@@ -185,7 +185,7 @@ class Scorer:
         sampling: Sampling = "index",
     ) -> Scores:
         """As `score_video`, in several tasks. The vision tower runs once."""
-        from qalign_fast.video import load_clip
+        from qalign_fast.pixels.clip import load_clip
 
         prompts = self._find(tasks, "video")
         self._check_frames(max_frames, prompts)
@@ -277,7 +277,7 @@ class Scorer:
         )
 
     def _load_frames(self, frames: Sequence[Picture], max_frames: int) -> Clip:
-        from qalign_fast.video import Clip, spread
+        from qalign_fast.pixels.clip import Clip, spread
 
         if len(frames) == 0:
             raise VideoError("a clip needs at least one frame; the list is empty")

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 
 from qalign_export.distortions import DISTORTIONS
 from qalign_fast import Score, Scorer
-from qalign_fast.artifact import MANIFEST, open_artifact
+from qalign_fast.artifact.manifest import MANIFEST, open_artifact
 from qalign_fast.errors import ArtifactError
-from qalign_fast.image import Picture
+from qalign_fast.pixels.picture import Picture
 
 BUNDLED = "photographs and dead leaves, pristine and distorted"
-_PHOTOGRAPHS = Path(__file__).parent / "pictures"  # coffee by Rachel Michetti (CC0), rocket by NASA (public domain)
+_PHOTOGRAPHS = Path(__file__).parent / "photographs"  # coffee by Rachel Michetti (CC0), rocket by NASA (public domain)
 _SEVERITIES = (0.3, 0.7)
 
 

@@ -19,21 +19,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from qalign_export.decoder_graph import build_decoder
-from qalign_export.fused_graph import FusedGraph
-from qalign_export.model_graph import ModelGraph
-from qalign_export.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
-from qalign_export.source import Source, open_source, weight_count
+from qalign_export.atomic import unfinished
+from qalign_export.onnx_graphs.decoder import build_decoder
+from qalign_export.onnx_graphs.fused import FusedGraph
+from qalign_export.onnx_graphs.model import ModelGraph
+from qalign_export.onnx_graphs.vision import build_vision
+from qalign_export.parameters import ParameterSource, open_parameters, weight_count
+from qalign_export.rounding.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
 from qalign_export.tensor_file import TensorFile
-from qalign_export.unfinished import unfinished
-from qalign_export.vision_graph import build_vision
-from qalign_fast.artifact import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
-from qalign_fast.config import ModelConfig
+from qalign_fast.artifact.manifest import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
-from qalign_fast.image import Picture, load_pixels
+from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
+from qalign_fast.families.mplug_owl2.prompts import MEDIA, TASKS, prompt
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import LEVEL_IDS, LEVELS
-from qalign_fast.prompt import MEDIA, TASKS, Prompt, prompt
-from qalign_fast.weights import parameter_shapes
+from qalign_fast.pixels.picture import Picture, load_pixels
 
 _EXTERNAL_FROM = 1 << 30  # bytes of a graph's weights; a model file itself may hold 2 GiB
 # of a weight, its share of scales included; int4's are .54 in torch's form and .65 in a graph's, so of both 1.2
@@ -58,7 +59,7 @@ def export_artifact(
     external_from: int = _EXTERNAL_FROM,
     done: Callable[[int, int], None] = lambda _, __: None,
 ) -> Path:
-    """Writes an artifact of a model (what `open_source` takes); returns its path.
+    """Writes an artifact of a model (what `open_parameters` takes); returns its path.
 
     `prompts` are more than the known `tasks` (`tokenize_prompt` makes them). `calibration`: pictures whose activations
     decide what is moved and what stays in a higher precision; without, 8 and 4 bits lose more. Models of external_from
@@ -70,7 +71,7 @@ def export_artifact(
     """
     out = Path(out)
     prompts = (*_known(tasks), *prompts)
-    source = open_source(reference)
+    source = open_parameters(reference)
     _check(source, out, recipe, engines)
     pixels = _load(calibration, source.config)
     with unfinished(out) as partial:
@@ -113,7 +114,7 @@ def _known(tasks: Sequence[str]) -> tuple[Prompt, ...]:
     return tuple(prompt(task, medium) for task in dict.fromkeys(tasks) for medium in MEDIA)
 
 
-def _check(source: Source, out: Path, recipe: Recipe, engines: Sequence[str]) -> None:
+def _check(source: ParameterSource, out: Path, recipe: Recipe, engines: Sequence[str]) -> None:
     if recipe.precision not in PRECISIONS:
         raise DeviceError(f"precision {recipe.precision!r} is not known; available: {', '.join(PRECISIONS)}")
     if "onnx-cuda" in engines and recipe.precision != "fp16":

@@ -15,7 +15,15 @@ from torch import nn
 
 from qalign_bench.peers.hf_eager import EagerPeer, load_model
 from qalign_bench.peers.loop import PeerError, Spec, serve
-from qalign_fast.bnb import check_widths, find_linears, import_bitsandbytes, int8_linear, linear_at, nf4_linear, replace
+from qalign_fast.engines.bitsandbytes_linears import (
+    check_widths,
+    find_linears,
+    import_bitsandbytes,
+    int8_linear,
+    linear_at,
+    nf4_linear,
+    replace,
+)
 from qalign_fast.errors import DeviceError, MissingExtraError
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalign_fast.model import Model
-from qalign_fast.model.abstractor import Abstractor, AbstractorLayer
-from qalign_fast.model.decoder import Decoder, DecoderLayer, make_pack, rms_norm, rotate
-from qalign_fast.model.vision import VisionEncoder, VisionLayer
-from qalign_fast.prompt import Prompt
-from qalign_kernels.activation import quick_gelu
+from qalign_fast.families.mplug_owl2.model.abstractor import Abstractor, AbstractorLayer
+from qalign_fast.families.mplug_owl2.model.decoder import Decoder, DecoderLayer, make_pack, rms_norm, rotate
+from qalign_fast.families.mplug_owl2.model.reference import Model
+from qalign_fast.families.mplug_owl2.model.vision import VisionEncoder, VisionLayer
+from qalign_fast.families.prompt import Prompt
+from qalign_kernels.contract.activation import quick_gelu
 
 Rowwise: TypeAlias = Callable[[Tensor], Tensor]  # of rows [N, *], each by itself
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qalign_bench.contestants.random_model import DeviceParameters
 from qalign_bench.peers.eager_model import EagerModel
 from qalign_bench.peers.loop import Peer, PeerError, Pictures, Spec, serve
-from qalign_bench.random_model import DeviceSource
-from qalign_export.source import Source, open_source
+from qalign_export.parameters import ParameterSource, open_parameters
 from qalign_fast.errors import QAlignError
+from qalign_fast.families.mplug_owl2.model.reference import Model
+from qalign_fast.families.mplug_owl2.prompts import TASKS, prompt
 from qalign_fast.levels import LEVEL_IDS, WEIGHTS
-from qalign_fast.model import Model
-from qalign_fast.prompt import TASKS, prompt
 
 _NAME = "upstream's way (this project's re-make of it, not upstream's code)"
 
@@ -33,14 +33,14 @@ def load_model(spec: Spec, dtype: torch.dtype, device: torch.device) -> EagerMod
         raise PeerError("the spec has no model, and this peer has no way of its own from a file to pixels")
     try:
         counted = spec.own.get("numbers") == "counted"
-        source = DeviceSource(spec.model, device) if counted else open_source(spec.model)
+        source = DeviceParameters(spec.model, device) if counted else open_parameters(spec.model)
         stations = load_stations(source, dtype, device)
     except QAlignError as error:
         raise PeerError(str(error)) from error
     return EagerModel(stations, whole_head(stations)).eval().requires_grad_(False)
 
 
-def load_stations(source: Source, dtype: torch.dtype, device: torch.device) -> Model:
+def load_stations(source: ParameterSource, dtype: torch.dtype, device: torch.device) -> Model:
     """A parameter at a time: the peak is the model and one parameter in float32."""
     with torch.device("meta"):
         stations = Model(source.config)

@@ -1,0 +1,1 @@
+"""`qalign-fast bench`: its options, and a bench from these to its results."""

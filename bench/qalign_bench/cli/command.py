@@ -1,0 +1,116 @@
+"""Options in, a bench out: measured, then printed as a table, markdown or JSON, and drawn.
+
+stdout carries the results alone. What was measured before an error or Ctrl-C is printed too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from qalign_bench.cli.options import Options, WrongOptionError
+from qalign_bench.cli.progress import Progress
+from qalign_bench.cli.session import Session
+from qalign_bench.contestants.entries import check_peers
+from qalign_bench.figures import report
+from qalign_bench.scenarios import files_to_pixels, forwards, operations, pipeline, startup
+from qalign_fast.engines.devices import choose_device
+from qalign_fast.errors import MissingExtraError, QAlignError
+
+SCENARIOS: Mapping[str, Callable[[Session], None]] = {
+    "latency": forwards.measure,
+    "throughput": forwards.measure,
+    "pipeline": pipeline.measure,
+    "operations": operations.measure,
+    "startup": startup.measure,
+    "pixels": files_to_pixels.measure,
+}
+# scenarios in which an option says something
+_ENGINES = ("latency", "throughput", "pipeline", "operations", "startup")
+_PEERS = ("latency", "throughput", "pixels")
+_FILES = ("pipeline", "startup", "pixels")
+_BATCHES = ("latency", "throughput", "pipeline")
+_DRAWN = (".png", ".svg", ".pdf")
+
+
+def bench(options: Options, *, form: str = "text", plot: Path | None = None) -> None:
+    """Measures, and prints in a form: "text", "markdown" or "json".
+
+    Raises WrongOptionError and MissingExtraError before anything is measured, QAlignError where a contestant fails.
+    """
+    check(options, plot)
+    with Progress() as progress:
+        session = Session(options, progress.remark, progress.show)
+        try:
+            SCENARIOS[options.scenario](session)
+        except (KeyboardInterrupt, QAlignError):
+            if session.runs:
+                _show(session, form, plot, interrupted=True)
+            raise
+    _show(session, form, plot, interrupted=False)
+
+
+def tune(options: Options, *, form: str) -> None:
+    """`operations --tune`: sweeps the tiles of matrix products on a GPU, writes the table that products are run by.
+
+    Raises DeviceError where there is none, WrongOptionError for options that say nothing in it.
+    """
+    from qalign_bench.profiling import tune as tiles
+
+    if options.scenario != "operations":
+        raise WrongOptionError("--tune", f"has no part in {options.scenario}; it has in operations")
+    place = choose_device("cuda" if options.device == "auto" else options.device)
+    if not place.startswith("cuda"):
+        raise WrongOptionError("--tune", f"is for NVIDIA GPUs, not for {place!r}")
+    try:
+        timings, found = tiles.tune(
+            place,
+            batches=options.batches,
+            keep=lambda timings, found: tiles.write_table(found["facts"], timings),
+        )
+    except OSError as error:
+        raise QAlignError(f"{tiles.TABLE}: {error.strerror}") from error
+    print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
+
+
+def check(options: Options, plot: Path | None) -> None:
+    """What would only fail after minutes of measuring, or be ignored."""
+    check_peers(options)
+    for option, value, where in (
+        ("--peer", options.peers, _PEERS),
+        ("FILES", options.files, _FILES),
+        ("--batch", options.batches, _BATCHES),
+        ("--model", options.model, _ENGINES),
+        ("--precision", options.precisions != (None,), _ENGINES),
+        ("--engine", options.engines != ("auto",), _ENGINES),
+    ):
+        if value and options.scenario not in where:
+            raise WrongOptionError(option, f"has no part in {options.scenario}; it has in {', '.join(where)}")
+    for file in options.files:
+        if not Path(file).is_file():
+            raise QAlignError(f"{file}: no such file")
+    if plot is None:
+        return
+    if plot.suffix.lower() not in _DRAWN or not plot.absolute().parent.is_dir():
+        raise WrongOptionError("--plot", f"{plot} is not a {', '.join(_DRAWN)} file in a folder that exists")
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("--plot needs matplotlib: pip install 'qalign-fast[bench]'")
+
+
+def _show(session: Session, form: str, plot: Path | None, *, interrupted: bool) -> None:
+    found = report.results(session, interrupted=interrupted)
+    if form == "json":
+        print(json.dumps(found, indent=1))
+        if found["noise"]["warning"]:
+            print(f"warning: {found['noise']['warning']}", file=sys.stderr)
+    else:
+        print(report.as_markdown(found) if form == "markdown" else report.as_text(found))
+    sys.stdout.flush()
+    if plot is not None:
+        from qalign_bench.figures.plot import draw
+
+        draw(found, plot)
+        session.remark(f"drawn: {plot}")

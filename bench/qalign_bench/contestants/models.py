@@ -1,0 +1,201 @@
+"""A model reference, a precision and an engine in, an artifact that has them out: exported once where it is none.
+
+What is exported here is rounded without calibration: its speed is that of any export of this geometry whose linears
+all keep the precision; for its scores and their fidelity export it yourself and give the artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qalign_bench.contestants.worker import weights_bytes
+from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
+from qalign_fast.engines.choose import choose
+from qalign_fast.engines.engine_times import rank
+from qalign_fast.engines.load import find_model
+from qalign_fast.errors import ArtifactError, DeviceError, TaskError
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.version import __version__
+from qalign_kernels.cpu import native
+
+RANDOM = "random:"
+DEFAULT_PRECISION = "int8"
+TASKS = ("quality", "aesthetics")  # of what is exported here
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.55}  # a weight, its share of scales included
+
+
+@dataclass(frozen=True)
+class Model:
+    """An artifact and the engine to run it with."""
+
+    reference: str  # what was asked for
+    directory: Path | None  # None: random numbers, made where they run when they are loaded
+    manifest: Manifest
+    checkpoint: str | None  # what it was exported from here: a directory, or `random:` and a geometry
+    engine: str  # or "auto": what `load_engine` picks
+    choice: str | None = None  # which one that is and why, where "auto" was asked for
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.manifest.config
+
+    @property
+    def weights_bytes(self) -> int:
+        """Those of the engine that has the largest files, where it is not known which one will run."""
+        if self.directory is None:
+            return 0
+        engines = self.manifest.engines if self.engine == "auto" else (self.engine,)
+        return max(weights_bytes(self.directory, engine) or 0 for engine in engines)
+
+    def fidelity(self, engine: str) -> dict[str, Any] | None:
+        """What `verify` wrote of an engine's scores."""
+        report: dict[str, Any] | None = (self.manifest.fidelity or {}).get(engine)
+        return report
+
+    @property
+    def parameters(self) -> str | None:
+        """Whose parameters these are, as a peer can load them too; None where an artifact does not tell."""
+        if self.checkpoint:
+            return self.checkpoint
+        name = self.manifest.source.get("name", "")
+        return name if name.startswith(RANDOM) else None
+
+    @property
+    def loaded(self) -> str:
+        """What a worker is told to load."""
+        return self.reference if self.directory is None else str(self.directory)
+
+    @property
+    def numbers(self) -> str | None:
+        """What of `random_numbers` gives a peer the numbers that this model has of `parameters`; None where none does:
+        random ones may have been made in another way. Of a checkpoint they are its own.
+        """
+        from qalign_bench.contestants.random_model import DeviceParameters
+        from qalign_export.parameters import open_parameters
+
+        assert self.parameters
+        if self.directory is not None and self.checkpoint:
+            return "parameter"
+        sha256 = self.manifest.source["sha256"]
+        if sha256 == DeviceParameters(self.parameters).sha256():
+            return "counted"
+        return "parameter" if sha256 == open_parameters(self.parameters).sha256() else None
+
+
+def prepare(
+    reference: str | None,
+    precision: str | None,
+    engine: str,
+    work: Path,
+    remark: Callable[[str], None],
+    done: Callable[[int, int], None],
+    device: str = "auto",
+    in_file: bool = False,
+) -> Model:
+    """Finds or makes the artifact; random numbers for a named CUDA device are made there, unless `in_file`.
+
+    Raises what `export_artifact` and `find_model` raise, DeviceError for a precision or engine that a given artifact
+    does not have.
+    """
+    on_device = device.startswith("cuda") and engine in ("auto", "torch") and not in_file
+    if reference and reference.startswith(RANDOM) and on_device:
+        return _on_device(reference, precision or DEFAULT_PRECISION)
+    directory = None if reference and reference.startswith(RANDOM) else find_model(reference)
+    checkpoint = choice = None
+    if directory is None or not is_artifact(directory):
+        assert reference is not None  # the embedded model is an artifact
+        checkpoint = reference if directory is None else str(directory)
+        chosen = precision or DEFAULT_PRECISION
+        if engine == "auto":
+            engine, choice = _default_engine(chosen)
+        out = work / f"{_name(reference, checkpoint)}-{chosen}-{engine}-{__version__}"
+        directory = _export(checkpoint, out, chosen, engine, remark, done)
+    manifest = read_manifest(directory / MANIFEST)
+    _check("precision", precision, (manifest.precision,), directory)
+    _check("weights for engine", None if engine == "auto" else engine, tuple(manifest.engines), directory)
+    if engine == "auto":
+        choice = str(choose(Artifact(directory, manifest), device, engine))
+    shown = reference or f"the embedded {manifest.name} model"
+    return Model(shown, directory, manifest, checkpoint, engine, choice)
+
+
+def _on_device(reference: str, precision: str) -> Model:
+    from qalign_bench.contestants.random_model import DeviceParameters, manifest_of
+
+    manifest = manifest_of(DeviceParameters(reference), precision)
+    return Model(reference, None, manifest, reference, "torch")
+
+
+def require_tasks(model: Model, tasks: tuple[str, ...]) -> None:
+    """Raises TaskError unless the artifact has these tasks for pictures."""
+    has = [entry.prompt.task for entry in model.manifest.prompts if entry.prompt.medium == "image"]
+    for task in tasks:
+        if task not in has:
+            raise TaskError(f"task {task!r} is not in {model.reference}; it has: {', '.join(has)}")
+
+
+def upstream_bytes(config: ModelConfig, precision: str) -> int:
+    """About how much the weights are in upstream's form: the vocabulary's embeddings and head among them."""
+    from qalign_export.parameters import weight_count
+
+    decoder = config.decoder
+    return int((weight_count(config) + 2 * decoder.vocab * decoder.width) * _BYTES[precision])
+
+
+def is_one_align(config: ModelConfig) -> bool:
+    from qalign_export.parameters import ONE_ALIGN
+
+    known = ONE_ALIGN
+    return (config.vision, config.abstractor, config.decoder) == (known.vision, known.abstractor, known.decoder)
+
+
+def _default_engine(precision: str) -> tuple[str, str]:
+    """The one that `load_engine` would pick on the CPU of an artifact with both engines' weights, and why."""
+    if precision in ("bf16", "fp8"):
+        return "torch", f"torch: no other engine has {precision}"
+    ranking = rank(precision, native.chosen())
+    return ranking.engines[0], f"{ranking.engines[0]}: {ranking.why}"
+
+
+def _check(what: str, asked: str | None, has: tuple[str, ...], directory: Path) -> None:
+    if asked is not None and asked not in has:
+        raise DeviceError(f"{directory}: has no {what} {asked!r}; available: {', '.join(has)}")
+
+
+def _export(
+    checkpoint: str,
+    out: Path,
+    precision: str,
+    engine: str,
+    remark: Callable[[str], None],
+    done: Callable[[int, int], None],
+) -> Path:
+    from qalign_export.rounding.pack import Recipe
+    from qalign_export.writer import export_artifact
+
+    if is_artifact(out):
+        return out
+    remark(f"exporting {checkpoint} in {precision} for {engine}, uncalibrated, into {out} (kept for the next time)")
+    try:
+        return export_artifact(checkpoint, out, recipe=Recipe(precision), engines=(engine,), tasks=TASKS, done=done)
+    except OSError as error:
+        raise ArtifactError(f"{out}: {error.strerror}") from error
+
+
+def _name(reference: str, checkpoint: str) -> str:
+    """A file name for a model: what it is called, and a hash that changes when the model does."""
+    if checkpoint.startswith(RANDOM):
+        from qalign_export.parameters import open_parameters
+
+        source = open_parameters(checkpoint)
+        identity = repr((source.config, source.sha256()))
+    else:
+        files = [path for path in sorted(Path(checkpoint).iterdir()) if path.is_file()]
+        identity = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+    words = re.sub(r"[^A-Za-z0-9]+", "-", reference).strip("-")[-60:]
+    return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"

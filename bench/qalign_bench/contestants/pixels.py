@@ -1,0 +1,79 @@
+"""Files in, the time until their pixels out, by form: reading and decoding, which is the floor, apart from the rest.
+
+What is timed is `load_pixels`, file by file on one thread, the forms in turn, after a pass that is not timed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.picture import PLAIN, PixelForm, Pixels, load_pixels, pixel_form
+
+_RULE = PixelRule(448)
+
+
+@dataclass
+class PixelTimes:
+    """One file in one form; a time for each repeat."""
+
+    file: str
+    form: str  # "pillow" or "native"
+    sha256: str = ""  # of the uint8 [S, S, 3]
+    whole_ms: list[float] = field(default_factory=list)
+    decode_ms: list[float] = field(default_factory=list)  # of it, until all is RGB
+
+
+def forms() -> tuple[PixelForm, ...]:
+    """Pillow's, and the native one where its library was built."""
+    best = pixel_form()
+    return (PLAIN,) if best is PLAIN else (PLAIN, best)
+
+
+def measure_pixels(
+    files: Sequence[str | os.PathLike[str]],
+    repeat: int = 5,
+    rule: PixelRule = _RULE,
+    chosen: Sequence[PixelForm] = (),
+) -> list[PixelTimes]:
+    """The files in their order, each in every form: those `chosen`, by default all. Raises ImageError."""
+    clocks = [_Clock(form) for form in chosen or forms()]
+    results = {(file, clock.name): PixelTimes(os.fspath(file), clock.name) for file in files for clock in clocks}
+    for timed in (False, *[True] * repeat):
+        for file in files:
+            for clock in clocks:
+                _play(Path(file), rule, clock, results[file, clock.name], timed)
+    return list(results.values())
+
+
+def _play(file: Path, rule: PixelRule, clock: _Clock, result: PixelTimes, timed: bool) -> None:
+    started = time.perf_counter()
+    pixels = load_pixels(file, rule, form=clock)
+    ended = time.perf_counter()
+    result.sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    if timed:
+        result.whole_ms.append(1e3 * (ended - started))
+        result.decode_ms.append(1e3 * (clock.decoded - started))
+
+
+class _Clock:
+    """A form that keeps when it had decoded."""
+
+    def __init__(self, form: PixelForm) -> None:
+        self.name, self._form = form.name, form
+        self.decoded = 0.0
+
+    def decode(self, picture: Image.Image) -> Image.Image | Pixels:
+        rgb = self._form.decode(picture)
+        self.decoded = time.perf_counter()
+        return rgb
+
+    def resize(self, rgb: Image.Image | Pixels, rule: PixelRule) -> Pixels:
+        return self._form.resize(rgb, rule)

@@ -1,0 +1,139 @@
+"""A geometry, a precision and a device in, a model of random numbers that was made on the device out, in no file.
+
+At full size that takes a GPU some seconds, where making, writing, hashing and reading 8 GB takes a minute. The numbers
+are `random_numbers.counted`'s, the same on every device; nothing is calibrated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qalign_export import random_numbers
+from qalign_export.parameters import RANDOM, RandomParameters
+from qalign_export.rounding.pack import Packed, Recipe, pack
+from qalign_fast.artifact.manifest import Manifest, PromptEntry
+from qalign_fast.engines.compile_ahead import Launches, compile_ahead
+from qalign_fast.engines.contract import Engine
+from qalign_fast.engines.cuda_graphs import Runner
+from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.torch_cpu import Constants, TorchEngine
+from qalign_fast.errors import DeviceError
+from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin
+from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.prompts import MEDIA, prompt
+from qalign_fast.families.prompt import Prompt
+from qalign_fast.levels import LEVEL_IDS, LEVELS
+from qalign_fast.version import __version__
+
+TASKS = ("quality", "aesthetics")
+PRECISION = "int8"  # unless another is named
+
+
+class DeviceParameters(RandomParameters):
+    """Random parameters of the same spread, made on the device."""
+
+    def __init__(self, reference: str, device: torch.device | str = "cpu") -> None:
+        super().__init__(reference)
+        self.device = torch.device(device)
+
+    def sha256(self) -> str:
+        """Of the name and a sample: other numbers are another model."""
+        sample = random_numbers.counted("model.norm.weight", (64,), torch.device("cpu")).numpy().tobytes()
+        return hashlib.sha256(self.name.encode() + sample).hexdigest()
+
+    def _make(self, origin: TensorOrigin) -> Tensor:
+        return origin.take(random_numbers.counted(origin.name, origin.shape, self.device))
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """What an artifact holds, on the device. Its manifest names no file."""
+
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    constants: dict[str, Constants]
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.nbytes for x in self.tensors.values())
+
+
+def make(reference: str, precision: str, device: torch.device) -> RandomModel:
+    """Raises CheckpointError for a geometry that is not known."""
+    source, tensors = DeviceParameters(reference, device), dict[str, Tensor]()
+    manifest = manifest_of(source, precision)
+    prompts = [entry.prompt for entry in manifest.prompts]
+    packed = pack_on_device(source, precision, prompts, tensors.__setitem__)
+    if device.type == "cuda":  # what packing took is no part of what the model takes
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return RandomModel(
+        manifest, tensors, {p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in prompts}
+    )
+
+
+def load(model: RandomModel, device: str, runner: Runner | None = None) -> Engine:
+    """The engine that an artifact of these would be run by on a device: "cuda:N", or "cpu" in plain torch. It takes the
+    tensors along. `runner`: of a CUDA engine, graphs unless another is given.
+    """
+    manifest, place = model.manifest, torch.device(device)
+    if place.type == "cuda":
+        from qalign_fast.engines.torch_cuda import build_engine
+
+        compile_ahead([launches(model)], place)
+        return build_engine(manifest, device, model.tensors, model.constants, runner)
+    prompts = tuple(entry.prompt for entry in manifest.prompts)
+    return TorchEngine(
+        PackedModel(manifest.config, model.tensors), manifest.precision, model.constants, prompts, device
+    )
+
+
+def launches(model: RandomModel) -> Launches:
+    manifest = model.manifest
+    return Launches(manifest.config, manifest.precision, model.tensors, model.constants)
+
+
+def open_engine(reference: str, precision: str | None, device: str, runner: Runner | None = None) -> Engine:
+    """Of `random:` and a geometry, made there; else of an artifact. For programs that look into one engine.
+
+    Raises what `load_engine` raises.
+    """
+    place = "cuda:0" if device == "cuda" else device
+    if reference.startswith(RANDOM):
+        return load(make(reference, precision or PRECISION, torch.device(place)), place, runner)
+    if runner is None or not place.startswith("cuda"):
+        return load_engine(Path(reference), device=device, precision=precision, engine="torch")
+    raise DeviceError(f"{reference}: only {RANDOM}... is launched in other ways")
+
+
+def manifest_of(source: RandomParameters, precision: str) -> Manifest:
+    prompts = [prompt(task, medium) for task in TASKS for medium in MEDIA]
+    return Manifest(
+        name=source.name,
+        source={"name": source.name, "sha256": source.sha256()},
+        license="none: random numbers",
+        config=source.config,
+        levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
+        prompts=tuple(PromptEntry(p, f"{p.name}.prefix", f"{p.name}.suffix") for p in prompts),
+        precision=precision,
+        quantization=None if precision == "fp32" else {"calibration_pictures": 0, "higher": {}},
+        engines={"torch": {}},
+        files={},
+        fidelity=None,
+        made_with={"qalign-fast": __version__, "torch": str(torch.__version__)},
+    )
+
+
+def pack_on_device(
+    source: DeviceParameters, precision: str, prompts: list[Prompt], write: Callable[[str, Tensor], None]
+) -> Packed:
+    """`pack`, whose own tensors are made where the parameters are."""
+    side = source.config.pixels.side
+    with torch.device(source.device):
+        return pack(source, Recipe(precision), prompts, torch.empty(0, side, side, 3, dtype=torch.uint8), write)

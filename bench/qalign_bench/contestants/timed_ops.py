@@ -1,0 +1,146 @@
+"""Operations in, the same operations out, with a note of how long each took and what it had to do.
+
+The model's own names tell the station: norms and attention belong to the linear that came before them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from qalign_kernels.contract.linear import Modal, Weight
+from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.quantized_rows import Rows
+
+T = TypeVar("T", Tensor, Tensor | Rows)
+_LAYER = re.compile(r"layers\.\d+\.")
+
+
+class Clock(Protocol):
+    def now(self) -> Any: ...
+
+    def seconds(self, start: Any, end: Any) -> float: ...
+
+
+class HostClock:
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class CudaClock:
+    """Marks in the device's own queue, so that nothing waits for the host."""
+
+    def now(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return 1e-3 * float(start.elapsed_time(end))
+
+
+class Call(NamedTuple):
+    station: str
+    operation: str
+    flop: int  # a multiplication and an addition are two
+    bytes: int  # of what it reads and writes
+    start: Any
+    end: Any
+
+
+class TimedOps(Ops):
+    """`calls` since the last `clear`."""
+
+    def __init__(self, ops: Ops, clock: Clock | None = None) -> None:
+        """`clock`: the host's unless another is given."""
+        self.name = ops.name
+        self.inner, self.clock = ops, clock or HostClock()
+        self.clear()
+
+    def clear(self) -> None:
+        self.calls: list[Call] = []
+        self._station = "vision"
+
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        self._station, _, operation = _LAYER.sub("", w.name).partition(".")
+        rows = size_of(x).elements // x.shape[-1]
+        flop = 2 * rows * x.shape[-1] * w.weight.shape[0]
+        read = (x, residual, w.weight, w.scale, w.groups, w.bias)
+        return self._time(
+            operation, flop, read, lambda: self.inner.linear(x, w, activation=activation, residual=residual)
+        )
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        self._station, _, operation = _LAYER.sub("", w.name).partition(".")
+        columns = modal.common + (len(w.weight) - modal.common) // 2
+        flop = 2 * size_of(x).elements * columns
+        return self._time(operation, flop, (x, w.weight, w.scale), lambda: self.inner.modal_linear(x, w, modal))
+
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+        return self._time("patches", 0, (pixels,), lambda: self.inner.patches_for(w, pixels, patch))
+
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return self._time("norms", 0, (x,), lambda: self.inner.layer_norm(x, gain, bias, eps))
+
+    def layer_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | Rows:
+        return self._time("norms", 0, (x,), lambda: self.inner.layer_norm_for(readers, x, gain, bias, eps))
+
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+        return self._time("norms", 0, (x,), lambda: self.inner.rms_norm(x, visual_gain, text_gain, split, eps))
+
+    def rms_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
+    ) -> Tensor | Rows:
+        arguments = readers, x, visual_gain, text_gain, split, eps
+        return self._time("norms", 0, (x,), lambda: self.inner.rms_norm_for(*arguments))
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu(gate_up))
+
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+        return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu_for(readers, gate_up))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        flop = 4 * q.numel() * k.shape[1]
+        return self._time("attention", flop, (q, k, v), lambda: self.inner.attention(q, k, v, heads))
+
+    def packed_attention(
+        self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
+    ) -> Tensor:
+        flop = 4 * q.numel() * (prefix.shape[1] + turns.shape[1])
+        arguments = q, kv_visual, kv_text, prefix, turns, batch
+        read = (q, kv_visual, kv_text, prefix)
+        return self._time("attention", flop, read, lambda: self.inner.packed_attention(*arguments))
+
+    def _time(self, operation: str, flop: int, read: Sequence[Tensor | Rows | None], run: Callable[[], T]) -> T:
+        start = self.clock.now()
+        result = run()
+        moved = sum(size_of(x).bytes for x in read) + size_of(result).bytes
+        self.calls.append(Call(self._station, operation, flop, moved, start, self.clock.now()))
+        return result
+
+
+class Size(NamedTuple):
+    elements: int
+    bytes: int
+
+
+def size_of(x: Tensor | Rows | None) -> Size:
+    if x is None:
+        return Size(0, 0)
+    if isinstance(x, Rows):
+        return Size(x.values.numel(), x.values.nbytes + x.scale.nbytes)
+    return Size(x.numel(), x.nbytes)

@@ -1,0 +1,1 @@
+"""Answers in, figures out: records, tables, plots, and the facts that belong beside them."""

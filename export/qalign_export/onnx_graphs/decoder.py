@@ -1,0 +1,114 @@
+"""Packed tensors in, the `decode` graph out: one step over visual and suffix tokens, five logits.
+
+Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, 5]. The
+prompt is an input, so one graph serves every task, medium and custom prompt. A sequence's visual tokens come first,
+then its text tokens: T = V + S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from qalign_export.onnx_graphs.model import ModelGraph
+from qalign_fast.families.mplug_owl2.sizes import DecoderConfig, ModelConfig
+from qalign_fast.levels import LEVELS
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What every layer reads of where the tokens are."""
+
+    visual: str  # [1]: V
+    is_visual: str  # bool [T, 1]
+    cos: str  # [T, Dh/2]
+    sin: str
+    mask: str  # of what comes after a token
+
+
+def build_decoder(graph: ModelGraph, model: ModelConfig) -> None:
+    """Adds the whole graph."""
+    config = model.decoder
+    width, heads, layers = config.width, config.heads, config.layers
+    tokens = graph.input("visual_tokens", TensorProto.FLOAT, ["batch", "visual", width])
+    prefix = graph.input("prefix_key_values", TensorProto.FLOAT, [layers, 2, "prefix", heads, width // heads])
+    suffix = graph.input("suffix_embeds", TensorProto.FLOAT, ["suffix", width])
+    graph.scope = "decoder."
+    layout = _layout(graph, config, tokens, prefix, suffix)
+    text = graph.repeat(graph.op("Unsqueeze", suffix, graph.const([0])), tokens)
+    x = graph.enter(graph.op("Concat", tokens, text, axis=1))  # [B, T, D]
+    before = graph.before(prefix, config, x)
+    unit = graph.rms(x, config.eps)
+    for i in range(layers):
+        graph.scope = f"decoder.layers.{i}."
+        x, unit = _layer(graph, config, x, unit, (before[2 * i], before[2 * i + 1]), layout, last=i == layers - 1)
+    graph.scope = "decoder."
+    logits = graph.exact_product(graph.leave(graph.op("Mul", unit, graph.weight("decoder.norm"))), "decoder.head")
+    logits = graph.op("Reshape", logits, graph.const([-1, len(LEVELS)]))
+    graph.output(logits, "logits", TensorProto.FLOAT, ["batch", len(LEVELS)])
+
+
+def _layer(
+    graph: ModelGraph, config: DecoderConfig, x: str, unit: str, before: tuple[str, str], layout: _Layout, *, last: bool
+) -> tuple[str, str]:
+    """x [B, T, D] and its `rms` -> the same after the layer, of the last token alone after the last layer."""
+    name, width = graph.scope, config.width
+    n = graph.op("Mul", unit, _gain(graph, f"{name}attention_norm", layout))
+    k, v = _keys_values(graph, name, config, n, layout)
+    if last:
+        x, n = (graph.slice(part, -1, None, axis=1) for part in (x, n))
+        cos, sin = (graph.slice(table, -1, None, axis=0) for table in (layout.cos, layout.sin))
+        q = graph.rotate(graph.linear(n, f"{name}q", width), cos, sin, config.heads)
+        k, v = (graph.join(one, other) for one, other in zip(before, (k, v), strict=True))
+        context = graph.attend(q, k, v, config.heads)  # it sees them all
+    else:
+        q = graph.rotate(graph.linear(n, f"{name}q", width), layout.cos, layout.sin, config.heads)
+        context = graph.attend_after(before, q, k, v, config.heads, layout.mask)
+    x, unit = graph.add_rms(x, graph.linear(context, f"{name}o", width), config.eps)
+    gain = graph.weight(f"{name}mlp_norm_text") if last else _gain(graph, f"{name}mlp_norm", layout)
+    gate, up = graph.linears(graph.op("Mul", unit, gain), f"{name}gate_up", 2, width)
+    inner = graph.op("Mul", graph.silu(gate), up)
+    return graph.add_rms(x, graph.linear(inner, f"{name}down", config.mlp), config.eps)
+
+
+def _gain(graph: ModelGraph, name: str, layout: _Layout) -> str:
+    """[T, D]: each token's modality's."""
+    return graph.op("Where", layout.is_visual, graph.weight(f"{name}_visual"), graph.weight(f"{name}_text"))
+
+
+def _keys_values(graph: ModelGraph, name: str, config: DecoderConfig, n: str, layout: _Layout) -> tuple[str, str]:
+    """Keys (rotated) and values [B, T, D]; k and v of a modality are one linear."""
+    parts = {
+        "visual": graph.slice(n, 0, layout.visual, axis=1),
+        "text": graph.slice(n, layout.visual, None, axis=1),
+    }
+    both = [graph.linears(part, f"{name}kv_{modality}", 2, config.width) for modality, part in parts.items()]
+    k, v = (graph.op("Concat", *pair, axis=1) for pair in zip(*both, strict=True))
+    return graph.rotate(k, layout.cos, layout.sin, config.heads), v
+
+
+def _layout(graph: ModelGraph, config: DecoderConfig, tokens: str, prefix: str, suffix: str) -> _Layout:
+    flat = graph.op("Reshape", prefix, graph.const([2 * config.layers, -1, config.width]))  # [2L, P, D]
+    visual, start = (graph.op("Shape", x, start=1, end=2) for x in (tokens, flat))
+    of_prefix, of_picture = (graph.op("Gather", x, graph.const(0), axis=0) for x in (flat, tokens))
+    columns = [graph.slice(x, 0, 1, axis=1) for x in (of_prefix, of_picture, suffix)]  # [P, 1], [V, 1], [S, 1]
+    end = graph.op("Shape", graph.op("Concat", *columns, axis=0), start=0, end=1)  # [1]: P + T
+    is_visual = [
+        graph.op("Expand", graph.const([[modality]], np.bool_), graph.op("Shape", column))
+        for modality, column in zip((True, False), columns[1:], strict=True)
+    ]
+    every = graph.array("decoder.positions", np.arange(config.positions, dtype=np.float32)[:, None])
+    positions = graph.slice(every, start, end, axis=0)  # [T, 1]
+    cos, sin = _rotary_tables(graph, config, positions)
+    mask = graph.mask(positions, graph.slice(every, 0, end, axis=0))
+    return _Layout(visual, graph.op("Concat", *is_visual, axis=0), cos, sin, mask)
+
+
+def _rotary_tables(graph: ModelGraph, config: DecoderConfig, positions: str) -> tuple[str, str]:
+    """Cosines and sines [T, Dh/2] of the half-split form; both halves turn alike."""
+    half = config.width // config.heads // 2
+    frequency = (config.rope_theta ** (-np.arange(half, dtype=np.float32) / np.float32(half))).astype(np.float32)
+    angle = graph.op("Mul", positions, graph.array("decoder.frequency", frequency))
+    return graph.enter(graph.op("Cos", angle)), graph.enter(graph.op("Sin", angle))

@@ -1,0 +1,107 @@
+"""A model reference in, its parameters by name out: a checkpoint directory, a Hub id, or `random:` and a geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qalign_export import random_numbers
+from qalign_fast.artifact.manifest import EMBEDDED, MANIFEST, hash_file, read_manifest
+from qalign_fast.engines.load import find_model
+from qalign_fast.errors import CheckpointError
+from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint, TensorOrigin, origins, parameter_shapes
+from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
+from qalign_fast.families.shards import weight_files
+
+RANDOM = "random:"
+ONE_ALIGN = ModelConfig(
+    VisionConfig(width=1024, layers=24, heads=16, mlp=4096, side=448, patch=14, eps=1e-6),
+    AbstractorConfig(queries=64, width=1024, layers=6, heads=16, mlp=2816, eps=1e-6),
+    DecoderConfig(
+        width=4096, layers=32, heads=32, mlp=11008, vocab=32000, eps=1e-6, rope_theta=10000.0, positions=2048
+    ),
+)
+
+
+class ParameterSource(Protocol):
+    """Parameters by the reference model's names, read when asked for."""
+
+    name: str
+    config: ModelConfig
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Float32 copies of these parameters."""
+        ...
+
+    def sha256(self) -> str:
+        """What identifies the parameters, for the manifest."""
+        ...
+
+
+def open_parameters(reference: str | Path) -> ParameterSource:
+    """A checkpoint directory, a Hub id (fetched, resumably), or `random:one-align`, `random:mini`, `random:` and a
+    directory with a config.json. Raises CheckpointError, ArtifactError or MissingExtraError.
+    """
+    if str(reference).startswith(RANDOM):
+        return RandomParameters(str(reference))
+    return CheckpointParameters(find_model(reference))
+
+
+def weight_count(config: ModelConfig) -> int:
+    """Parameters that an artifact holds: all but the vocabulary's embeddings."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if name != "decoder.embed")
+
+
+class CheckpointParameters(Checkpoint):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.name = directory.resolve().name
+
+    def sha256(self) -> str:
+        """One SHA-256 over the config and weight files, in name order."""
+        whole = hashlib.sha256()
+        for file in sorted([self.directory / "config.json", *weight_files(self.directory)]):
+            whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+        return whole.hexdigest()
+
+
+class RandomParameters:
+    """Random parameters of a known geometry, each made when it is read: true sizes, no download.
+
+    They are those of a checkpoint whose tensors `random_numbers` made by their names there, as a peer's are.
+    """
+
+    def __init__(self, reference: str) -> None:
+        self.name = reference
+        self.config = _geometry(reference.removeprefix(RANDOM))
+        self._origins = origins(self.config)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self._make(self._origins[name]) for name in names}
+
+    def sha256(self) -> str:
+        """Of the name and a sample: other numbers are another model."""
+        sample = random_numbers.parameter("model.norm.weight", (64,)).tobytes()
+        return hashlib.sha256(self.name.encode() + sample).hexdigest()
+
+    def _make(self, origin: TensorOrigin) -> Tensor:
+        return origin.take(torch.from_numpy(random_numbers.parameter(origin.name, origin.shape)))
+
+
+def _geometry(name: str) -> ModelConfig:
+    if name == "one-align":
+        return ONE_ALIGN
+    if name == "mini":
+        return read_manifest(EMBEDDED / MANIFEST).config
+    if Path(name).is_dir():
+        return read_config(Path(name))
+    raise CheckpointError(
+        f"{RANDOM}{name}: no such geometry; known: one-align, mini, or a directory that has a config.json"
+    )

@@ -1,0 +1,1 @@
+"""A model's parameters in, folded tensors in a precision out."""

@@ -1,0 +1,258 @@
+"""A block's parameters in, its packed tensors out: what never changes is computed here, in float64.
+
+The normalization goes into the patch embedding, attention's scale into q, the positional part of the abstractor's keys
+into a table, its first layer's queries become constants. All its layers' keys and values of the features are one
+product: each `feature_norm` is a plain normalization, shared, and a gain and bias folded into the layer's own weights.
+
+`blocks` lists them in the order in which they run: `PackedModel` runs one with only that one's tensors in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from qalign_fast.families.mplug_owl2.model.abstractor import NORM_EPS
+from qalign_fast.families.mplug_owl2.model.vision import fold_normalization
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig, PixelRule
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A set of linears whose common input can become x / s and their weights W · s, exactly.
+
+    `producers` are divided by s: a tensor's name, and which part of its first axis (0 of 1: all of it, 2 of 3: the last
+    third). Where they are the decoder's values, so are the constant prefix's.
+    """
+
+    consumers: tuple[str, ...]
+    producers: tuple[tuple[str, int, int], ...]
+    seen: tuple[str, ...] = ()  # the consumers whose rows together are all there are, where each sees a part
+    of_values: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the model that is read, folded, quantized and written at a time."""
+
+    kind: str
+    index: int  # of its layer
+    reads: tuple[str, ...]  # parameters, by the reference's names
+    fold: Callable[[Tensors], Tensors]  # parameters, float32 -> packed tensors, float32
+    linears: tuple[str, ...] = ()  # those that precision applies to
+    migrations: tuple[Migration, ...] = ()
+
+
+def blocks(config: ModelConfig) -> Iterator[Block]:
+    yield _embedding(config)
+    for i in range(config.vision.layers):
+        yield _vision_layer(config, i)
+    yield _features(config)
+    for i in range(config.abstractor.layers):
+        yield _abstractor_layer(config, i)
+    yield _tokens()
+    for i in range(config.decoder.layers):
+        yield _decoder_layer(config, i)
+    yield _head()
+
+
+def _embedding(config: ModelConfig) -> Block:
+    names = ("patch", "class_token", "positions", "pre_norm.weight", "pre_norm.bias")
+    return Block("embedding", 0, tuple(f"vision.{n}" for n in names), partial(fold_embedding, rule=config.pixels))
+
+
+def fold_embedding(w: Tensors, rule: PixelRule) -> Tensors:
+    weight, bias = fold_normalization(w["vision.patch"].double(), rule)
+    positions = w["vision.positions"].double()
+    return {
+        "vision.patch.weight": weight.float(),
+        "vision.patch_table": (positions[1:] + bias).float(),
+        "vision.class_token": (w["vision.class_token"] + positions[:1]).float(),
+        "vision.pre_norm.weight": w["vision.pre_norm.weight"],
+        "vision.pre_norm.bias": w["vision.pre_norm.bias"],
+    }
+
+
+def _vision_layer(config: ModelConfig, i: int) -> Block:
+    name = f"vision.layers.{i}."
+    linears = tuple(f"{name}{n}" for n in ("qkv", "out", "fc1", "fc2"))
+    qkv, out, fc1, _ = linears
+    return Block(
+        "vision_layer",
+        i,
+        _both(name, "attention_norm", "qkv", "out", "mlp_norm", "fc1", "fc2"),
+        partial(fold_vision_layer, name=name, heads=config.vision.heads),
+        linears,
+        (
+            Migration((qkv,), _norm_of(f"{name}attention_norm")),
+            # attention's weights sum to one, so v's bias passes through it unchanged
+            Migration((out,), ((f"{qkv}.weight", 2, 3), (f"{qkv}.bias", 2, 3))),
+            Migration((fc1,), _norm_of(f"{name}mlp_norm")),
+        ),
+    )
+
+
+def fold_vision_layer(w: Tensors, name: str, heads: int) -> Tensors:
+    """qkv's rows go from [heads, 3, Dh], upstream's order, to [3, heads, Dh], with attention's scale in q's."""
+    packed = dict(w)
+    for part in ("weight", "bias"):
+        rows = w[f"{name}qkv.{part}"]
+        split = rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).double()
+        split[0] *= split.shape[2] ** -0.5
+        packed[f"{name}qkv.{part}"] = split.reshape(rows.shape).float()
+    return packed
+
+
+_FEATURES = ("feature_norm.weight", "feature_norm.bias", "key_positions", "k.weight", "k.bias", "v.weight", "v.bias")
+
+
+def _features(config: ModelConfig) -> Block:
+    layers = [f"abstractor.layers.{i}." for i in range(config.abstractor.layers)]
+    reads = tuple(f"{layer}{part}" for layer in layers for part in _FEATURES)
+    kv = "abstractor.features.kv"
+    return Block(
+        "features",
+        0,
+        ("vision.post_norm.weight", "vision.post_norm.bias", *reads),
+        partial(fold_features, layers=layers),
+        (kv,),
+        (Migration((kv,), _norm_of("abstractor.features.norm")),),
+    )
+
+
+def fold_features(w: Tensors, layers: list[str]) -> Tensors:
+    """Rows of kv: layer 0's keys, layer 0's values, layer 1's keys, ...; the tables are the keys' positional part."""
+    weights, biases, tables = [], [], {}
+    for layer in layers:
+        gain, shift = (w[f"{layer}feature_norm.{part}"].double() for part in ("weight", "bias"))
+        for part in ("k", "v"):
+            matrix = w[f"{layer}{part}.weight"].double()
+            weights.append((matrix * gain).float())
+            biases.append((matrix @ shift + w[f"{layer}{part}.bias"]).float())
+        table = w[f"{layer}key_positions"].double() @ w[f"{layer}k.weight"].double().T
+        tables[f"{layer}key_table"] = table.float()
+    width = len(w["vision.post_norm.weight"])
+    return {
+        "vision.post_norm.weight": w["vision.post_norm.weight"],
+        "vision.post_norm.bias": w["vision.post_norm.bias"],
+        "abstractor.features.norm.weight": torch.ones(width),
+        "abstractor.features.norm.bias": torch.zeros(width),
+        "abstractor.features.kv.weight": torch.cat(weights),
+        "abstractor.features.kv.bias": torch.cat(biases),
+        **tables,
+    }
+
+
+def _abstractor_layer(config: ModelConfig, i: int) -> Block:
+    name = f"abstractor.layers.{i}."
+    out, gate_up, down = (f"{name}{n}" for n in ("out", "gate_up", "down"))
+    norms_linears = ("query_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "inner_norm", "down")
+    first = ("abstractor.queries",) if i == 0 else ()
+    return Block(
+        "abstractor_layer",
+        i,
+        (*first, f"{name}query_positions", *_both(name, *norms_linears)),
+        partial(fold_abstractor_layer, name=name, heads=config.abstractor.heads),
+        (out, gate_up, down) if i == 0 else (f"{name}qkv", out, gate_up, down),
+        (
+            Migration((gate_up,), _norm_of(f"{name}mlp_norm")),
+            Migration((down,), _norm_of(f"{name}inner_norm")),
+        ),
+    )
+
+
+def fold_abstractor_layer(w: Tensors, name: str, heads: int) -> Tensors:
+    part = {key.removeprefix(name): value for key, value in w.items()}
+    packed = {f"{name}{n}": part[n] for n in ("out.weight", "out.bias", "down.weight", "down.bias")}
+    packed |= {f"{name}{norm}.{n}": part[f"{norm}.{n}"] for norm in ("mlp_norm", "inner_norm") for n in _PARTS}
+    packed |= {f"{name}gate_up.{n}": torch.cat((part[f"gate.{n}"], part[f"up.{n}"])) for n in _PARTS}
+    scale = (len(part["q.weight"]) // heads) ** -0.5
+    weight = torch.cat((part["q.weight"].double() * scale, part["k.weight"].double(), part["v.weight"].double()))
+    bias = torch.cat((part["q.bias"].double() * scale, part["k.bias"].double(), part["v.bias"].double()))
+    queries_keys = 2 * len(part["q.weight"])  # values get no positions
+    positional = part["query_positions"].double() @ weight[:queries_keys].T
+    table = torch.cat((positional, torch.zeros_like(part["query_positions"], dtype=torch.float64)), dim=-1)
+    if "abstractor.queries" in w:
+        x = _layer_norm(w["abstractor.queries"].double(), part["query_norm.weight"], part["query_norm.bias"])
+        q, k, v = (x @ weight.T + bias + table).chunk(3, dim=-1)
+        return packed | {f"{name}{n}": t.float().contiguous() for n, t in zip("xqkv", (x, q, k, v), strict=True)}
+    packed |= {f"{name}query_norm.{n}": part[f"query_norm.{n}"] for n in _PARTS}
+    return packed | {
+        f"{name}qkv.weight": weight.float(),
+        f"{name}qkv.bias": bias.float(),
+        f"{name}qkv_table": table.float(),
+    }
+
+
+def _layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (x.var(-1, keepdim=True, correction=0) + NORM_EPS).sqrt() * gain + bias
+
+
+def _tokens() -> Block:
+    project = "abstractor.project"
+    reads = (f"{project}.weight", f"{project}.bias", "abstractor.end_token")
+    return Block("tokens", 0, reads, fold_tokens, (project,))
+
+
+def fold_tokens(w: Tensors) -> Tensors:
+    return w | {"abstractor.end_token": w["abstractor.end_token"].unsqueeze(0)}
+
+
+def _decoder_layer(config: ModelConfig, i: int) -> Block:
+    name = f"decoder.layers.{i}."
+    norms = tuple(f"{name}{n}_norm_{m}" for n in ("attention", "mlp") for m in _MODALITIES)
+    weights = ("q", "k_visual", "k_text", "v_visual", "v_text", "o", "gate", "up", "down")
+    linears = tuple(f"{name}{n}" for n in ("q", "kv_visual", "kv_text", "o", "gate_up", "down"))
+    q, kv_visual, kv_text, o, gate_up, down = linears
+    return Block(
+        "decoder_layer",
+        i,
+        (*norms, *(f"{name}{n}.weight" for n in weights)),
+        partial(fold_decoder_layer, name=name, heads=config.decoder.heads),
+        linears,
+        (
+            Migration((q, kv_visual, kv_text), tuple((n, 0, 1) for n in norms[:2]), seen=(kv_visual, kv_text)),
+            Migration((o,), ((f"{kv_visual}.weight", 1, 2), (f"{kv_text}.weight", 1, 2)), of_values=True),
+            Migration((gate_up,), tuple((n, 0, 1) for n in norms[2:])),
+            Migration((down,), ((f"{gate_up}.weight", 1, 2),)),
+        ),
+    )
+
+
+def fold_decoder_layer(w: Tensors, name: str, heads: int) -> Tensors:
+    """Takes the parameters out of w as it goes: at full size each copy of them is a gigabyte."""
+    packed = {key: w.pop(key) for key in list(w) if "_norm_" in key}
+    q = w.pop(f"{name}q.weight")
+    packed[f"{name}q.weight"] = (q.double() * (len(q) // heads) ** -0.5).float()
+    for modality in _MODALITIES:
+        pair = [w.pop(f"{name}{n}_{modality}.weight") for n in ("k", "v")]
+        packed[f"{name}kv_{modality}.weight"] = torch.cat(pair)
+    packed[f"{name}gate_up.weight"] = torch.cat([w.pop(f"{name}{n}.weight") for n in ("gate", "up")])
+    return packed | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
+
+
+def _head() -> Block:
+    return Block("head", 0, ("decoder.norm", "decoder.head"), fold_head)
+
+
+def fold_head(w: Tensors) -> Tensors:
+    return {"decoder.norm": w["decoder.norm"], "decoder.head.weight": w["decoder.head"]}
+
+
+_PARTS = ("weight", "bias")
+_MODALITIES = ("visual", "text")
+
+
+def _both(name: str, *modules: str) -> tuple[str, ...]:
+    return tuple(f"{name}{module}.{part}" for module in modules for part in _PARTS)
+
+
+def _norm_of(name: str) -> tuple[tuple[str, int, int], ...]:
+    return tuple((f"{name}.{part}", 0, 1) for part in _PARTS)

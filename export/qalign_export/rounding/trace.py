@@ -1,0 +1,123 @@
+"""Pictures and prompts in, what every linear reads out, one block of the model at a time.
+
+The pictures' rows go through the unquantized model as its blocks come, so that only one block need be in memory. The
+prompts' constant prefixes go along: their keys and values are a product of the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from qalign_export.rounding.fold import Block, Tensors
+from qalign_fast.families.mplug_owl2.model.folded import Layout, PackedModel
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.prompt import Prompt
+from qalign_kernels.contract.linear import Weight
+from qalign_kernels.contract.ops import Ops
+
+_ROWS = 2048  # rows of a linear's input that are kept, spread over all it reads
+
+
+class Trace:
+    """`run` each block once, in the order of `fold.blocks`; without pictures only prefixes are computed."""
+
+    def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
+        """pixels: uint8 [B, S, S, 3], B may be 0, split among the image prompts; embed: the vocabulary's [V, D]."""
+        self._recorder = _Recorder()
+        self._model = PackedModel(config, {}, self._recorder)
+        self._pixels = pixels
+        self._prompts = prompts
+        self.suffixes = {p.suffix: embed[list(p.suffix)] for p in prompts}  # [S, D] each
+        self._prefix_rows = {p.prefix: embed[list(p.prefix)] for p in prompts}
+        self.prefixes: dict[tuple[int, ...], list[Tensor]] = {
+            ids: [] for ids in self._prefix_rows
+        }  # [2, P, H, Dh] each
+        self._x = torch.empty(0)
+        self._features: list[tuple[Tensor, Tensor]] = []
+        self._texts: list[tuple[Prompt, Tensor, Layout]] = []
+
+    @torch.no_grad()
+    def run(self, block: Block, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The rows [R, K] each of the block's linears read, by its name; R is 2048 at most, none without pictures."""
+        self._model.tensors = tensors
+        self._recorder.inputs, self._recorder.largest = {}, {}
+        if block.kind == "decoder_layer":
+            self._advance_prefixes(block.index)
+        self._recorder.recording = True
+        if len(self._pixels):
+            getattr(self, f"_run_{block.kind}")(block.index)
+        self._recorder.recording = False
+        return {name: _sample(parts) for name, parts in self._recorder.inputs.items()}
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """The largest magnitude that went into or came out of each linear of the block, over all rows."""
+        return self._recorder.largest
+
+    def divide_values(self, i: int, s: Tensor) -> None:
+        """Divides the prefixes' values of decoder layer i by s [D]."""
+        for layers in self.prefixes.values():
+            layers[i][1] /= s.view(layers[i].shape[2:])
+
+    def _run_embedding(self, _: int) -> None:
+        self._x = self._model.embed_patches(self._pixels)
+
+    def _run_vision_layer(self, i: int) -> None:
+        self._x = self._model.vision_layer(i, self._x, len(self._pixels))
+
+    def _run_features(self, _: int) -> None:
+        self._features = list(self._model.project_features(self._x, len(self._pixels)))
+
+    def _run_abstractor_layer(self, i: int) -> None:
+        self._x = self._model.abstractor_layer(i, self._x, *self._features[i])
+
+    def _run_tokens(self, _: int) -> None:
+        tokens = self._model.visual_tokens(self._x)
+        self._features = []
+        chosen = [p for p in self._prompts if p.medium == "image"][: len(tokens)]
+        for j, prompt in enumerate(chosen):
+            part, suffix = tokens[j :: len(chosen)], self.suffixes[prompt.suffix]
+            sizes = len(part), part.shape[1], len(suffix), len(prompt.prefix)
+            layout = Layout.of(self._model.config.decoder, *sizes, part.device)
+            self._texts.append((prompt, layout.rows(part, suffix), layout))
+
+    def _run_decoder_layer(self, i: int) -> None:
+        self._texts = [
+            (prompt, self._model.decoder_layer(i, rows, layout, self.prefixes[prompt.prefix][i]), layout)
+            for prompt, rows, layout in self._texts
+        ]
+
+    def _run_head(self, _: int) -> None:
+        pass
+
+    def _advance_prefixes(self, i: int) -> None:
+        config = self._model.config.decoder
+        for ids, rows in self._prefix_rows.items():
+            layout = Layout.of(config, 1, 0, len(ids), 0, rows.device)
+            self.prefixes[ids].append(self._model.prefix_keys_values(i, rows, layout))
+            if i < config.layers - 1:
+                nothing = rows.new_empty(2, 0, config.heads, config.width // config.heads)
+                self._prefix_rows[ids] = self._model.decoder_layer(i, rows, layout, nothing)
+
+
+class _Recorder(Ops):
+    def __init__(self) -> None:
+        self.inputs: dict[str, list[Tensor]] = {}
+        self.largest: dict[str, float] = {}
+        self.recording = False
+
+    def product(self, x: Tensor, w: Weight) -> Tensor:
+        y = super().product(x, w)
+        if self.recording:
+            self.inputs.setdefault(w.name, []).append(x.flatten(0, -2))
+            reach = max(float(t.abs().max()) for t in (x, y) if t.numel())
+            self.largest[w.name] = max(reach, self.largest.get(w.name, 0.0))
+        return y
+
+
+def _sample(parts: list[Tensor]) -> Tensor:
+    rows = torch.cat(parts)
+    return rows[:: -(-len(rows) // _ROWS)].clone()

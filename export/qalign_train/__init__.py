@@ -1,0 +1,1 @@
+"""How the embedded mini model is trained. Not part of the distribution."""

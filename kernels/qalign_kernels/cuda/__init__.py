@@ -1,0 +1,1 @@
+"""The contracts in Triton, for NVIDIA GPUs."""

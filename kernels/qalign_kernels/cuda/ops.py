@@ -1,0 +1,116 @@
+"""The operations as kernels of one GPU: what lies between them is float16 or bfloat16, or rows in 8 bits already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from qalign_kernels.contract.attention import BACKENDS, attention_backends, attention_by
+from qalign_kernels.contract.linear import LARGEST, Modal, Weight
+from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.cuda import activation, norm, patches
+from qalign_kernels.cuda.attention import packed_attention
+from qalign_kernels.cuda.epilogue import Epilogue
+from qalign_kernels.cuda.linear import form_of, inputs_of, linear, read_as
+from qalign_kernels.cuda.runtime import Device, TritonError
+from qalign_kernels.cuda.tiles import Shares, Tile, tiles_for
+
+
+class TritonOps(Ops):
+    """Every result is of `dtype`; what comes in may be of any float type."""
+
+    def __init__(self, device: Device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._shared: Shares | None = None
+        self._refused: set[tuple[str, int, int, int, Tile | None]] = set()  # forms and shapes, and what cannot be had
+        self._backends = attention_backends(device.capability, dtype)
+        self.name = f"Triton, {BACKENDS[self._backends[0]]} attention"
+
+    def linear(
+        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """residual + activation(x Wᵀ + b): x [..., K], residual and result [..., N]."""
+        return self._product(x, w, Epilogue(self.dtype, activation, residual))
+
+    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+        """The same in one kernel; int8 and int4 alone."""
+        return self._product(x, w, Epilogue(self.dtype), modal)
+
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+        """The rows as the linear reads them, as long as its weight is."""
+        return patches.split_patches(pixels, patch, inputs_of(w), read_as(w))
+
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return norm.layer_norm(x, gain, bias, eps, self.dtype)
+
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+        return norm.rms_norm(x, visual_gain, text_gain, split, eps, self.dtype)
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        return activation.swiglu(gate_up)
+
+    def layer_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | Rows:
+        """`layer_norm`, in 8 bits where every reader takes whole rows in the same ones."""
+        if eight := row_type(readers):
+            return norm.layer_norm_rows(x, gain, bias, eps, eight)
+        return self.layer_norm(x, gain, bias, eps)
+
+    def rms_norm_for(
+        self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
+    ) -> Tensor | Rows:
+        """`rms_norm`, the same way."""
+        if eight := row_type(readers):
+            return norm.rms_norm_rows(x, visual_gain, text_gain, split, eps, eight)
+        return self.rms_norm(x, visual_gain, text_gain, split, eps)
+
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+        """`swiglu`, the same way."""
+        eight = row_type(readers)
+        return activation.swiglu_rows(gate_up, eight) if eight else self.swiglu(gate_up)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Without a mask, so that torch may take its fast kernels."""
+        return attention_by(self._backends, q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), heads)
+
+    def packed_attention(
+        self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
+    ) -> Tensor:
+        return packed_attention(q, kv_visual, kv_text, prefix, turns, batch)
+
+    def _product(self, x: Tensor | Rows, w: Weight, epilogue: Epilogue, modal: Modal | None = None) -> Tensor:
+        """By the tile that is said to be the fastest, or by the next one where the device refuses it."""
+        n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
+        shape = form_of(w), math.prod(x.shape[:-1]), x.shape[-1], n
+        *others, last = (tile for tile in tiles_for(self.device, *shape) if modal is None or tile is not None)
+        shares = self._shares(w.weight.device)
+        for tile in (tile for tile in others if (*shape, tile) not in self._refused):
+            try:
+                return linear(x, w, tile, epilogue, shares, modal)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, TritonError) as error:  # most often, it takes more of the device than there is
+                self._refused.add((*shape, tile))
+                warn(
+                    f"{shape}: {tile} is refused here ({str(error).partition(chr(10))[0]}); others stand in",
+                    stacklevel=3,
+                )
+        return linear(x, w, last, epilogue, shares, modal)
+
+    def _shares(self, device: torch.device) -> Shares:
+        """For one product after another: the operations are one stream's at a time."""
+        if self._shared is None:
+            self._shared = Shares.of(self.device, device)
+        return self._shared
+
+
+def row_type(readers: Sequence[Weight]) -> torch.dtype | None:
+    """The 8-bit type of rows that all of them read."""
+    types = {read_as(reader) for reader in readers}
+    return types.pop() if len(types) == 1 and types <= LARGEST.keys() else None

@@ -1,0 +1,265 @@
+"""An artifact directory in, its verified manifest out: what every engine reads and `qalign_export` writes.
+
+qalign.json names every other file with its size and SHA-256; nothing reaches a runtime before both match. It ends with
+a SHA-256 of itself, so damage to any byte of an artifact is noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qalign_fast.artifact.json_values import count, counts, numbers, object_of, one_of, sha256, sizes_of, text, texts
+from qalign_fast.artifact.seal import is_sealed, parse_strict, seal
+from qalign_fast.artifact.trusted_files import lies_inside, matches, open_regular, real_path
+from qalign_fast.errors import ArtifactError
+from qalign_fast.families.mplug_owl2.prompts import MEDIA
+from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, PixelRule, VisionConfig
+from qalign_fast.families.prompt import Prompt
+from qalign_fast.levels import LEVELS
+
+MANIFEST = "qalign.json"
+PROMPTS = "prompts.safetensors"
+SCHEMA = 1
+PARTIAL = ".partial-"  # in the name of a folder that an export is still writing, or was when it was killed
+EMBEDDED = Path(__file__).parents[1] / "mini"
+
+_FAMILY = "mplug_owl2"
+_MOST_BYTES = 4 << 20  # of a manifest; OneAlign's has 8 KB
+_FILE_NAME = re.compile(r"(?!.{256})[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
+_VERSION = r"\d{1,6}(\.\d{1,6}){1,3}"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PromptEntry:
+    """One task in one medium: its prompt and where in prompts.safetensors its constants are."""
+
+    prompt: Prompt
+    prefix: str  # name of the keys and values [L, 2, P, H, Dh]
+    suffix: str  # name of the embeddings [S, D]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What qalign.json says; `to_json` and `parse_manifest` are each other's inverse."""
+
+    name: str
+    source: Mapping[str, Any]  # what it was made from: name, sha256
+    license: str  # the weights'
+    config: ModelConfig
+    levels: tuple[tuple[str, int], ...]  # word and token id, excellent first
+    prompts: tuple[PromptEntry, ...]
+    precision: str
+    quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, linears that stayed higher
+    engines: Mapping[str, Mapping[str, str]]  # engine -> part -> path: encode and decode, or weights
+    files: Mapping[str, FileEntry]
+    fidelity: Mapping[str, Any] | None
+    made_with: Mapping[str, str]
+
+    def to_json(self) -> str:
+        tasks: dict[str, dict[str, Any]] = {}
+        for entry in self.prompts:
+            tasks.setdefault(entry.prompt.task, {})[entry.prompt.medium] = {
+                "prefix_ids": entry.prompt.prefix,
+                "suffix_ids": entry.prompt.suffix,
+                "prefix": entry.prefix,
+                "suffix": entry.suffix,
+            }
+        content = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "family": _FAMILY,
+            "source": self.source,
+            "license": self.license,
+            "precision": self.precision,
+            "quantization": self.quantization,
+            "sizes": {
+                part: dataclasses.asdict(getattr(self.config, part)) for part in ("vision", "abstractor", "decoder")
+            },
+            "pixels": dataclasses.asdict(self.config.pixels) | {"pad": self.config.pixels.pad},
+            "levels": dict(self.levels),
+            "tasks": tasks,
+            "engines": self.engines,
+            "files": {path: dataclasses.asdict(entry) for path, entry in self.files.items()},
+            "fidelity": self.fidelity,
+            "made_with": self.made_with,
+        }
+        return seal(content)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory whose manifest was read, and whose files were checked if asked for."""
+
+    directory: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+
+def is_artifact(directory: Path) -> bool:
+    """Whether a directory has something of a manifest's name. Raises ArtifactError where that cannot be said."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ArtifactError(f"{directory / MANIFEST}: {error.strerror}") from error
+    return True
+
+
+def open_artifact(directory: str | Path, *, verify: bool = True, remembered: bool = False) -> Artifact:
+    """Reads the manifest and checks every file it names: where it lies, its size and, with `verify`, its SHA-256.
+
+    With `remembered`, a large file that matched before and is unchanged is not hashed again (see checked.py). Raises
+    ArtifactError naming the file.
+    """
+    directory = Path(directory)
+    if PARTIAL in real_path(directory).name:
+        raise ArtifactError(f"{directory}: an export that was not finished; export again")
+    manifest = read_manifest(directory / MANIFEST)
+    for name, entry in manifest.files.items():
+        _check_file(directory, name, entry, verify=verify, remembered=remembered)
+    for name in (PROMPTS, *(name for parts in manifest.engines.values() for name in parts.values())):
+        if name not in manifest.files:
+            raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not among the manifest's files")
+    return Artifact(directory, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises ArtifactError for a file that is damaged, of another schema, or not a manifest."""
+    try:
+        if not lies_inside(path, path.parent):
+            raise ArtifactError(f"{path}: a link that leads out of the artifact")
+        with open_regular(path) as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    if len(data) > _MOST_BYTES:
+        raise ArtifactError(f"{path}: more than {_MOST_BYTES} bytes, which no manifest has")
+    try:
+        raw = parse_strict(data)
+        _check_schema(raw, str(path))  # before the seal, which a newer schema may have changed
+        if not is_sealed(data):
+            raise ArtifactError(f"{path}: its last field is not its own SHA-256; the file was damaged or changed")
+        return parse_manifest(raw, str(path))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({str(error)[:200]})") from error
+
+
+def parse_manifest(raw: Any, where: str) -> Manifest:
+    """The manifest from its JSON content. Raises ArtifactError for another schema or a field missing or malformed."""
+    _check_schema(raw, where)
+    try:
+        if (raw["family"], tuple(raw["levels"])) != (_FAMILY, LEVELS):
+            raise ValueError(f"family {raw['family']!r} or levels {list(raw['levels'])} are not this version's")
+        if not raw["tasks"] or not all(raw["tasks"].values()):
+            raise ValueError("it has no task, or one without a prompt")
+        sizes, pixels = raw["sizes"], raw["pixels"]
+        return Manifest(
+            name=text(raw["name"]),
+            source=object_of(raw["source"]),
+            license=text(raw["license"]),
+            config=ModelConfig(
+                VisionConfig(**sizes_of(sizes["vision"])),
+                AbstractorConfig(**sizes_of(sizes["abstractor"])),
+                DecoderConfig(**sizes_of(sizes["decoder"])),
+                _pixel_rule(pixels, sizes["vision"]["side"]),
+            ),
+            levels=tuple((word, count(token)) for word, token in raw["levels"].items()),
+            prompts=tuple(
+                PromptEntry(
+                    Prompt(task, one_of(MEDIA, medium), counts(entry["prefix_ids"]), counts(entry["suffix_ids"])),
+                    text(entry["prefix"]),
+                    text(entry["suffix"]),
+                )
+                for task, media in raw["tasks"].items()
+                for medium, entry in media.items()
+            ),
+            precision=text(raw["precision"]),
+            quantization=None if raw["quantization"] is None else object_of(raw["quantization"]),
+            engines={engine: texts(parts) for engine, parts in raw["engines"].items()},
+            files={
+                path: FileEntry(sha256(entry["sha256"]), count(entry["bytes"])) for path, entry in raw["files"].items()
+            },
+            fidelity=None if raw["fidelity"] is None else object_of(raw["fidelity"]),
+            made_with=texts(raw["made_with"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        cause = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ArtifactError(f"{where}: a field is missing or malformed ({cause})") from error
+
+
+def hash_file(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(digest, path.stat().st_size)
+
+
+def _check_schema(raw: Any, where: str) -> None:
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if type(schema) is int and schema == SCHEMA:
+        return
+    from qalign_fast.version import __version__
+
+    hint = ""
+    if type(schema) is int and schema > SCHEMA:
+        hint = f"; {_newer(raw.get('made_with'), __version__)} reads it"
+    raise ArtifactError(
+        f"{where}: schema {repr(schema)[:80]}; this version ({__version__}) reads schema {SCHEMA}{hint}"
+    )
+
+
+def _newer(made_with: Any, ours: str) -> str:
+    """Which version reads a newer schema: the one that wrote it, where the manifest says so."""
+    made = made_with.get("qalign-fast") if isinstance(made_with, dict) else None
+    if isinstance(made, str) and re.fullmatch(_VERSION, made) and _release(made) > _release(ours):
+        return f"qalign-fast {made} or newer"
+    return "a newer qalign-fast"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def _check_file(directory: Path, name: str, entry: FileEntry, *, verify: bool, remembered: bool) -> None:
+    if not _FILE_NAME.fullmatch(name):
+        raise ArtifactError(
+            f"{directory / MANIFEST}: file {name[:256]!r} lies outside the artifact, or is named with other characters "
+            "than letters, digits and _ . -"
+        )
+    path = directory / name
+    try:
+        if not lies_inside(path, directory):
+            raise ArtifactError(f"{path}: a link that leads out of the artifact")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{path}: not a regular file; the manifest lists it")
+        if found.st_size != entry.bytes:
+            raise ArtifactError(f"{path}: {found.st_size} bytes; the manifest says {entry.bytes}")
+        if verify and not matches(path, entry.sha256, remembered=remembered):
+            raise ArtifactError(
+                f"{path}: its SHA-256 is not the manifest's {entry.sha256}; the file was damaged or changed"
+            )
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}; the manifest lists it") from error
+
+
+def _pixel_rule(raw: Mapping[str, Any], side: int) -> PixelRule:
+    rule = PixelRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
+    if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
+        raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
+    return rule

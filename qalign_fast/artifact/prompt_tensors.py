@@ -1,0 +1,52 @@
+"""An artifact in, its prompts' constants out, each checked against the sizes in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from qalign_fast.artifact.manifest import PROMPTS, Artifact
+from qalign_fast.errors import ArtifactError, one_line
+
+Tensor: TypeAlias = npt.NDArray[np.float32]
+
+
+def load_constants(artifact: Artifact) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D], by the prompt's name.
+
+    Raises ArtifactError for a file that cannot be read, a tensor that is missing, of another shape or not finite.
+    """
+    path, config = artifact.path(PROMPTS), artifact.manifest.config.decoder
+    try:
+        tensors = load_file(path)
+    # the last four: a dtype that numpy does not have
+    except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({one_line(error)})") from error
+    found = {}
+    for entry in artifact.manifest.prompts:
+        prefix = (config.layers, 2, len(entry.prompt.prefix), config.heads, config.width // config.heads)
+        suffix = (len(entry.prompt.suffix), config.width)
+        found[entry.prompt.name] = (
+            _tensor(tensors, entry.prefix, prefix, path),
+            _tensor(tensors, entry.suffix, suffix, path),
+        )
+    return found
+
+
+def _tensor(tensors: Mapping[str, npt.NDArray], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise ArtifactError(f"{path}: has no tensor {name!r}, which the manifest names")
+    if tensor.shape != shape or tensor.dtype != np.float32:
+        raise ArtifactError(
+            f"{path}: {name} is {tensor.dtype} {tensor.shape}; the manifest's sizes ask float32 {shape}"
+        )
+    if not np.isfinite(tensor).all():
+        raise ArtifactError(f"{path}: {name} has values that are not finite")
+    return tensor

@@ -1,0 +1,94 @@
+"""A model reference in, facts for people out: what `qalign-fast info` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
+from qalign_fast.engines.choose import check_device, choose
+from qalign_fast.engines.load import CHECKPOINT_PRECISIONS, find_model
+from qalign_fast.errors import QAlignError
+from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.mplug_owl2.prompts import TASKS
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_kernels.cpu import native
+
+
+def describe(model: str | Path | None, *, device: str = "auto", verify: bool = True) -> dict[str, Any]:
+    """What an artifact or checkpoint is, as flat facts, and which of an artifact's engines would run on a device here.
+
+    Raises ArtifactError or CheckpointError, DeviceError for what is no device's name. No weights are read.
+    """
+    check_device(device)
+    directory = find_model(model)
+    if is_artifact(directory):
+        artifact = open_artifact(directory, verify=verify, remembered=True)
+        manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
+        if manifest.engines:
+            facts |= _engine(artifact, device)
+        facts |= _manifest(manifest, verify=verify) | _sizes(manifest.config)
+        return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
+    config = read_config(directory)
+    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
+    facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(TASKS)}
+    return facts | _sizes(config)
+
+
+def _engine(artifact: Artifact, device: str) -> dict[str, str]:
+    try:
+        chosen = choose(artifact, device, "auto")
+    except QAlignError as error:
+        return {"engine": f"none here: {error}"}
+    if chosen.engine != "torch" or not chosen.place.startswith("cuda"):
+        return {"engine": str(chosen)}
+    from qalign_fast.engines.torch_cuda import attention_of
+
+    return {"engine": str(chosen), "attention": f"torch's, {attention_of(artifact.manifest.precision, chosen.place)}"}
+
+
+def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:
+    total = sum(file.bytes for file in manifest.files.values())
+    images, clips = ([e.prompt.task for e in manifest.prompts if e.prompt.medium == m] for m in ("image", "video"))
+    return {
+        "name": manifest.name,
+        "source": manifest.source.get("name", "?"),
+        "license": manifest.license,
+        "engines": ", ".join(manifest.engines),
+        "precision": manifest.precision,
+        "tasks": ", ".join(images),
+        "video tasks": ", ".join(clips),
+        "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes {'verified' if verify else 'not checked'}",
+        **_rounding(manifest),
+        "fidelity": {engine: _summary(report) for engine, report in manifest.fidelity.items()}
+        if manifest.fidelity
+        else "not measured; qalign-fast verify --against its source does",
+        "made with": dict(manifest.made_with),
+    }
+
+
+def _rounding(manifest: Manifest) -> dict[str, Any]:
+    if manifest.quantization is None:
+        return {}
+    higher = manifest.quantization.get("higher") or {}
+    calibrated = f"{manifest.quantization.get('calibration_pictures')} calibration pictures"
+    return {"rounding": ", ".join([calibrated, *(f"{name} in {precision}" for name, precision in higher.items())])}
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    return (
+        f"against {report.get('against')} on {report.get('pictures')}: "
+        f"score {report.get('mean_delta'):.2g} off in the mean, {report.get('max_delta'):.2g} at most, "
+        f"SRCC {report.get('srcc'):.5f}"
+    )
+
+
+def _sizes(config: ModelConfig) -> dict[str, Any]:
+    vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
+    return {
+        "pixels": f"{vision.side}x{vision.side}, patches of {vision.patch}",
+        "vision": f"{vision.layers} layers, {vision.width} wide, {vision.tokens} tokens",
+        "abstractor": f"{abstractor.layers} layers, {abstractor.width} wide, {abstractor.queries} queries",
+        "decoder": f"{decoder.layers} layers, {decoder.width} wide, {decoder.positions} positions",
+    }

@@ -1,0 +1,1 @@
+"""A model in, an engine out: the ways to run it, and the choice among them."""

@@ -1,0 +1,44 @@
+"""An artifact in, `encode` and `decode` on onnxruntime and a CPU out."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qalign_fast.artifact.manifest import Artifact
+from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.engines.contract import Tokens
+from qalign_fast.engines.onnx_session import CPU, open_sessions
+from qalign_fast.families.prompt import Prompt
+
+_CHUNK = 16  # pictures a run of the vision graph; attention's scores are what grows with it
+
+
+class OnnxEngine:
+    device = "cpu"
+    kernels = "onnxruntime"
+    in_flight = 1
+
+    def __init__(self, artifact: Artifact, graphs: str = "onnx", threads: int | None = None) -> None:
+        """`graphs`: whose of the manifest's engines they are. Raises what `open_sessions` raises, MissingExtraError
+        where onnxruntime is not installed.
+        """
+        manifest = artifact.manifest
+        self.name = graphs
+        self.precision, self.config = manifest.precision, manifest.config
+        self.prompts = tuple(entry.prompt for entry in manifest.prompts)
+        self._constants = load_constants(artifact)
+        self._encoder, self._decoder = open_sessions(artifact, graphs, CPU, threads)
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        runs = [
+            self._encoder.run(None, {"pixels": pixels[start : start + _CHUNK]})[0]
+            for start in range(0, len(pixels), _CHUNK)
+        ]
+        return runs[0] if len(runs) == 1 else np.concatenate(runs)
+
+    def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        prefix, suffix = self._constants[prompt.name]
+        feed = {"visual_tokens": tokens, "prefix_key_values": prefix, "suffix_embeds": suffix}
+        logits: npt.NDArray[np.float32] = self._decoder.run(None, feed)[0]
+        return logits

@@ -1,0 +1,198 @@
+"""An artifact in, `encode` and `decode` on onnxruntime and an NVIDIA GPU out.
+
+Each size of batch has buffers of its own on the device: pixels, visual tokens, logits. Encoding leaves tokens where
+decoding reads them, and as nothing moves, the CUDA provider launches each size as one graph of kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from qalign_fast.artifact.manifest import Artifact
+from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.engines.buckets import BUCKETS, bucket_of
+from qalign_fast.engines.contract import Tokens
+from qalign_fast.engines.onnx_session import (
+    Provider,
+    cause,
+    import_onnxruntime,
+    open_sessions,
+    refusals,
+    require_provider,
+)
+from qalign_fast.errors import DeviceError
+from qalign_fast.families.prompt import Prompt
+from qalign_fast.levels import LEVELS
+
+Array = npt.NDArray[Any]
+_NO_GRAPH = -1  # of kernels: a clip's length is seldom met again
+
+
+class _Buffers(NamedTuple):
+    """Of one size of batch, on the device."""
+
+    pixels: Any  # uint8 [size, S, S, 3]
+    tokens: Any  # float32 [size, Q+1, D]
+    logits: Any  # float32 [size, 5]
+
+
+class DeviceTokens:
+    """The visual tokens [B, Q+1, D] of one encoding: on the device as long as their buffer is theirs, then here."""
+
+    def __init__(self, buffer: Any, count: int) -> None:
+        self.on_device = True
+        self._buffer, self._count = buffer, count
+        self._lock = Lock()
+
+    def numpy(self) -> Array:
+        with self._lock:
+            if self.on_device:
+                self._buffer, self.on_device = fetch(self._buffer, self._count), False
+            found: Array = self._buffer
+            return found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self._count, *self._buffer.shape()[1:]) if self.on_device else self._buffer.shape
+
+    def __len__(self) -> int:
+        return self._count
+
+    def reshape(self, *shape: int) -> Array:
+        return self.numpy().reshape(*shape)
+
+    def __getitem__(self, some: Any) -> Array:
+        part: Array = self.numpy()[some]
+        return part
+
+
+class OnnxGpuEngine:
+    in_flight = 1  # a second batch would turn the first one's tokens out of their buffer
+
+    def __init__(self, artifact: Artifact, graphs: str, provider: Provider) -> None:
+        """`graphs`: whose of the manifest's engines they are. The first picture is scored here, so that what the device
+        cannot do shows now.
+
+        Raises what `require_provider` and `open_sessions` raise, DeviceError where a picture does not fit.
+        """
+        require_provider(provider)
+        manifest = artifact.manifest
+        self.name = graphs
+        self.precision, self.config = manifest.precision, manifest.config
+        self.device = provider.device
+        self.kernels = f"onnxruntime {provider.name.removesuffix('ExecutionProvider')}"
+        self.prompts = tuple(entry.prompt for entry in manifest.prompts)
+        self._place = provider.place
+        self._constants = {
+            name: [self._upload(x) for x in constants] for name, constants in load_constants(artifact).items()
+        }
+        self._encoder, self._decoder = open_sessions(artifact, graphs, provider)
+        self._buffers: dict[int, _Buffers] = {}
+        self._graphs: dict[tuple[str, int], int] = {}  # what was launched, numbered
+        self._held: WeakValueDictionary[int, DeviceTokens] = WeakValueDictionary()  # by bucket
+        self._lock = Lock()  # buffers are one call's at a time
+        side = self.config.pixels.side
+        self.decode(self.encode(np.full((1, side, side, 3), 127, np.uint8)), self.prompts[0])
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        most = BUCKETS[-1]
+        with self._lock:
+            if len(pixels) <= most:
+                return self._encode(pixels)
+            parts = [self._encode(pixels[start : start + most]).numpy() for start in range(0, len(pixels), most)]
+            return np.concatenate(parts)
+
+    def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        with self._lock:
+            if isinstance(tokens, DeviceTokens):
+                if tokens.on_device:
+                    return self._decode(self._buffers_of(len(tokens)), len(tokens), prompt)
+                tokens = tokens.numpy()
+            if tokens.shape[1] != self.config.abstractor.tokens:
+                return self._decode_clips(tokens, prompt)
+            most = BUCKETS[-1]
+            parts = [tokens[start : start + most] for start in range(0, len(tokens), most)]
+            return np.concatenate([self._decode_uploaded(part, prompt) for part in parts])
+
+    def _encode(self, pixels: Array) -> DeviceTokens:
+        buffers = self._take(len(pixels))
+        buffers.pixels.update_inplace(fill_up(pixels, bucket_of(len(pixels))))
+        self._run(self._encoder, "encode", [buffers.pixels], buffers.tokens)
+        tokens = self._held[bucket_of(len(pixels))] = DeviceTokens(buffers.tokens, len(pixels))
+        return tokens
+
+    def _decode(self, buffers: _Buffers, count: int, prompt: Prompt) -> npt.NDArray[np.float32]:
+        self._run(self._decoder, prompt.name, [buffers.tokens, *self._constants[prompt.name]], buffers.logits)
+        return fetch(buffers.logits, count)
+
+    def _decode_uploaded(self, tokens: Array, prompt: Prompt) -> npt.NDArray[np.float32]:
+        buffers = self._take(len(tokens))
+        buffers.tokens.update_inplace(fill_up(tokens, bucket_of(len(tokens))))
+        return self._decode(buffers, len(tokens), prompt)
+
+    def _decode_clips(self, tokens: Array, prompt: Prompt) -> npt.NDArray[np.float32]:
+        logits = self._room((len(tokens), len(LEVELS)), np.float32)
+        inputs = [self._upload(tokens), *self._constants[prompt.name]]
+        self._run(self._decoder, prompt.name, inputs, logits, number=_NO_GRAPH)
+        return fetch(logits, len(tokens))
+
+    def _run(self, session: Any, name: str, inputs: Sequence[Any], output: Any, number: int | None = None) -> None:
+        """One launch; of the same name and output it is the same graph of kernels."""
+        ort = import_onnxruntime()
+        size = output.shape()[0]
+        if number is None:
+            number = self._graphs.setdefault((name, size), len(self._graphs) + 1)
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        binding = session.io_binding()
+        for value, x in zip(session.get_inputs(), inputs, strict=True):
+            binding.bind_ortvalue_input(value.name, x)
+        binding.bind_ortvalue_output(session.get_outputs()[0].name, output)
+        try:
+            session.run_with_iobinding(binding, options)
+        except refusals() as error:
+            raise DeviceError(
+                f"device {self.device!r}: {size} at a time failed ({cause(error)}); a smaller batch may do"
+            ) from error
+
+    def _take(self, count: int) -> _Buffers:
+        """The buffers for so many pictures, which are about to be written: what was in them is saved where it is
+        still wanted.
+        """
+        held = self._held.pop(bucket_of(count), None)
+        if held is not None:
+            held.numpy()
+        return self._buffers_of(count)
+
+    def _buffers_of(self, count: int) -> _Buffers:
+        size = bucket_of(count)
+        if size not in self._buffers:
+            side, tokens, width = self.config.pixels.side, self.config.abstractor.tokens, self.config.decoder.width
+            self._buffers[size] = _Buffers(
+                self._room((size, side, side, 3), np.uint8),
+                self._room((size, tokens, width), np.float32),
+                self._room((size, len(LEVELS)), np.float32),
+            )
+        return self._buffers[size]
+
+    def _room(self, shape: tuple[int, ...], dtype: type) -> Any:
+        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, dtype, *self._place)
+
+    def _upload(self, x: Array) -> Any:
+        return import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), *self._place)
+
+
+def fetch(buffer: Any, count: int) -> Array:
+    """The first `count` of a buffer, as they are now: where the device is the CPU, `numpy` alone would be a view."""
+    return np.array(buffer.numpy()[:count])
+
+
+def fill_up(x: Array, size: int) -> Array:
+    """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
+    return np.ascontiguousarray(np.concatenate((x, np.repeat(x[-1:], size - len(x), axis=0))))

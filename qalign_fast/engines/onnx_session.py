@@ -1,0 +1,259 @@
+"""An artifact's graphs and a provider of onnxruntime in, sessions out: what is checked before one of them runs."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qalign_fast.artifact.manifest import MANIFEST, Artifact
+from qalign_fast.artifact.trusted_files import cache_folder
+from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.levels import LEVELS
+
+PARTS = ("encode", "decode")
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What of onnxruntime computes, and where."""
+
+    name: str
+    device: str = "cpu"
+    options: Mapping[str, str] = field(default_factory=dict)
+    helper: str | None = None  # another one, which takes what this one has no operator for
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The device as onnxruntime names it."""
+        kind, _, index = self.device.partition(":")
+        return kind, int(index or 0)
+
+
+CPU = Provider(_CPU)
+
+
+def cuda(device: str) -> Provider:
+    """Graphs of kernels, sums in float32 inside norms, and no TF32 in float32's products."""
+    options = {"enable_cuda_graph": "1", "enable_skip_layer_norm_strict_mode": "1", "use_tf32": "0"}
+    return Provider(_CUDA, device, options)
+
+
+def tensorrt(device: str, precision: str) -> Provider:
+    """What it builds takes it minutes for every size of batch, and is kept in our folder for caches."""
+    cache = cache_folder() / "tensorrt"
+    options = {
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+    }
+    return Provider(_TENSORRT, device, options, helper=_CUDA)
+
+
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime with its telemetry off, which since 1.29 is on by default and is decided at import."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "an artifact runs on onnxruntime, which is not installed: pip install 'qalign-fast[cpu]'"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def has_cuda() -> bool:
+    """Whether the installed onnxruntime is one for CUDA; not whether it finds a device."""
+    return _CUDA in import_onnxruntime().get_available_providers()
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: each of its status codes is a class of its own, derived from Exception alone."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (RuntimeError, *kinds)
+
+
+def cause(error: Exception) -> str:
+    """What CUDA said, where it said something; the lines of C++ around it help nobody."""
+    said = re.search(r"(CUDA|CUDNN|CUBLAS) failure \d+: [^;]+", str(error))
+    return said.group().strip() if said else one_line(error)
+
+
+def require_provider(provider: Provider) -> None:
+    """Raises DeviceError unless this onnxruntime has the provider, and a device to run it on.
+
+    Asked for by name it would be left out otherwise, and all would run on the CPU.
+    """
+    ort = import_onnxruntime()
+    has = ort.get_available_providers()
+    if provider.name not in has:
+        kinds = ", ".join(name.removesuffix("ExecutionProvider") for name in has)
+        raise DeviceError(
+            f"device {provider.device!r}: the installed onnxruntime {ort.__version__} has no {provider.name}, only "
+            f"{kinds}; `pip uninstall onnxruntime` and `pip install 'qalign-fast[gpu]'` bring it; available: cpu"
+        )
+    if hasattr(ort, "preload_dlls"):  # CUDA's libraries as pip installs them; it prints what it does not find
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+    try:
+        ort.OrtValue.ortvalue_from_shape_and_type([1], "uint8", *provider.place)
+    except refusals() as error:
+        raise DeviceError(
+            f"device {provider.device!r}: onnxruntime cannot use it ({cause(error)}); its messages, if any, say which "
+            "library is missing; available: cpu"
+        ) from error
+
+
+def open_sessions(artifact: Artifact, engine: str, provider: Provider, threads: int | None = None) -> tuple[Any, Any]:
+    """The encoder's and the decoder's, of the graphs that the manifest has under the engine's name.
+
+    Raises ArtifactError for files that onnxruntime refuses or that do not fit the manifest, DeviceError where not all
+    of a graph runs on the provider.
+    """
+    parts = artifact.manifest.engines.get(engine, {})
+    if parts.keys() != set(PARTS):
+        has = ", ".join(parts) or "none"
+        raise ArtifactError(f"{artifact.path(MANIFEST)}: engine {engine} has the parts {has}; expected encode, decode")
+    encoder, decoder = (_open(artifact, parts[part], part, provider, threads) for part in PARTS)
+    return encoder, decoder
+
+
+def _open(artifact: Artifact, name: str, part: str, provider: Provider, threads: int | None) -> Any:
+    """A session of one of the artifact's graphs, once it is known to read listed files only and to fit the engine."""
+    path = artifact.path(name)
+    for data in _data_files(path):
+        if str(PurePosixPath(name).parent / data) not in artifact.manifest.files:
+            raise ArtifactError(f"{path}: reads {data!r}, which is not among the manifest's files")
+    session = _session(path, provider, threads)
+    found = _interface(session.get_inputs()), _interface(session.get_outputs())
+    expected = _expected(artifact.manifest.config)[part]
+    if found != expected:
+        raise ArtifactError(f"{path}: has the inputs and outputs {found}; the manifest's sizes ask {expected}")
+    return session
+
+
+_Values: TypeAlias = Mapping[str, tuple[str, tuple[int | None, ...]]]  # name -> (type, shape, None where it may vary)
+
+
+def _expected(config: ModelConfig) -> dict[str, tuple[_Values, _Values]]:
+    side, width, heads = config.pixels.side, config.decoder.width, config.decoder.heads
+    real = "tensor(float)"
+    pixels: _Values = {"pixels": ("tensor(uint8)", (None, side, side, 3))}
+    prompt: _Values = {
+        "visual_tokens": (real, (None, None, width)),
+        "prefix_key_values": (real, (config.decoder.layers, 2, None, heads, width // heads)),
+        "suffix_embeds": (real, (None, width)),
+    }
+    return {
+        "encode": (pixels, {"visual_tokens": (real, (None, config.abstractor.tokens, width))}),
+        "decode": (prompt, {"logits": (real, (None, len(LEVELS)))}),
+    }
+
+
+def _interface(values: Sequence[Any]) -> _Values:
+    return {v.name: (v.type, tuple(size if isinstance(size, int) else None for size in v.shape)) for v in values}
+
+
+_LOCATION = b"\x0a\x08location\x12"  # protobuf: a map entry whose key is "location"; its value's length follows
+
+
+def _data_files(graph: Path) -> Iterator[str]:
+    """The files beside a graph that it names as its weights'. onnxruntime itself refuses those outside its folder."""
+    if not graph.stat().st_size:
+        return
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(_LOCATION)
+        while at >= 0:
+            start = at + len(_LOCATION) + 1
+            yield data[start : start + sum(data[start - 1 : start])].decode("utf-8", "replace")
+            at = data.find(_LOCATION, start)
+
+
+# An ONNX model: y = MatMulInteger(x, w) of uint8 x [2, 2] and int8 w [2, 1].
+_PRODUCT = bytes.fromhex(
+    "08083a5c0a180a01780a0177120179220d4d61744d756c496e74656765721201675a130a0178120e0a0c080212080a0208020a0208025a130a"
+    "0177120e0a0c080312080a0208020a02080162130a0179120e0a0c080612080a0208020a02080142040a00100d"
+)
+
+
+@cache
+def saturates() -> bool:
+    """Whether sums of two u8 x s8 products overflow 16 bits here, as on x64 without VNNI: onnxruntime takes one.
+
+    Not every system tells whether a CPU has VNNI, and which form of it onnxruntime uses is its own choice.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = ort.InferenceSession(_PRODUCT, options, providers=[_CPU])
+    [found] = session.run(None, {"x": np.full((2, 2), 255, np.uint8), "w": np.full((2, 1), 127, np.int8)})
+    return bool((found != 2 * 255 * 127).any())
+
+
+# Threads that wait for the next operator spin, on cores that the other graph's threads and decoders of pictures need.
+# Measured on two cores: without, the mini model scores files at 1.6 times the speed, and its graphs load sooner. On
+# many cores, where waking threads takes longer, nothing was measured.
+_FEW = 4
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_options(provider: Provider, threads: int | None = None) -> Any:
+    """onnxruntime's, of each session: numbers are right, and nothing runs where it was not asked to."""
+    options = import_onnxruntime().SessionOptions()
+    options.log_severity_level = 3  # errors only
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider.name == _CPU and (threads or _cores()) <= _FEW:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider.name == _CPU:
+        if saturates():
+            options.add_session_config_entry("session.x64quantprecision", "1")  # u8 x u8: right, at half the speed
+    else:  # what the provider has no kernel for would otherwise run on the CPU, unsaid
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _session(path: Path, provider: Provider, threads: int | None) -> Any:
+    ort, options = import_onnxruntime(), session_options(provider, threads)
+    device = {} if provider.name == _CPU else {"device_id": str(provider.place[1])}
+    names = [name for name in (provider.name, provider.helper) if name]
+    settings = [{**device, **(provider.options if name == provider.name else {})} for name in names]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=names, provider_options=settings)
+    except refusals() as error:
+        if provider.name == _CPU:
+            raise ArtifactError(f"{path}: onnxruntime cannot load it ({one_line(error)})") from error
+        raise DeviceError(_refused(path, provider, cause(error))) from error
+    if session.get_providers()[0] != provider.name:
+        raise DeviceError(_refused(path, provider, f"it took {session.get_providers()[0]} instead"))
+    return session
+
+
+def _refused(path: Path, provider: Provider, why: str) -> str:
+    return (
+        f"device {provider.device!r}: onnxruntime does not run {path.name} wholly on {provider.name} ({why}); "
+        "`qalign-fast export --engine onnx-cuda --precision fp16` makes graphs for it; available: cpu"
+    )

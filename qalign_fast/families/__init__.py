@@ -1,0 +1,1 @@
+"""The model families: what each one fixes."""

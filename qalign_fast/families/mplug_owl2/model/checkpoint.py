@@ -1,0 +1,143 @@
+"""An upstream checkpoint directory in, the stations' weights out; every tensor accounted for.
+
+`table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with
+an index; they are mapped, and tensors read one at a time: the peak is what is asked for plus one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qalign_fast.errors import CheckpointError
+from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.mplug_owl2.model.reference import Model
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.mplug_owl2.tensor_names import HEAD, table
+from qalign_fast.families.shards import FLOATS, Shard, open_shard, weight_files
+from qalign_fast.levels import LEVEL_IDS
+
+
+@dataclass(frozen=True)
+class TensorOrigin:
+    """Where one of our parameters comes from: the tensor's name and shape in an upstream checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameter_shape: tuple[int, ...]
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A float32 copy as our parameter: of the head the five level rows, else the same without leading ones."""
+        rows = tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
+        return rows.reshape(self.parameter_shape).to(torch.float32, copy=True)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameter's name -> its shape in the reference model."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Model(config).state_dict().items()}
+
+
+def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
+    """Our parameter's name -> where it comes from and the shape expected there."""
+    shapes = parameter_shapes(config)
+    lead = {"vision.class_token": 2, "vision.positions": 1, "abstractor.queries": 1, "abstractor.end_token": 2}
+    result = {
+        ours: TensorOrigin(name, (1,) * lead.get(ours, 0) + shapes[ours], shapes[ours])
+        for ours, name in table(config).items()
+    }
+    result["decoder.head"] = TensorOrigin(HEAD, (config.decoder.vocab, config.decoder.width), shapes["decoder.head"])
+    assert result.keys() == shapes.keys()
+    return result
+
+
+def load_model(directory: str | Path) -> Model:
+    """The model of an upstream checkpoint directory, float32, on the CPU, in eval mode.
+
+    Raises CheckpointError that names what is missing, unexpected, wrongly shaped, not finite or unreadable.
+    """
+    checkpoint = Checkpoint(Path(directory))
+    with torch.device("meta"):
+        model = Model(checkpoint.config)
+    model.load_state_dict(checkpoint.read(checkpoint.origins), assign=True)
+    return model.requires_grad_(False).eval()
+
+
+class Checkpoint:
+    """An upstream checkpoint directory, its tensors read by our names when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """Looks at names, shapes and dtypes only. Raises CheckpointError for any that is not as expected."""
+        self.directory = directory
+        self.config = read_config(directory)
+        self.origins = origins(self.config)
+        self._file: dict[str, Path] = {}  # our name -> where its tensor is
+        ours = {origin.name: name for name, origin in self.origins.items()}
+        unexpected = []
+        for file in weight_files(directory):
+            with open_shard(file) as shard:
+                for theirs in shard.names():
+                    if theirs in ours:
+                        self._add(ours[theirs], shard, file)
+                    elif not theirs.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints store
+                        unexpected.append(theirs)
+        missing = sorted(origin.name for name, origin in self.origins.items() if name not in self._file)
+        if missing:
+            raise CheckpointError(f"{directory}: {_count('tensor', missing)} missing: {_some(missing)}")
+        if unexpected:
+            raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Float32 copies of these parameters, in their stations' shapes; of the head the five level rows.
+
+        Files are mapped only while they are read. Raises CheckpointError for values that are not finite.
+        """
+        return dict(self.stream(names))
+
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """The same one after another, file by file."""
+        for file, group in _by_file(names, self._file):
+            with open_shard(file) as shard:
+                for name in group:
+                    origin = self.origins[name]
+                    tensor = shard.tensor(origin.name)
+                    _check_finite(origin.name, tensor, file)
+                    yield name, origin.take(tensor)
+
+    def _add(self, name: str, shard: Shard, file: Path) -> None:
+        origin = self.origins[name]
+        if name in self._file:
+            raise CheckpointError(f"{file}: tensor '{origin.name}' is there a second time")
+        shape, dtype = shard.form(origin.name)
+        if shape != origin.shape:
+            raise CheckpointError(
+                f"{file}: tensor '{origin.name}' has shape {list(shape)}; expected {list(origin.shape)}"
+            )
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{file}: tensor '{origin.name}' is {dtype}; expected float32, float16 or bfloat16")
+        self._file[name] = file
+
+
+def _by_file(names: Iterable[str], places: Mapping[str, Path]) -> Iterator[tuple[Path, list[str]]]:
+    groups: dict[Path, list[str]] = {}
+    for name in names:
+        groups.setdefault(places[name], []).append(name)
+    yield from groups.items()
+
+
+def _check_finite(name: str, tensor: Tensor, file: Path) -> None:
+    # both ends at once: isfinite on the whole tensor would take temporaries of its size
+    if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise CheckpointError(f"{file}: tensor '{name}' holds values that are not finite")
+
+
+def _count(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,33 @@
+"""The model in plain torch, float32: the reference every fast form is held to, and what training trains."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from qalign_fast.families.mplug_owl2.model.abstractor import Abstractor
+from qalign_fast.families.mplug_owl2.model.decoder import Decoder
+from qalign_fast.families.mplug_owl2.model.vision import VisionEncoder
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.prompt import Prompt
+
+
+class Model(nn.Module):
+    """Vision, abstractor and decoder; parameters uninitialized until they are loaded or trained."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision, config.pixels)
+        self.abstractor = Abstractor(config.abstractor, config.vision.tokens, config.decoder.width)
+        self.decoder = Decoder(config.decoder)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] -> visual tokens [B, Q+1, D]."""
+        tokens: Tensor = self.abstractor(self.vision(pixels))
+        return tokens
+
+    def decode(self, tokens: Tensor, prompt: Prompt) -> Tensor:
+        """Visual tokens [B, F*(Q+1), D] of F frames each -> float32 logits [B, 5]; the prefix is computed anew."""
+        prefix = self.decoder.prefix(prompt.prefix)
+        logits: Tensor = self.decoder(tokens, prefix, self.decoder.suffix(prompt.suffix))
+        return logits

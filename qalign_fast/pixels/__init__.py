@@ -1,0 +1,1 @@
+"""Pictures and clips in, uint8 pixels out."""

@@ -1,0 +1,40 @@
+"""What a user names on the command line in, the sources to score out: files, folders, globs, and lists from stdin."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from qalign_fast.pixels import clip
+
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .tif .tiff .bmp .ppm .pgm .pbm .avif .mpo".split())
+
+
+def find_sources(paths: Iterable[str], stdin: TextIO, *, recursive: bool) -> Iterator[str]:
+    """Every source in order; lazily, so that a list on stdin is scored while it still comes.
+
+    A file is itself, whatever its name; a folder is the pictures and clips in it, by suffix and in name order; a
+    pattern is what it matches, or itself, to be reported missing; "-" is one path a line from stdin.
+    """
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+        elif Path(path).is_dir():
+            yield from _in_folder(Path(path), recursive)
+        elif glob.has_magic(path) and not Path(path).exists():
+            matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            yield from sorted(matches) or [path]
+        else:
+            yield path
+
+
+def is_video(source: str) -> bool:
+    return Path(source).suffix.lower() in clip.SUFFIXES
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[str]:
+    wanted = IMAGE_SUFFIXES | clip.SUFFIXES
+    found = folder.rglob("*") if recursive else folder.glob("*")
+    return sorted(str(p) for p in found if p.suffix.lower() in wanted and p.is_file())

@@ -1,0 +1,198 @@
+"""What cannot be scored: each kind gives an ImageError that names its source, in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qalign_fast import ImageError
+from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.picture import load_pixels
+from support.pictures import png_chunk
+
+RULE = PixelRule(112)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    PICTURE.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size, with next to nothing behind it."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(100))) + png_chunk(b"IEND", b"")
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    return struct.pack(
+        "<2sIHHIIiiHHIIiiII", b"BM", 154, 0, 0, 54, 40, width, height, 1, 24, 0, 100, 0, 0, 0, 0
+    ) + bytes(100)
+
+
+def gif_header(width: int, height: int) -> bytes:
+    frame = b"," + struct.pack("<HHHH", 0, 0, width, height) + b"\0\x02\x02\x4c\x01\0;"
+    return b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + bytes(6) + frame
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = bytearray(encoded("JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+BYTES: dict[str, bytes] = {
+    "nothing": b"",
+    "one byte": b"\xff",
+    "text": b"this is no picture\n" * 50,
+    "html": b"<html><body>404</body></html>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "pdf": b"%PDF-1.4\n" + bytes(500),
+    "postscript, which Pillow would hand to an interpreter": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+    "zip": b"PK\x03\x04" + bytes(100),
+    "mp4": b"\0\0\0\x18ftypmp42" + bytes(200),
+    "zeros": bytes(10_000),
+    "noise": np.random.default_rng(1).bytes(10_000),
+    "psd": b"8BPS\0\x01" + bytes(100),
+    "ico": b"\0\0\x01\0\x01\0" + bytes(100),
+    "png signature alone": b"\x89PNG\r\n\x1a\n",
+    "jpeg markers alone": b"\xff\xd8\xff\xd9",
+    "gif signature alone": b"GIF89a",
+    "tiff signature alone": b"II*\0",
+    "tiff whose directory is nowhere": b"II*\0\xff\xff\xff\x7f",
+    "webp signature alone": b"RIFF\x10\0\0\0WEBPVP8 ",
+    "bmp signature alone": b"BM",
+    "ppm without a size": b"P6\n",
+    "ppm with a negative size": b"P6\n-5 5\n255\n" + bytes(75),
+    "ppm with letters for a size": b"P6\nab cd\n255\n",
+    "png of no width": png_header(0, 10),
+    "png with a wrong checksum": encoded("PNG").replace(b"IHDR", b"IHDS"),
+    "png bomb": png_header(50_000, 50_000),
+    "png bomb beyond 32 bits": png_header(2**31 - 1, 2**31 - 1),
+    "png of one endless row": png_header(90_000_000, 1),
+    "png whose pixels are missing": png_header(3000, 3000),
+    "bmp bomb": bmp_header(60_000, 60_000),
+    "bmp of negative width": bmp_header(-60, 60),
+    "gif bomb": gif_header(65_000, 65_000),
+    "jpeg bomb": jpeg_header(65_500, 65_500),
+    "jpeg of no height": jpeg_header(80, 0),
+    "a file over the byte limit": encoded("PNG") + bytes(70 << 20),
+}
+for _kind in FORMATS:
+    _whole = encoded(_kind)
+    for _share in (0.02, 0.3, 0.6):
+        BYTES[f"{_kind} cut at {_share:.0%}"] = _whole[: int(len(_whole) * _share)]
+
+
+def assert_one_line(error: ImageError, name: str) -> None:
+    message = str(error)
+    assert name in message
+    assert "\n" not in message
+    assert len(message) > len(name) + 5
+
+
+@pytest.mark.parametrize("kind", list(BYTES))
+def test_bytes_that_are_no_picture(kind: str, tmp_path: Path) -> None:
+    data = BYTES[kind]
+    with pytest.raises(ImageError) as caught:
+        load_pixels(data, RULE)
+    assert_one_line(caught.value, f"<{len(data)} bytes>")
+    path = tmp_path / "bad.bin"
+    path.write_bytes(data)
+    with pytest.raises(ImageError) as caught:
+        load_pixels(path, RULE)
+    assert_one_line(caught.value, str(path))
+
+
+def make_fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def make_loop(folder: Path) -> Path:
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop"
+
+
+PATHS: dict[str, Callable[[Path], object]] = {
+    "a missing file": lambda folder: folder / "missing.jpg",
+    "a folder": lambda folder: folder,
+    "a pipe nobody writes to": make_fifo,
+    "an endless device": lambda folder: "/dev/zero",
+    "a link to itself": make_loop,
+    "a name with a null byte": lambda folder: "a\0b.jpg",
+    "a name too long": lambda folder: "x" * 5000 + ".jpg",
+    "an address": lambda folder: "https://example.com/photo.jpg",
+    "an empty name": lambda folder: "",
+}
+
+
+@pytest.mark.parametrize("kind", list(PATHS))
+def test_paths_that_are_no_file(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(PATHS[kind](tmp_path), RULE)
+    assert "\n" not in str(caught.value)
+
+
+OBJECTS: dict[str, object] = {
+    "nothing": None,
+    "a number": 5,
+    "a list": [1, 2],
+    "floats": np.zeros((5, 5, 3), np.float32),
+    "16-bit array": np.zeros((5, 5, 3), np.uint16),
+    "four channels": np.zeros((5, 5, 4), np.uint8),
+    "channels first": np.zeros((3, 50, 50), np.uint8),
+    "one dimension": np.zeros(5, np.uint8),
+    "a batch": np.zeros((2, 5, 5, 3), np.uint8),
+    "no rows": np.zeros((0, 5, 3), np.uint8),
+    "no columns": np.zeros((5, 0), np.uint8),
+    "an array over the limit": np.broadcast_to(np.uint8(0), (20_000, 20_000)),
+    "an empty PIL image": Image.new("RGB", (0, 0)),
+    "a text file": io.StringIO("text"),
+    "an empty file": io.BytesIO(),
+}
+
+
+@pytest.mark.parametrize("kind", list(OBJECTS))
+def test_objects_that_are_no_picture(kind: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(OBJECTS[kind], RULE)
+    assert_one_line(caught.value, "<" if kind != "an endless device" else "")
+
+
+def test_a_closed_file_is_an_image_error() -> None:
+    file = io.BytesIO(encoded("PNG"))
+    file.close()
+    with pytest.raises(ImageError):
+        load_pixels(file, RULE)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    kind=st.sampled_from(FORMATS),
+    cut=st.floats(0, 1),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8),
+)
+def test_damaged_files_score_or_give_an_image_error(kind: str, cut: float, flips: list[tuple[float, int]]) -> None:
+    data = bytearray(encoded(kind))
+    for place, value in flips:
+        data[int(place * (len(data) - 1))] = value
+    try:
+        pixels = load_pixels(bytes(data[: int(len(data) * cut) + 1]), RULE, max_pixels=1_000_000)
+        assert pixels.shape == (112, 112, 3)
+    except ImageError as error:
+        assert "\n" not in str(error)

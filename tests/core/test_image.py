@@ -1,0 +1,115 @@
+"""Pixels, to the bit, against padding the whole picture and resizing it with Pillow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qalign_fast import ImageError
+from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.picture import PLAIN, load_pixels
+from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
+
+
+def test_300_sizes_are_bit_identical_to_padding_first() -> None:
+    rng = np.random.default_rng(0)
+    for width, height in sizes_300():
+        picture = random_picture(rng, width, height)
+        expected = pad_then_resize(picture)
+        np.testing.assert_array_equal(load_pixels(picture, RULE, form=PLAIN), expected, f"{width}x{height}")
+
+
+def test_another_side_than_448() -> None:
+    rng = np.random.default_rng(1)
+    for side in (112, 224, 336):
+        picture = random_picture(rng, 300, 200)
+        np.testing.assert_array_equal(load_pixels(picture, PixelRule(side)), pad_then_resize(picture, side))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
+def test_formats_give_what_pillow_decodes(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    for size in ((640, 427), (427, 640), (33, 500)):
+        file = io.BytesIO()
+        random_picture(rng, *size).save(file, kind)
+        expected = pad_then_resize(Image.open(file).convert("RGB"))
+        np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE), expected)
+
+
+def test_all_forms_of_a_picture_are_one(tmp_path) -> None:
+    picture = random_picture(np.random.default_rng(3), 90, 60)
+    path = tmp_path / "p.png"
+    picture.save(path)
+    expected = load_pixels(picture, RULE)
+    with path.open("rb") as file:
+        for form in (path, str(path), path.read_bytes(), file, np.asarray(picture), Image.open(path)):
+            np.testing.assert_array_equal(load_pixels(form, RULE), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_8_bit_mode_is_pillows_rgb(mode: str) -> None:
+    rng = np.random.default_rng(4)
+    rgb = random_picture(rng, 70, 40)
+    picture = rgb.convert("LA").convert("PA") if mode == "PA" else rgb.convert(mode) if mode not in ("LAB",) else None
+    picture = picture or Image.frombytes("LAB", (70, 40), rng.integers(0, 256, 70 * 40 * 3, np.uint8).tobytes())
+    np.testing.assert_array_equal(load_pixels(picture, RULE), pad_then_resize(picture.convert("RGB")))
+
+
+def test_16_bit_grey_keeps_its_high_byte(tmp_path) -> None:
+    grey = np.random.default_rng(5).integers(0, 65536, (40, 70), np.uint16)
+    expected = load_pixels((grey >> 8).astype(np.uint8), RULE)
+    for suffix in ("png", "tiff"):
+        path = tmp_path / f"grey.{suffix}"
+        Image.fromarray(grey).save(path)
+        np.testing.assert_array_equal(load_pixels(path, RULE), expected)
+    wide = Image.fromarray(grey.astype(np.int32))
+    assert wide.mode == "I"
+    np.testing.assert_array_equal(load_pixels(wide, RULE), expected)
+
+
+def test_grey_scores_as_its_three_equal_channels() -> None:
+    grey = np.random.default_rng(6).integers(0, 256, (50, 80), np.uint8)
+    np.testing.assert_array_equal(load_pixels(grey, RULE), load_pixels(np.stack([grey] * 3, -1), RULE))
+
+
+def test_alpha_is_dropped_not_blended() -> None:
+    rgb = random_picture(np.random.default_rng(7), 64, 64)
+    clear = rgb.copy()
+    clear.putalpha(0)
+    np.testing.assert_array_equal(load_pixels(clear, RULE), load_pixels(rgb, RULE))
+
+
+def test_exif_orientation_is_ignored_unless_asked() -> None:
+    rgb = random_picture(np.random.default_rng(8), 80, 50)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    file = io.BytesIO()
+    rgb.save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE), load_pixels(rgb, RULE))
+    turned = rgb.transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE, exif_rotate=True), load_pixels(turned, RULE))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_several_frames_the_first_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ((200, 10, 10), (10, 200, 10))]
+    file = io.BytesIO()
+    frames[0].save(
+        file, kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    assert Image.open(file).n_frames == 2
+    np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE), pad_then_resize(Image.open(file).convert("RGB")))
+    assert load_pixels(file.getvalue(), RULE)[224, 224, 0] > 150
+
+
+def test_limits_can_be_moved() -> None:
+    file = io.BytesIO()
+    random_picture(np.random.default_rng(9), 100, 100).save(file, "PNG")
+    data = file.getvalue()
+    for limits in ({"max_pixels": 9_999}, {"max_bytes": len(data) - 1}):
+        with pytest.raises(ImageError, match="over the limit"):
+            load_pixels(data, RULE, **limits)
+    load_pixels(data, RULE, max_pixels=10_000, max_bytes=len(data))

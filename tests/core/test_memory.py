@@ -1,0 +1,153 @@
+"""What must not grow: rejecting a bomb takes no pixel memory, a checkpoint loads in the model plus one tensor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.mplug_owl2.model.checkpoint import origins
+from support.goldens import GOLDEN
+from support.pictures import png_chunk
+
+# RssAnon: pages of a mapped file belong to the file, and the kernel takes them back as it likes
+ANONYMOUS = """
+import re, sys
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+"""
+
+
+def measure(code: str, *arguments: object) -> int:
+    command = [sys.executable, "-c", ANONYMOUS + code, *map(str, arguments)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_bomb_is_refused_without_pixel_memory(tmp_path: Path) -> None:
+    side = 12_000  # 432 MB as RGB, 140 KB as a file
+    row = b"\0" + bytes(3 * side)
+    deflate = zlib.compressobj(9)
+    data = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
+    size = side.to_bytes(4, "big")
+    png = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + png_chunk(b"IDAT", data)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png + png_chunk(b"IEND", b""))
+    code = """
+import warnings
+warnings.simplefilter("ignore")
+import resource
+from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.picture import ImageError, load_pixels
+load_pixels(bytes.fromhex("50360a31203120323535 0a000000".replace(" ", "")), PixelRule(448))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_pixels(sys.argv[1], PixelRule(448))
+except ImageError as error:
+    assert "over the limit" in str(error), error
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    assert measure(code, path) < 5e6
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_checkpoint_loads_in_the_model_plus_one_tensor(tmp_path: Path, kind: str) -> None:
+    raw = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
+    raw |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    tensors = {s.name: torch.full(s.shape, 0.5, dtype=torch.float16) for s in origins(read_config(tmp_path)).values()}
+    model = sum(4 * t.numel() for name, t in tensors.items() if name != "lm_head.weight")
+    largest = max(4 * t.numel() for t in tensors.values())
+    if kind == "bin":
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+    code = """
+import torch
+from qalign_fast.families.mplug_owl2.model import checkpoint
+from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin, load_model
+peak, before, take = 0, anonymous(), TensorOrigin.take
+def watched(*arguments):
+    global peak
+    taken = take(*arguments)
+    peak = max(peak, anonymous())
+    return taken
+TensorOrigin.take = watched
+load_model(sys.argv[1])
+print(max(peak, anonymous()) - before)
+"""
+    assert model > 150e6
+    assert measure(code, tmp_path) < model + largest + 30e6
+
+
+@pytest.mark.parametrize(("precision", "weight"), [("bnb-int8", 1), ("bnb-nf4", 0.6)])  # bytes, scales among them
+def test_a_checkpoint_is_rounded_tensor_by_tensor(
+    precision: str, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak is what is kept or, in this model, the vocabulary's embeddings on their way from 32 to 16 bits."""
+    pytest.importorskip("bitsandbytes")
+    raw = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
+    raw |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 14}
+    raw["visual_config"]["visual_model"] |= {"hidden_size": 64, "intermediate_size": 128}
+    raw["visual_config"]["visual_abstractor"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "encoder_hidden_size": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    tensors = {s.name: torch.full(s.shape, 0.5, dtype=torch.float16) for s in origins(read_config(tmp_path)).values()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"].numel()
+    weights = sum(t.numel() for name, t in tensors.items() if ".layers." in name)
+    kept = 2 * embeddings + weight * weights
+    most = max(kept, (4 + 2) * embeddings) + 30e6
+    assert most < kept + 2 * weights  # or all of them in 16 bits would not show
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # what is freed is given back: the program's need alone
+    code = """
+import torch, bitsandbytes
+from qalign_fast.engines import bitsandbytes_linears
+from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin
+peak, before, take, finish = 0, anonymous(), TensorOrigin.take, bitsandbytes_linears.finish
+def watched(work):
+    def work_and_look(*arguments):
+        global peak
+        done = work(*arguments)
+        peak = max(peak, anonymous())
+        return done
+    return work_and_look
+TensorOrigin.take, bitsandbytes_linears.finish = watched(take), watched(finish)
+model = bitsandbytes_linears.load_model(sys.argv[1], sys.argv[2], "cpu")
+print(max(peak, anonymous()) - before)
+"""
+    assert kept < measure(code, tmp_path, precision) < most
+
+
+def test_a_long_clip_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    code = """
+import resource
+from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.clip import load_clip
+assert len(load_clip(sys.argv[1], PixelRule(112), max_frames=8, fps=30).pixels) == 8
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    peaks = []
+    for frames in (30, 900):  # 900 frames of 640x480 are 830 MB decoded
+        path = tmp_path / f"{frames}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+            frame = av.VideoFrame.from_ndarray(np.full((480, 640, 3), 90, np.uint8), format="rgb24")
+            for i in range(frames):
+                frame.pts = i
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        peaks.append(measure(code, path))
+    assert peaks[1] - peaks[0] < 30e6

@@ -1,0 +1,108 @@
+"""What a file's packed tensors are held against before a kernel reads them by their address."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qalign_export.parameters import ONE_ALIGN
+from qalign_export.rounding.pack import Recipe
+from qalign_export.writer import export_artifact
+from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
+from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.torch_cpu import read_packed
+from qalign_fast.errors import ArtifactError
+from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors, linears, others
+from support.goldens import FOLDERS, GOLDEN
+
+Tensors = dict[str, torch.Tensor]
+
+
+def weights_of(artifact: Path) -> Path:
+    return artifact / open_artifact(artifact).manifest.engines["torch"]["weights"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
+def test_every_tensor_of_an_export_is_one_that_is_asked_for(folder: str, precision: str, tmp_path: Path) -> None:
+    artifact = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
+    tensors, config = load_file(weights_of(artifact)), open_artifact(artifact).manifest.config
+    check_tensors(config, tensors)
+    parts = [f"{name}.{part}" for name, _, _ in linears(config) for part in ("weight", "scale", "groups", "bias")]
+    written = {name for name in tensors if not name.startswith("gap.")}  # what aligns the others in the file
+    assert written <= {*parts, *(name for name, _ in others(config))}
+
+
+def test_onealigns_weights_are_8_billion() -> None:
+    assert sum(n * k for _, n, k in linears(ONE_ALIGN)) == pytest.approx(7.98e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "change", "says"),
+    [
+        ("int8", "decoder.norm", None, "has no tensor 'decoder.norm'"),
+        ("int8", "vision.layers.1.fc1.weight", None, "has no tensor 'vision.layers.1.fc1.weight'"),
+        ("int8", "decoder.layers.0.q.scale", None, "has no tensor 'decoder.layers.0.q.scale'"),
+        ("int8", "decoder.layers.0.q.weight", lambda t: t[:-1], "q.weight is int8 (31, 32); the manifest's sizes ask"),
+        (
+            "int8",
+            "decoder.layers.0.q.scale",
+            lambda t: t.double(),
+            "q.scale is float64 (32,); the manifest's sizes ask",
+        ),
+        ("int8", "vision.layers.0.qkv.bias", lambda t: t[:5], "qkv.bias is float32 (5,)"),
+        ("int8", "vision.pre_norm.weight", lambda t: t[:1], "pre_norm.weight is float32 (1,)"),
+        ("int8", "abstractor.layers.0.x", lambda t: t.half(), "x is float16 (8, 32)"),
+        ("int4", "decoder.layers.1.o.groups", lambda t: torch.cat((t, t), 1), "o.groups is uint8 (32, 8)"),
+        ("int4", "decoder.layers.1.o.groups", None, "has no tensor 'decoder.layers.1.o.groups'"),
+        ("int4", "decoder.layers.1.o.scale", lambda t: t[:, None], "o.scale is float32 (32, 1)"),
+        ("int4", "decoder.layers.1.o.weight", lambda t: t[..., :0], "o.weight is uint8 (32, 1, 0)"),
+        ("int4", "decoder.layers.1.o.weight", lambda t: t.flatten(1), "o.weight is uint8 (32, 64)"),
+        ("fp16", "decoder.head.weight", lambda t: t.double(), "head.weight is float64 (5, 32)"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    precision: str,
+    name: str,
+    change: Callable[[torch.Tensor], torch.Tensor] | None,
+    says: str,
+    rounded: Callable[[str, str], Path],
+    tmp_path: Path,
+) -> None:
+    copy = shutil.copytree(rounded("narrow-112", precision), tmp_path / "copy")
+    before = load_file(weights_of(copy))[name]
+    change_weights(copy, {name: None if change is None else change(before).contiguous()})
+    with pytest.raises(ArtifactError) as caught:
+        read_packed(open_artifact(copy))
+    assert says in str(caught.value)
+    assert str(weights_of(copy)) in str(caught.value)
+
+
+def change_weights(artifact: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Tensors are replaced, added or, for None, left out, and the manifest is as if they had been written so."""
+    manifest, path = open_artifact(artifact).manifest, weights_of(artifact)
+    save_file({name: t for name, t in (load_file(path) | changes).items() if t is not None}, path)
+    entry: FileEntry = hash_file(path)
+    files = {**manifest.files, str(path.relative_to(artifact)): entry}
+    (artifact / "qalign.json").write_text(replace(manifest, files=files).to_json())
+
+
+def test_int4_of_an_earlier_version_is_to_be_exported_again(
+    rounded: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """It had a scale and a zero point for each group, in tensors of which one has today's name and shape."""
+    copy = shutil.copytree(rounded("narrow-112", "int4"), tmp_path / "copy")
+    tensors, changes = load_file(weights_of(copy)), dict[str, torch.Tensor | None]()
+    for name in (name.removesuffix("groups") for name in tensors if name.endswith(".groups")):
+        outputs, blocks, _ = tensors[f"{name}weight"].shape
+        zero = torch.zeros(outputs, -(-blocks // 2), dtype=torch.uint8)
+        changes |= {f"{name}groups": None, f"{name}zero": zero, f"{name}scale": torch.ones(outputs, blocks)}
+    change_weights(copy, changes)
+    with pytest.raises(ArtifactError, match=r"an earlier form of int4, .*; export the model again"):
+        load_engine(copy, engine="torch")

@@ -1,0 +1,99 @@
+"""The report must be right, and must notice a model that is not the one it came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from qalign_export.fidelity import bundled_pictures, compare, generate_pictures, pearson, ranks, spearman, verify
+from qalign_export.rounding.pack import Recipe
+from qalign_export.writer import export_artifact
+from qalign_fast import ArtifactError
+from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.levels import score_of
+from support.command_line import run
+from support.goldens import Golden
+
+
+def test_correlations_are_scipys_ties_included() -> None:
+    rng = np.random.default_rng(0)
+    for levels in (3, 10, 10_000):
+        x, y = rng.integers(0, levels, (2, 200))
+        assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+        assert pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-12)
+        np.testing.assert_array_equal(ranks(x), scipy.stats.rankdata(x))
+    assert (spearman([1, 1], [2, 2]), spearman([1, 1], [2, 3])) == (1, 0)
+
+
+def test_a_report_counts_what_changed() -> None:
+    logits = np.array([[4, 0, 0, 0, 0], [0, 4, 0, 0, 0], [0, 0, 0, 0, 4]], np.float32)
+    expected = [score_of(row, "quality") for row in logits]
+    moved = [expected[1], expected[0], expected[2]]
+    report = compare({"quality": moved}, {"quality": expected}, against="source", pictures="three")
+    assert report.changed_ranks == report.level_flips == pytest.approx(2 / 3)
+    assert report.srcc == pytest.approx(0.5)
+    assert report.max_logit_delta == 4
+    assert report.max_delta == pytest.approx(expected[0].value - expected[1].value)
+    assert report.mean_delta == pytest.approx(2 / 3 * report.max_delta)
+
+
+def test_generated_pictures_are_the_same_every_time_and_unlike_each_other() -> None:
+    for make in (generate_pictures, bundled_pictures):
+        once, again = make(15), make(15)
+        assert [p.tobytes() for p in once] == [p.tobytes() for p in again]
+        assert len({p.tobytes() for p in once}) == 15
+
+
+def test_what_is_judged_by_is_not_what_was_calibrated_on() -> None:
+    calibration, judged = ({p.tobytes() for p in make(60)} for make in (generate_pictures, bundled_pictures))
+    assert not calibration & judged
+
+
+@pytest.fixture
+def artifact(narrow: Golden, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
+
+
+def test_an_export_is_its_source_to_float32_rounding(narrow: Golden, artifact: Path) -> None:
+    report = verify(artifact, narrow.checkpoint, narrow.pictures)["onnx"]
+    assert report.scores == 6 * 4  # all tasks
+    assert report.max_delta < 1e-5
+    assert report.srcc == 1
+    assert open_artifact(artifact).manifest.fidelity["onnx"]["max_delta"] == report.max_delta
+
+
+def test_each_engine_and_precision_has_its_report(narrow: Golden, tmp_path: Path) -> None:
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("fp16"), engines=("onnx", "torch"))
+    reports = verify(out, narrow.checkpoint, narrow.pictures)
+    assert reports.keys() == open_artifact(out).manifest.fidelity.keys() == {"onnx", "torch"}
+    assert all(0 < report.max_delta < 1e-2 for report in reports.values())
+
+
+def test_another_model_is_noticed(goldens: dict[str, Golden], artifact: Path) -> None:
+    report = verify(artifact, goldens["outlier-112"].checkpoint, count=13)["onnx"]
+    assert report.max_delta > 0.1
+    assert report.srcc < 0.99
+
+
+def test_one_picture_is_no_comparison(narrow: Golden, artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match="two pictures or more"):
+        verify(artifact, narrow.checkpoint, narrow.pictures[:1])
+
+
+def test_the_command_prints_writes_and_exits_6(narrow: Golden, goldens: dict[str, Golden], artifact: Path) -> None:
+    assert "match the manifest" in run("verify", artifact).stderr
+    good = run("verify", artifact, *narrow.pictures, "--against", narrow.checkpoint, "--max-delta", 1e-4, "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["onnx"]["pictures"] == "6 given"
+    far = run("verify", artifact, "--against", goldens["outlier-112"].checkpoint, "--count", 4, "--max-delta", 0.01)
+    assert far.returncode == 6
+    assert run("verify", artifact, "--max-delta", 1).returncode == 2
+    (artifact / "onnx/decoder_model.onnx").write_bytes(b"x")
+    damaged = run("verify", artifact)
+    assert damaged.returncode == 1
+    assert "decoder_model.onnx" in damaged.stderr

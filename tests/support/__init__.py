@@ -1,0 +1,1 @@
+"""What several tests need: goldens, stand-ins for devices, emulators."""
