@@ -19,6 +19,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from qalign_kernels.cache_folder import cache_folder
+
 LARGE = 64 << 20  # bytes, hashed in 0.05 s; smaller files are never remembered
 _ENTRIES = 256
 _MEMORY_BYTES = 1 << 20
@@ -76,12 +78,6 @@ def _identity(file: BufferedReader) -> tuple[list[int], int]:
     """What changes when a file does, and the time of its last change in ns. ctime cannot be set back by `touch`."""
     s = os.fstat(file.fileno())
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev], max(s.st_mtime_ns, s.st_ctime_ns)
-
-
-def cache_folder() -> Path:
-    """Ours below the user's folder for caches. Raises RuntimeError where there is no home folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is ignored, as its specification says
-    return (base if base.is_absolute() else Path.home() / ".cache") / "qalign-fast"
 
 
 def _memory() -> Path:

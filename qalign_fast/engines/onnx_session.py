@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qalign_fast.artifact.manifest import MANIFEST, Artifact
-from qalign_fast.artifact.trusted_files import cache_folder
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.levels import LEVELS
+from qalign_kernels.cache_folder import cache_folder
 
 PARTS = ("encode", "decode")
 _CPU = "CPUExecutionProvider"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qalign_fast.errors import QAlignError
+from qalign_kernels.cache_folder import cache_folder
 
 
 class WrongOptionError(QAlignError):
@@ -20,13 +20,7 @@ class WrongOptionError(QAlignError):
 
 def work_folder() -> Path:
     """Where what benches make, and use again, is kept: below the user's folder for caches."""
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA", "")
-    elif sys.platform == "darwin":
-        root = str(Path.home() / "Library/Caches")
-    else:
-        root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "qalign-fast" / "bench"
+    return cache_folder() / "bench"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from qalign_kernels.cache_folder import cache_folder
+
 SOURCES = Path(__file__).with_name("csrc")
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wno-psabi -Wno-ignored-attributes"
 _AVX2 = "-mavx2 -mfma -mf16c"
@@ -58,10 +60,9 @@ def instruction_sets(machine: str | None = None) -> dict[str, str]:
 def library_path() -> Path:
     """Where the library of these sources lies, built or not. Raises BuildError for a user without a home folder."""
     try:
-        cache_root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cache_folder() / f"kernels-{_fingerprint()}.so"
     except RuntimeError as error:
         raise BuildError("this user has no home folder to keep the kernels in: set XDG_CACHE_HOME") from error
-    return Path(cache_root) / "qalign-fast" / f"kernels-{_fingerprint()}.so"
 
 
 def build(path: Path | None = None) -> Path:

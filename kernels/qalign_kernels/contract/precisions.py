@@ -1,0 +1,54 @@
+"""Every precision that weights are kept in, in one table: what it is made of, who computes in it, what stands in.
+
+`qalign_kernels.contract.linear` has the formulas. A new precision is a line here, its formula there, and a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One way to keep a linear's weights, and all that depends on it outside the kernels. dtypes by torch's names."""
+
+    name: str
+    weight: str  # the weights' dtype; int4's are two in a byte
+    bytes: float  # of a weight as files hold it, its share of scales included; the largest of the engines' forms
+    engines: tuple[str, ...]  # those that have kernels for it
+    rows: str | None = None  # the dtype that rows are rounded to before the product; None: the weights' own
+    between: str = "float16"  # the dtype of what lies between products on a GPU
+    nearest: str | None = None  # the precision to take where an engine has no kernels for this one
+    higher: str | None = None  # what a linear becomes that this precision is too coarse for
+    worst: float | None = None  # the relative squared error of a linear's output from which it does
+    arithmetic: str = ""  # the precision whose products these are, where they are another's
+    capability: tuple[int, int] = (8, 0)  # of an NVIDIA GPU, that the kernels need: 8.0 has 8-bit tensor cores
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights are whole or 8-bit numbers with a scale, and rows are rounded as well."""
+        return self.rows is not None
+
+
+_ALL = (
+    Precision("fp32", "float32", 4.0, ("onnx", "torch"), between="float32"),
+    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch")),
+    Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16"),
+    Precision(
+        "fp8",
+        "float8_e4m3fn",
+        1.0,
+        ("torch",),
+        rows="float8_e4m3fn",
+        nearest="int8",
+        higher="fp32",
+        worst=0.02,
+        capability=(8, 9),  # the first with 8-bit floats
+    ),
+    Precision("int8", "int8", 1.0, ("onnx", "torch"), rows="int8", higher="fp32", worst=0.02),
+    # .54 bytes in torch's form, .65 in a graph's, and 1.2 in both
+    Precision("int4", "uint8", 0.6, ("onnx", "torch"), rows="int8", higher="int8", worst=0.1, arithmetic="int8"),
+)
+PRECISIONS: Mapping[str, Precision] = MappingProxyType({precision.name: precision for precision in _ALL})
