@@ -34,7 +34,7 @@ from qalign_bench.figures.environment import environment
 from qalign_export.rounding.quantizer import quantize_fp8
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import open_artifact
-from qalign_fast.engines.torch_cpu import load_packed
+from qalign_fast.engines.torch_cpu import load_folded
 from qalign_kernels.contract.linear import FP8, Weight, quantize_rows
 from qalign_kernels.contract.ops import PLAIN, Ops
 
@@ -219,7 +219,7 @@ def of_scores(model: Path, every: int) -> dict[str, Any]:
         export_artifact(model, path, recipe=recipe, engines=("torch",), tasks=["quality"], calibration=calibration)
         artifact = open_artifact(path)
         found: dict[str, list[Score]] = {
-            name: Scorer(load_packed(artifact, ops=ops)).score(pictures) for name, ops in kinds.items()
+            name: Scorer(load_folded(artifact, ops=ops)).score(pictures) for name, ops in kinds.items()
         }
     reference = {"quality": Scorer.load(model).score(pictures)}
     against = {"float32": reference, "fp8 with exact sums": {"quality": found["exact"]}}

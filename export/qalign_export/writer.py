@@ -1,6 +1,6 @@
 """A model's parameters in, an artifact directory out: weights for the engines, the prompts' constants, the manifest.
 
-Packed tensors are written block by block as they are made; the ONNX graphs are then built from that file, mapped. All
+Folded tensors are written block by block as they are made; the ONNX graphs are then built from that file, mapped. All
 is written into a folder beside the target, the manifest last, and renamed at the end: an interrupted export leaves
 nothing that loads.
 """
@@ -175,7 +175,7 @@ def write_graphs(
     suffix: str,
     external_from: int = _EXTERNAL_FROM,
 ) -> dict[str, str]:
-    """Writes an engine's graphs into an artifact's directory, from the file of its packed tensors.
+    """Writes an engine's graphs into an artifact's directory, from the file of its folded tensors.
 
     Returns the engine's parts: {"encode": path, "decode": path}.
     """

@@ -30,7 +30,7 @@ _FEWEST = 4  # cores with which a pool takes less time than it costs to start
 
 
 class Launches(NamedTuple):
-    """What says which kernels a model launches: packed tensors as `build_engine` takes them, of which shapes count."""
+    """What says which kernels a model launches: folded tensors as `build_engine` takes them, of which shapes count."""
 
     config: ModelConfig
     precision: str

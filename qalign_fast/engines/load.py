@@ -81,7 +81,7 @@ def _load_artifact(artifact: Artifact, device: str, precision: str | None, engin
         from qalign_fast.engines.torch_cuda import load_cuda
 
         return load_cuda(artifact, chosen.place, threads)
-    loaded: Engine = import_torch_engine("this artifact").load_packed(artifact, threads, device=chosen.place)
+    loaded: Engine = import_torch_engine("this artifact").load_folded(artifact, threads, device=chosen.place)
     return loaded
 
 

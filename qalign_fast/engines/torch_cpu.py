@@ -1,6 +1,6 @@
-"""An upstream checkpoint or an artifact's packed weights in, `encode` and `decode` on torch out.
+"""An upstream checkpoint or an artifact's folded weights in, `encode` and `decode` on torch out.
 
-A checkpoint runs as the reference in float32, or on bitsandbytes' linears. Packed weights run as their precision says:
+A checkpoint runs as the reference in float32, or on bitsandbytes' linears. Folded weights run as their precision says:
 on a CPU mapped from their file, on the C++ kernels where those were built (`qalign-fast build`), else in plain torch
 (fp8's linears always); on other devices in plain torch.
 """
@@ -23,7 +23,7 @@ from qalign_fast.engines import bitsandbytes_linears
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.errors import ArtifactError, DeviceError, one_line
 from qalign_fast.families.mplug_owl2.model.checkpoint import load_model
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
@@ -42,7 +42,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        model: Model | PackedModel,
+        model: Model | FoldedModel,
         precision: str,
         constants: dict[str, Constants] | None = None,
         prompts: tuple[Prompt, ...] = ALL_PROMPTS,
@@ -101,14 +101,14 @@ def load_checkpoint(
         raise DeviceError(f"device {device!r}: has no room for float32 weights ({one_line(error)})") from error
 
 
-def load_packed(
+def load_folded(
     artifact: Artifact, threads: int | None = None, ops: Ops | None = None, device: str = "cpu"
 ) -> TorchEngine:
-    """`ops` is what it runs on, by default the fastest there is. Raises ArtifactError as `read_packed` does,
+    """`ops` is what it runs on, by default the fastest there is. Raises ArtifactError as `read_folded` does,
     DeviceError where the device has no room.
     """
     set_threads(threads)
-    tensors, constants = read_packed(artifact)
+    tensors, constants = read_folded(artifact)
     if device != "cpu":
         ops = ops or FloatProducts()
         try:
@@ -118,13 +118,13 @@ def load_packed(
         constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
     manifest = artifact.manifest
     ops = ops or load_native(threads=threads, exact=exact_for(manifest.precision)) or PLAIN
-    model = PackedModel(manifest.config, tensors, ops)
+    model = FoldedModel(manifest.config, tensors, ops)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return TorchEngine(model, manifest.precision, constants, prompts, device)
 
 
-def read_packed(artifact: Artifact) -> tuple[dict[str, torch.Tensor], dict[str, Constants]]:
-    """The packed tensors, mapped from their file, and every prompt's constants, on the CPU.
+def read_folded(artifact: Artifact) -> tuple[dict[str, torch.Tensor], dict[str, Constants]]:
+    """The folded tensors, mapped from their file, and every prompt's constants, on the CPU.
 
     Raises ArtifactError for weights that are missing or not what the manifest's sizes ask.
     """

@@ -1,4 +1,4 @@
-"""An artifact's packed weights in, `encode` and `decode` on an NVIDIA GPU out.
+"""An artifact's folded weights in, `encode` and `decode` on an NVIDIA GPU out.
 
 A batch is rounded up to one of a few sizes, each of which is launched as one graph of kernels; rows that fill it up are
 copies of a real picture, cut off the result. Tokens stay on the device, where every task's decoding reads them.
@@ -25,9 +25,9 @@ from qalign_fast.engines.buckets import BUCKETS, bucket_of
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.cuda_graphs import Graphs, Runner, Step
-from qalign_fast.engines.torch_cpu import Constants, read_packed, set_threads
+from qalign_fast.engines.torch_cpu import Constants, read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.attention import BACKENDS, attention_backends
@@ -52,8 +52,8 @@ def attention_of(precision: str, device: str) -> str:
     return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
 
 
-class CudaModel(PackedModel):
-    """The packed model with its logits in float32: of 16 bits a score would show the steps."""
+class CudaModel(FoldedModel):
+    """The folded model with its logits in float32: of 16 bits a score would show the steps."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> None:
         """`exact`: operations whose results are float32."""
@@ -85,7 +85,7 @@ class CudaEngine:
 
     def __init__(
         self,
-        model: PackedModel,
+        model: FoldedModel,
         precision: str,
         constants: Mapping[str, Constants],
         prompts: tuple[Prompt, ...],
@@ -166,10 +166,10 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     """`device`: "cuda:N", one that `choose_device` gave.
 
     The first picture is scored here, so that what this machine's driver, torch or Triton cannot do shows now. Raises
-    DeviceError for that and for weights that do not fit; ArtifactError as `read_packed` does.
+    DeviceError for that and for weights that do not fit; ArtifactError as `read_folded` does.
     """
     set_threads(threads)
-    mapped, constants = read_packed(artifact)
+    mapped, constants = read_folded(artifact)
     try:
         manifest = artifact.manifest
         compile_ahead([Launches(manifest.config, manifest.precision, mapped, constants)], torch.device(device))
@@ -195,7 +195,7 @@ def build_engine(
     runner: Runner | None = None,
     watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_packed`'s, or already on the device. `runner`: graphs unless another is given;
+    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: graphs unless another is given;
     `watch` may put something between the model and its operations.
     """
     from qalign_kernels.cuda.runtime import Device

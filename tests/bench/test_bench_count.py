@@ -16,7 +16,7 @@ from qalign_export.parameters import ONE_ALIGN
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import TorchEngine, load_packed
+from qalign_fast.engines.torch_cpu import TorchEngine, load_folded
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_kernels.contract.ops import PLAIN
 from support.goldens import GOLDEN, Golden
@@ -47,7 +47,7 @@ def counted(call: Callable[[], Any]) -> tuple[int, Any]:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     out = tmp_path_factory.mktemp("packed") / "narrow"
     made = export_artifact(GOLDEN / "narrow-112", out, engines=("torch",), tasks=["quality"])
-    return load_packed(open_artifact(made), ops=PLAIN)
+    return load_folded(open_artifact(made), ops=PLAIN)
 
 
 @pytest.mark.parametrize("frames", [1, 3])

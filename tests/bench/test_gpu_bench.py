@@ -55,7 +55,7 @@ from qalign_export.parameters import ONE_ALIGN
 from qalign_export.random_numbers import counted
 from qalign_fast import Scorer
 from qalign_fast.artifact.manifest import open_artifact
-from qalign_fast.engines.torch_cpu import load_packed
+from qalign_fast.engines.torch_cpu import load_folded
 from qalign_fast.errors import DeviceError
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_kernels.contract.attention import BACKENDS
@@ -119,7 +119,7 @@ def random_pictures(count: int) -> np.ndarray:
 @pytest.mark.parametrize("precision", ["fp16", "fp8", "int8", "int4"])
 def test_a_model_in_memory_is_the_one_in_a_file(precision: str, tmp_path: Path) -> None:
     export(DeviceParameters(NARROW), tmp_path / "a", precision)
-    written = load_packed(open_artifact(tmp_path / "a"), ops=PLAIN)
+    written = load_folded(open_artifact(tmp_path / "a"), ops=PLAIN)
     made = open_engine(NARROW, precision, "cpu")
     assert made.prompts == written.prompts
     assert largest_difference(made, written, 2, seed=0) == 0

@@ -29,7 +29,7 @@ from qalign_fast.engines import devices
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Direct, Graphs, Runner, Step
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import FloatProducts, load_packed, read_packed
+from qalign_fast.engines.torch_cpu import FloatProducts, load_folded, read_folded
 from qalign_fast.engines.torch_cuda import (
     BUCKETS,
     CudaEngine,
@@ -40,7 +40,7 @@ from qalign_fast.engines.torch_cuda import (
     load_cuda,
     to_device,
 )
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_kernels.contract.linear import FP8, Modal, Weight
@@ -79,7 +79,7 @@ def expected() -> dict[str, np.ndarray]:
 
 def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, device: str = "cpu") -> CudaEngine:
     artifact = open_artifact(path)
-    tensors, constants = read_packed(artifact)
+    tensors, constants = read_folded(artifact)
     tensors = {name: t.to(device) for name, t in tensors.items()}
     constants = {name: (prefix.to(device), suffix.to(device)) for name, (prefix, suffix) in constants.items()}
     manifest = artifact.manifest
@@ -296,7 +296,7 @@ def test_a_clip_without_room_is_a_device_error(
     def full(*_: object) -> Tensor:
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(PackedModel, "decode", full)
+    monkeypatch.setattr(FoldedModel, "decode", full)
     with pytest.raises(DeviceError, match=rf"no room for 1 times {tokens.shape[1]} visual tokens"):
         engine.decode(tokens, QUALITY)
 
@@ -377,7 +377,7 @@ def test_between_products_all_is_float16_and_logits_are_not(
     precision: str, rounded: Rounded, expected: dict[str, np.ndarray]
 ) -> None:
     artifact = open_artifact(rounded("narrow-112", precision))
-    tensors, constants = read_packed(artifact)
+    tensors, constants = read_folded(artifact)
     there = to_device(tensors, torch.device("cpu"), torch.float16)
     halves = {name: (prefix.half(), suffix.half()) for name, (prefix, suffix) in constants.items()}
     model = CudaModel(artifact.manifest.config, there, Halves(), Exact())
@@ -407,7 +407,7 @@ def test_without_products_of_whole_numbers_4_bits_are_the_contracts() -> None:
 
 def test_an_engine_on_another_device_runs_there(packed: Path) -> None:
     """meta stands in for MPS: a tensor left on the CPU would be an error."""
-    engine = load_packed(open_artifact(packed), device="meta")
+    engine = load_folded(open_artifact(packed), device="meta")
     assert engine.device == "meta"
     assert engine.encode(np.zeros((1, 112, 112, 3), np.uint8)).device.type == "meta"
 
@@ -579,7 +579,7 @@ def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounde
             return super().linear(x, w, activation=activation, residual=residual)
 
     artifact = open_artifact(rounded("narrow-112", "fp8"))
-    tensors, constants = read_packed(artifact)
+    tensors, constants = read_folded(artifact)
     there = to_device(tensors, torch.device("cpu"), torch.float16)
     model = CudaModel(artifact.manifest.config, there, Seen(), Exact())
     prefix, suffix = (x.half() for x in constants[QUALITY.name])
@@ -642,7 +642,7 @@ def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, ex
     """To rounding: float16 between the products moves values over steps of 8 bits, which are large in a small model."""
     path, pixels = rounded("narrow-112", precision), expected["resized_uint8"]
     found = scores(load_engine(path, device="cuda", engine="torch"), pixels)
-    np.testing.assert_allclose(found, scores(load_packed(open_artifact(path), ops=PLAIN), pixels), rtol=0, atol=0.1)
+    np.testing.assert_allclose(found, scores(load_folded(open_artifact(path), ops=PLAIN), pixels), rtol=0, atol=0.1)
 
 
 def on_triton(path: Path, runner: Runner) -> CudaEngine:

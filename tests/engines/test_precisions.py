@@ -24,7 +24,7 @@ from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines import onnx_session
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.levels import WEIGHTS
@@ -104,7 +104,7 @@ class ExactSimulation(Simulation):
 def simulate(ops: Ops, artifact: Path, expected: dict[str, np.ndarray]) -> Scores:
     engine = load_engine(artifact, engine="torch")
     tensors = load_file(artifact / read_manifest(artifact / "qalign.json").engines["torch"]["weights"])
-    model = PackedModel(engine.config, tensors, ops)
+    model = FoldedModel(engine.config, tensors, ops)
     engine._model, engine._decode = model, model.decode  # type: ignore[attr-defined]
     return scores(engine, expected)
 
@@ -321,7 +321,7 @@ def blind_engine(folder: str, precision: str) -> Engine:
     source, tensors = open_parameters(GOLDEN / folder), {}
     packed = pack(source, Recipe(precision), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
     engine = load_engine(GOLDEN / folder)
-    model = PackedModel(source.config, tensors)
+    model = FoldedModel(source.config, tensors)
     engine._decode, engine._model = model.decode, model  # type: ignore[attr-defined]
     engine._constants = {  # type: ignore[attr-defined]
         p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in ALL_PROMPTS

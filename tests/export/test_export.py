@@ -1,4 +1,4 @@
-"""From a checkpoint, or random weights of a geometry, to packed tensors: folding, precisions, streaming, prompts."""
+"""From a checkpoint, or random weights of a geometry, to folded tensors: folding, precisions, streaming, prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, Tas
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS, prompt
 from qalign_kernels.contract.ops import PLAIN
 from support.goldens import FOLDERS, GOLDEN, Golden, assert_goldens
@@ -59,7 +59,7 @@ def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.Mon
     for recipe in (Recipe("fp32"), Recipe("int8")):
         tensors: dict[str, torch.Tensor] = {}
         packed = pack(source, recipe, ALL_PROMPTS, pixels, tensors.__setitem__)
-        model, p = PackedModel(source.config, tensors), prompt("quality")
+        model, p = FoldedModel(source.config, tensors), prompt("quality")
         results.append(model.decode(model.encode(pixels), packed.prefixes[p.prefix], packed.suffixes[p.suffix]))
     assert moved == sum(len(block.migrations) for block in blocks(source.config))
     torch.testing.assert_close(*results, rtol=0, atol=2e-4)
@@ -143,7 +143,7 @@ def test_an_artifact_says_which_engines_and_precision_it_has(narrow: Golden, tmp
 
 
 def test_packed_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tmp_path: Path) -> None:
-    from qalign_fast.engines.torch_cpu import load_packed
+    from qalign_fast.engines.torch_cpu import load_folded
 
     out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("int8"), engines=["torch"])
     opened, file = open_artifact(out), out / "torch/model_int8.safetensors"
@@ -152,7 +152,7 @@ def test_packed_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tm
     for change in ({down: None}, {down: whole[down][:, :-1].contiguous()}, {down: whole[down].float()[:-1]}):
         save_file({name: t for name, t in (whole | change).items() if t is not None}, file)
         with pytest.raises(ArtifactError, match=file.name):
-            load_packed(opened)
+            load_folded(opened)
 
 
 def test_random_weights_have_the_true_sizes_and_are_the_same_at_every_reading() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from qalign_export.rounding.quantizer import quantize_fp8, quantize_int8
 from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines.load import load_engine
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_kernels.contract.linear import BLOCK, GROUP, Weight, pack_int4
 from qalign_kernels.contract.ops import PLAIN
 from qalign_kernels.cpu import native
@@ -381,7 +381,7 @@ def test_batch_and_threads_change_no_bit(
     for threads in (1, 3):
         ops = load_native(threads=threads, library_path=library)
         assert ops is not None
-        model = PackedModel(config, tensors, ops)
+        model = FoldedModel(config, tensors, ops)
         found += [model.encode(pixels), torch.cat([model.encode(one) for one in pixels.split(1)])]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)

@@ -31,7 +31,7 @@ from qalign_export.parameters import open_parameters
 from qalign_export.rounding.pack import FLOAT, Recipe, pack
 from qalign_export.rounding.quantizer import expand
 from qalign_fast.engines.torch_cuda import CudaModel, to_device
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_kernels.contract import activation, attention, norm
@@ -786,7 +786,7 @@ def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
     quality = prompt("quality")
     packed = pack(source, FLOAT, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
-    model = PackedModel(source.config, tensors, TritonOps(FACTS, torch.float32))
+    model = FoldedModel(source.config, tensors, TritonOps(FACTS, torch.float32))
     tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
     logits = model.decode(tokens, on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix]))
     np.testing.assert_allclose(logits.cpu().numpy(), expected["logits_quality_image"][:1], atol=2e-4)
@@ -833,7 +833,7 @@ def test_the_engines_model_is_the_packed_one_to_the_bit(precision: str) -> None:
     model = CudaModel(source.config, to_device(tensors, DEVICE, torch.float32), ops, ops)
     assert "decoder.layers.0.qkv.bias" in model.tensors
     assert "decoder.layers.1.qkv.weight" not in model.tensors
-    expected = PackedModel(source.config, model.tensors, ops)  # which does not look at it
+    expected = FoldedModel(source.config, model.tensors, ops)  # which does not look at it
     tokens = model.encode(pixels)
     assert torch.equal(tokens, expected.encode(pixels))
     assert torch.equal(model.decode(tokens, *constants), expected.decode(tokens, *constants))
@@ -847,7 +847,7 @@ def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
     packed = pack(source, Recipe(precision), [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:1]))
-    handed, apart = (PackedModel(source.config, tensors, kind(FACTS, torch.float32)) for kind in (TritonOps, Apart))
+    handed, apart = (FoldedModel(source.config, tensors, kind(FACTS, torch.float32)) for kind in (TritonOps, Apart))
     tokens = handed.encode(pixels)
     assert torch.equal(tokens, apart.encode(pixels))
     assert torch.equal(handed.decode(tokens, *constants), apart.decode(tokens, *constants))

@@ -11,7 +11,7 @@ import torch
 
 from qalign_export.parameters import open_parameters
 from qalign_export.rounding.pack import Recipe, pack
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_kernels.contract.ops import Ops
 
@@ -35,10 +35,10 @@ class Golden:
 
 
 def assert_goldens(folder: str, ops: Ops) -> None:
-    """The packed model in float32 gives upstream's numbers on these operations."""
+    """The folded model in float32 gives upstream's numbers on these operations."""
     source, tensors = open_parameters(GOLDEN / folder), {}
     packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
-    model, expected = PackedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
+    model, expected = FoldedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
     tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
     size = np.abs(expected["visual_tokens"]).max()
     np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)

@@ -25,7 +25,7 @@ from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.torch_cpu import Constants, TorchEngine
 from qalign_fast.errors import DeviceError
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import MEDIA, prompt
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import LEVEL_IDS, LEVELS
@@ -90,7 +90,7 @@ def load(model: RandomModel, device: str, runner: Runner | None = None) -> Engin
         return build_engine(manifest, device, model.tensors, model.constants, runner)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return TorchEngine(
-        PackedModel(manifest.config, model.tensors), manifest.precision, model.constants, prompts, device
+        FoldedModel(manifest.config, model.tensors), manifest.precision, model.constants, prompts, device
     )
 
 

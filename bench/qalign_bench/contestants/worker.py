@@ -81,14 +81,14 @@ def _made(spec: Message) -> tuple[Engine, int]:
 
 def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engine:
     """The engine on kernels that are not the best of this CPU."""
-    from qalign_fast.engines.torch_cpu import load_packed
+    from qalign_fast.engines.torch_cpu import load_folded
     from qalign_kernels.cpu.ops import exact_for, load_native
 
     opened = open_artifact(artifact, remembered=True)
     ops = load_native(instruction_set, threads=threads, exact=exact_for(opened.manifest.precision))
     if ops is None:
         raise DeviceError(f"this CPU does not have {instruction_set}")
-    return load_packed(opened, threads, ops)
+    return load_folded(opened, threads, ops)
 
 
 def weights_bytes(model: Path, engine: str) -> int | None:

@@ -32,7 +32,7 @@ from qalign_bench.figures.report import markdown_table, number, percent
 from qalign_bench.figures.spread import median
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.contract import Engine
-from qalign_fast.engines.torch_cpu import load_packed, read_packed
+from qalign_fast.engines.torch_cpu import load_folded, read_folded
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.cpu.ops import exact_for, load_native
 
@@ -88,7 +88,7 @@ def on_cpu(artifact: Path, instruction_set: str | None = None) -> Subject:
     ops = TimedOps(load_native(instruction_set, exact=exact_for(opened.manifest.precision)) or PLAIN)
     if instruction_set and ops.inner is PLAIN:
         sys.exit(f"{instruction_set}: not built (qalign-fast build), or this CPU does not have it")
-    engine = load_packed(opened, ops=ops)
+    engine = load_folded(opened, ops=ops)
     products = ARITHMETIC[engine.precision]
     products = products if products in ("int8", "bf16") else "fp32"
     attention = "bf16" if ops.name == "native amx" else "fp32"  # with AMX as products of bfloat16, three for each
@@ -106,7 +106,7 @@ def on_cuda(artifact: Path, device: str) -> Subject:
         watched.append(TimedOps(ops, CudaClock()))
         return watched[0]
 
-    engine = build_engine(opened.manifest, device, *read_packed(opened), Direct(torch.device(device)), watch)
+    engine = build_engine(opened.manifest, device, *read_folded(opened), Direct(torch.device(device)), watch)
     return Subject(engine, watched[0], ARITHMETIC[engine.precision], _FLOAT.get(engine.precision, "fp16"))
 
 

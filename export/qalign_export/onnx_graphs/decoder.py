@@ -1,4 +1,4 @@
-"""Packed tensors in, the `decode` graph out: one step over visual and suffix tokens, five logits.
+"""Folded tensors in, the `decode` graph out: one step over visual and suffix tokens, five logits.
 
 Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, 5]. The
 prompt is an input, so one graph serves every task, medium and custom prompt. A sequence's visual tokens come first,

@@ -1,4 +1,4 @@
-"""Packed tensors in, the `encode` graph out: pixels uint8 [B, S, S, 3] -> visual_tokens [B, Q+1, D].
+"""Folded tensors in, the `encode` graph out: pixels uint8 [B, S, S, 3] -> visual_tokens [B, Q+1, D].
 
 The same arrangement as qalign_fast.families.mplug_owl2.model.folded, operator by operator, on [B, T, D].
 """

@@ -1,10 +1,10 @@
-"""A block's parameters in, its packed tensors out: what never changes is computed here, in float64.
+"""A block's parameters in, its folded tensors out: what never changes is computed here, in float64.
 
 The normalization goes into the patch embedding, attention's scale into q, the positional part of the abstractor's keys
 into a table, its first layer's queries become constants. All its layers' keys and values of the features are one
 product: each `feature_norm` is a plain normalization, shared, and a gain and bias folded into the layer's own weights.
 
-`blocks` lists them in the order in which they run: `PackedModel` runs one with only that one's tensors in memory.
+`blocks` lists them in the order in which they run: `FoldedModel` runs one with only that one's tensors in memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Block:
     kind: str
     index: int  # of its layer
     reads: tuple[str, ...]  # parameters, by the reference's names
-    fold: Callable[[Tensors], Tensors]  # parameters, float32 -> packed tensors, float32
+    fold: Callable[[Tensors], Tensors]  # parameters, float32 -> folded tensors, float32
     linears: tuple[str, ...] = ()  # those that precision applies to
     migrations: tuple[Migration, ...] = ()
 

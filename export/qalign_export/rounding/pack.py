@@ -1,4 +1,4 @@
-"""A model's parameters in, packed tensors of a precision out, block by block: what both engines' files are made of.
+"""A model's parameters in, folded tensors of a precision out, block by block: what both engines' files are made of.
 
 A block is read, folded, run on the calibration pictures, its outliers moved where that is exact, rounded and written,
 before the next one is read. Which linears stay in a higher precision is decided by the error measured on those rows;

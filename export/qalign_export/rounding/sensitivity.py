@@ -17,7 +17,7 @@ from qalign_export.parameters import ParameterSource
 from qalign_export.rounding.fold import Tensors, blocks
 from qalign_export.rounding.quantizer import expand, quantize_fp8, quantize_int4, quantize_int8, read_rows
 from qalign_export.rounding.trace import Trace
-from qalign_fast.families.mplug_owl2.model.folded import PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import WEIGHTS
 from qalign_kernels.contract.linear import Weight
@@ -39,7 +39,7 @@ def sensitive_linears(source: ParameterSource, prompt: Prompt, pixels: Tensor, p
         folded = block.fold(source.read(block.reads))
         trace.run(block, folded)
         tensors |= folded
-    model = PackedModel(source.config, tensors, _OneRounded())
+    model = FoldedModel(source.config, tensors, _OneRounded())
     constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
     found: dict[str, str] = {}
     for rounded, instead in (("int4", "int8"), ("int8", "fp32")) if precision == "int4" else ((precision, "fp32"),):
@@ -50,7 +50,7 @@ def sensitive_linears(source: ParameterSource, prompt: Prompt, pixels: Tensor, p
 
 
 @torch.no_grad()
-def _effects(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str) -> dict[str, float]:
+def _effects(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str) -> dict[str, float]:
     """How far scores move, in the mean, when each linear alone is rounded."""
     linears = [name for block in blocks(model.config) for name in block.linears]
     exact = _scores(model, pixels, constants)
@@ -64,7 +64,7 @@ def _effects(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor
     return effects
 
 
-def _scores(model: PackedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
+def _scores(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
     return model.decode(model.encode(pixels), *constants).softmax(-1) @ torch.from_numpy(WEIGHTS)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qalign_export.rounding.fold import Block, Tensors
-from qalign_fast.families.mplug_owl2.model.folded import Layout, PackedModel
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel, Layout
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.linear import Weight
@@ -27,7 +27,7 @@ class Trace:
     def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
         """pixels: uint8 [B, S, S, 3], B may be 0, split among the image prompts; embed: the vocabulary's [V, D]."""
         self._recorder = _Recorder()
-        self._model = PackedModel(config, {}, self._recorder)
+        self._model = FoldedModel(config, {}, self._recorder)
         self._pixels = pixels
         self._prompts = prompts
         self.suffixes = {p.suffix: embed[list(p.suffix)] for p in prompts}  # [S, D] each

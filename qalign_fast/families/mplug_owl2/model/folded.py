@@ -1,4 +1,4 @@
-"""Packed tensors in, `encode` and `decode` out: the model as artifacts hold it, every constant folded, in plain torch.
+"""Folded tensors in, `encode` and `decode` out: the model as artifacts hold it, every constant folded, in plain torch.
 
 The same function as `Model`, arranged as engines run it: normalization inside the patch embedding, attention's scale
 inside q, one product for all that reads the same rows, the abstractor's features projected once for all its layers.
@@ -55,7 +55,7 @@ def turns_of(config: DecoderConfig, start: int, count: int, device: torch.device
     return torch.stack((angle.cos(), angle.sin()))
 
 
-class PackedModel:
+class FoldedModel:
     """Runs from any mapping of names to tensors, so that they may be mapped from a file or come block by block."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops = PLAIN) -> None:

@@ -1,4 +1,4 @@
-"""A model's sizes and an artifact's packed tensors in, an error out for the first that `PackedModel` cannot run with.
+"""A model's sizes and an artifact's folded tensors in, an error out for the first that `FoldedModel` cannot run with.
 
 The shapes are written down, and not found out by running the model on meta tensors: that alone imports all of torch's
 compiler, two seconds' work. Kernels read tensors by their address, so that types are held to as well.

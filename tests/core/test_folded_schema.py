@@ -1,4 +1,4 @@
-"""What a file's packed tensors are held against before a kernel reads them by their address."""
+"""What a file's folded tensors are held against before a kernel reads them by their address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import read_packed
+from qalign_fast.engines.torch_cpu import read_folded
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors, linears, others
 from support.goldens import FOLDERS, GOLDEN
@@ -79,7 +79,7 @@ def test_a_tensor_that_does_not_fit_is_named(
     before = load_file(weights_of(copy))[name]
     change_weights(copy, {name: None if change is None else change(before).contiguous()})
     with pytest.raises(ArtifactError) as caught:
-        read_packed(open_artifact(copy))
+        read_folded(open_artifact(copy))
     assert says in str(caught.value)
     assert str(weights_of(copy)) in str(caught.value)
 
