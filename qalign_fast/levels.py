@@ -1,4 +1,4 @@
-"""Five logits in, a `Score` out: float32 softmax over the level words, weighted 5, 4, 3, 2, 1.
+"""The logits of the level words in, a `Score` out: float32 softmax, weighted by what each level is worth.
 
 Source: Q-Align (ICML 2024), sections 3.1 (rating to level) and 3.3 (level to score).
 """
@@ -7,21 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")
-LEVEL_IDS = (15129, 1781, 6534, 6460, 4319)  # the family's tokenizer
-WEIGHTS = np.array([5, 4, 3, 2, 1], np.float32)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The level words that a family answers with, the best first, and what each is worth."""
+
+    words: tuple[str, ...]
+    values: tuple[float, ...]  # in falling order, evenly spaced
+
+    @property
+    def low(self) -> float:
+        return self.values[-1]
+
+    @property
+    def high(self) -> float:
+        return self.values[0]
+
+
+FIVE_LEVELS = Scale(LEVELS, (5.0, 4.0, 3.0, 2.0, 1.0))  # Q-Align's
+WEIGHTS = np.array(FIVE_LEVELS.values, np.float32)
 
 
 @dataclass(frozen=True)
 class Score:
     """What the model thinks of one picture or clip in one task.
 
-    value: 1 (bad) to 5 (excellent), the probabilities' weighted sum.
-    logits: the five level tokens' logits, excellent first.
+    value: `low` (bad) to `high` (excellent), the probabilities' weighted sum; Q-Align's scale is 1 to 5.
+    logits: the level tokens' logits, the best level first.
+    probabilities: by level word, the best first.
     frames: how many frames were scored; None for a picture.
     warnings: what the reader of this score should know, such as frames left out.
     """
@@ -32,46 +54,56 @@ class Score:
     probabilities: dict[str, float]
     frames: int | None = None
     warnings: tuple[str, ...] = ()
+    low: float = 1.0
+    high: float = 5.0
 
     @property
     def unit(self) -> float:
         """The same score on 0..1."""
-        return (self.value - 1) / 4
+        return (self.value - self.low) / (self.high - self.low)
 
     @property
     def level(self) -> str:
-        """The word for the value, by the paper's five equal intervals on 1..5, so that it never contradicts the value.
+        """The word for the value, by the paper's equal intervals, so that it never contradicts the value.
 
         The one word the model would answer is the most probable, `max(probabilities, key=probabilities.get)`.
         """
-        return level_of(self.value, 1, 5)
+        return level_of(self.value, self.low, self.high, tuple(self.probabilities))
 
 
 def score_of(
-    logits: npt.NDArray[np.float32], task: str, *, frames: int | None = None, warnings: Sequence[str] = ()
+    logits: npt.NDArray[np.float32],
+    task: str,
+    *,
+    scale: Scale = FIVE_LEVELS,
+    frames: int | None = None,
+    warnings: Sequence[str] = (),
 ) -> Score:
-    """The Score of float32 logits [5], excellent first."""
+    """The Score of float32 logits [levels], the best level first."""
     exp = np.exp(logits - logits.max(), dtype=np.float32)
     probabilities = exp / exp.sum(dtype=np.float32)
+    value = float(probabilities @ np.array(scale.values, np.float32))
     return Score(
         task=task,
-        value=min(max(float(probabilities @ WEIGHTS), 1.0), 5.0),  # rounding may step off the scale by an ulp
+        value=min(max(value, scale.low), scale.high),  # rounding may step off the scale by an ulp
         logits=tuple(float(x) for x in logits),
-        probabilities=dict(zip(LEVELS, (float(p) for p in probabilities), strict=True)),
+        probabilities=dict(zip(scale.words, (float(p) for p in probabilities), strict=True)),
         frames=frames,
         warnings=tuple(warnings),
+        low=scale.low,
+        high=scale.high,
     )
 
 
-def level_of(mos: float, low: float, high: float) -> str:
-    """The level word of a mean opinion score on a scale from low to high: five equal intervals, closed above.
+def level_of(mos: float, low: float, high: float, words: Sequence[str] = LEVELS) -> str:
+    """The level word of a mean opinion score on a scale from low to high: equal intervals, closed above.
 
     The training rule of the paper, equation 1: the interval i holds low + i/5 (high - low) < mos <= low + (i+1)/5
-    (high - low); the lowest interval holds `low` too. Raises ValueError outside the scale.
+    (high - low); the lowest interval holds `low` too. `words`: the best first. Raises ValueError outside the scale.
     """
     if not low <= mos <= high or low == high:
         raise ValueError(f"{mos} is not on a scale from {low} to {high}")
-    for i in range(1, 5):
-        if mos <= low + i / 5 * (high - low):
-            return LEVELS[5 - i]
-    return LEVELS[0]
+    for i in range(1, len(words)):
+        if mos <= low + i / len(words) * (high - low):
+            return words[-i]
+    return words[0]

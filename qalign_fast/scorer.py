@@ -26,7 +26,7 @@ from qalign_fast.pixels.picture import MAX_BYTES, MAX_PIXELS, Picture, Pixels, f
 
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
-    from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+    from qalign_fast.families.family import Sizes
     from qalign_fast.families.prompt import Prompt
     from qalign_fast.pixels.clip import Clip, Sampling
 
@@ -72,9 +72,10 @@ class Scorer:
         or MissingExtraError.
         """
         from qalign_fast.engines.load import load_engine
+        from qalign_fast.engines.options import LoadOptions
 
-        chosen = load_engine(model, device=device, precision=precision, engine=engine, threads=threads, verify=verify)
-        return cls(chosen, limits)
+        options = LoadOptions(device, precision, engine, threads, verify)
+        return cls(load_engine(model, options), limits)
 
     def warm(self) -> Self:
         """Scores a grey picture in every task, so that the next score takes no longer than those that follow it.
@@ -93,7 +94,7 @@ class Scorer:
         return self._engine
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> Sizes:
         return self._engine.config
 
     def tasks(self, medium: str = "image") -> tuple[str, ...]:
@@ -195,7 +196,7 @@ class Scorer:
             loaded = self._load_frames(clip, max_frames)
         tokens = self._engine.encode(loaded.pixels)
         frames = len(loaded.pixels)
-        sequence = tokens.reshape(1, -1, self.config.decoder.width)  # the frames' tokens, end to end
+        sequence = tokens.reshape(1, -1, tokens.shape[-1])  # the frames' tokens, end to end
         return {
             p.task: score_of(self._engine.decode(sequence, p)[0], p.task, frames=frames, warnings=loaded.warnings)
             for p in prompts

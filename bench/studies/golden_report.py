@@ -18,9 +18,9 @@ from qalign_export.fidelity import compare, generate_pictures
 from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
-from qalign_fast.artifact.manifest import EMBEDDED
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
+from qalign_fast.references import EMBEDDED
 from qalign_train.evaluate import distorted, evaluate, family_means
 from support.goldens import FOLDERS, GOLDEN, ROOT
 

@@ -12,12 +12,12 @@ from qalign_export.fidelity import generate_pictures, verify
 from qalign_export.parameters import RANDOM
 from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import UNKNOWN_LICENSE, export_artifact
-from qalign_fast.engines.load import find_model
 from qalign_fast.errors import ImageError, TaskError
 from qalign_fast.families.mplug_owl2.prompts import TASKS
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.pixels.clip import spread
 from qalign_fast.pixels.picture import Picture
+from qalign_fast.references import find_model
 from qalign_fast.sources import find_sources, is_video
 
 _SMALL = 400 << 20  # bytes of weights; below, comparing with the source takes seconds

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qalign_fast.errors import MissingExtraError, TaskError
-from qalign_fast.families.mplug_owl2.prompts import MEDIA, TASKS
-from qalign_fast.families.prompt import Prompt
+from qalign_fast.families.mplug_owl2.prompts import TASKS
+from qalign_fast.families.prompt import MEDIA, Prompt
 
 SLOT = "<image>"
 TOKENIZER = "tokenizer.model"  # its name in a checkpoint

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from qalign_export import random_numbers
-from qalign_fast.artifact.manifest import EMBEDDED, MANIFEST, hash_file, read_manifest
-from qalign_fast.engines.load import find_model
+from qalign_fast.artifact.manifest import MANIFEST, hash_file, read_manifest
 from qalign_fast.errors import CheckpointError
 from qalign_fast.families.mplug_owl2.config_json import read_config
 from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint, TensorOrigin, origins, parameter_shapes
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
 from qalign_fast.families.shards import weight_files
+from qalign_fast.references import EMBEDDED, find_model
 
 RANDOM = "random:"
 ONE_ALIGN = ModelConfig(
@@ -99,7 +99,8 @@ def _geometry(name: str) -> ModelConfig:
     if name == "one-align":
         return ONE_ALIGN
     if name == "mini":
-        return read_manifest(EMBEDDED / MANIFEST).config
+        config: ModelConfig = read_manifest(EMBEDDED / MANIFEST).config
+        return config
     if Path(name).is_dir():
         return read_config(Path(name))
     raise CheckpointError(

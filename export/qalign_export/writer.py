@@ -29,11 +29,12 @@ from qalign_export.rounding.pack import FLOAT, PRECISIONS, Packed, Recipe, pack
 from qalign_export.tensor_file import TensorFile
 from qalign_fast.artifact.manifest import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
-from qalign_fast.families.mplug_owl2.prompts import MEDIA, TASKS, prompt
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS, TASKS, prompt
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import LEVEL_IDS, LEVELS
+from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.levels import LEVELS
 from qalign_fast.pixels.picture import Picture, load_pixels
 
 _EXTERNAL_FROM = 1 << 30  # bytes of a graph's weights; a model file itself may hold 2 GiB
@@ -93,6 +94,7 @@ def export_artifact(
             name=name or source.name,
             source={"name": source.name, "sha256": source.sha256()},
             license=license,
+            family=FAMILY,
             config=source.config,
             levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
             prompts=entries,

@@ -147,12 +147,12 @@ def train_step(
             trained.severity(features.mean(1)).float(), torch.from_numpy(severities[order]).to(device)
         )
         tokens = model.abstractor(features)
-        loss = level_loss(model.decode(tokens, prompt("quality", "image")), ratings)
+        loss = level_loss(model.decode(tokens, *model.constants(prompt("quality", "image"))), ratings)
         frames = int(torch.randint(2, 5, ()))
         clips = len(ratings) // frames
         grouped = tokens[: clips * frames].unflatten(0, (clips, frames)).flatten(1, 2)
         means = ratings[: clips * frames].reshape(clips, frames).mean(1)
-        loss = loss + 0.3 * level_loss(model.decode(grouped, prompt("quality", "video")), means)
+        loss = loss + 0.3 * level_loss(model.decode(grouped, *model.constants(prompt("quality", "video"))), means)
     optimizer.zero_grad(set_to_none=True)
     (loss + 5 * severity).backward()
     nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -187,7 +187,9 @@ def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str,
     device = model.decoder.embed.device
     with torch.inference_mode(), in_bfloat16(device):
         parts = [torch.from_numpy(part).to(device) for part in np.array_split(pixels, 10)]
-        logits = torch.cat([model.decode(model.encode(part), prompt("quality")) for part in parts]).cpu()
+        logits = torch.cat(
+            [model.decode(model.encode(part), *model.constants(prompt("quality"))) for part in parts]
+        ).cpu()
         loss = float(level_loss(logits, ratings))
     scores = [score_of(row, "quality").value for row in logits.numpy()]
     return {

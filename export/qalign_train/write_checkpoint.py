@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from qalign_fast.families.mplug_owl2.model.checkpoint import origins
 from qalign_fast.families.mplug_owl2.model.reference import Model
-from qalign_fast.levels import LEVEL_IDS
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 
 
 def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -> None:

@@ -15,22 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.artifact.json_values import count, counts, numbers, object_of, one_of, sha256, sizes_of, text, texts
 from qalign_fast.artifact.seal import is_sealed, parse_strict, seal
 from qalign_fast.artifact.trusted_files import lies_inside, matches, open_regular, real_path
 from qalign_fast.errors import ArtifactError
-from qalign_fast.families.mplug_owl2.prompts import MEDIA
-from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, PixelRule, VisionConfig
-from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import LEVELS
+from qalign_fast.families.family import Family
+from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.families.registry import FAMILIES, find_family
+from qalign_fast.json_values import count, counts, object_of, one_of, sha256, text, texts
+from qalign_fast.version import __version__
 
 MANIFEST = "qalign.json"
 PROMPTS = "prompts.safetensors"
 SCHEMA = 1
 PARTIAL = ".partial-"  # in the name of a folder that an export is still writing, or was when it was killed
-EMBEDDED = Path(__file__).parents[1] / "mini"
 
-_FAMILY = "mplug_owl2"
 _MOST_BYTES = 4 << 20  # of a manifest; OneAlign's has 8 KB
 _FILE_NAME = re.compile(r"(?!.{256})[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
 _VERSION = r"\d{1,6}(\.\d{1,6}){1,3}"
@@ -58,8 +56,9 @@ class Manifest:
     name: str
     source: Mapping[str, Any]  # what it was made from: name, sha256
     license: str  # the weights'
-    config: ModelConfig
-    levels: tuple[tuple[str, int], ...]  # word and token id, excellent first
+    family: Family
+    config: Any  # the family's sizes (`Sizes`)
+    levels: tuple[tuple[str, int], ...]  # word and token id, the best first
     prompts: tuple[PromptEntry, ...]
     precision: str
     quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, linears that stayed higher
@@ -67,6 +66,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
     fidelity: Mapping[str, Any] | None
     made_with: Mapping[str, str]
+
+    @property
+    def task_prompts(self) -> tuple[Prompt, ...]:
+        """Every prompt that it can be asked."""
+        return tuple(entry.prompt for entry in self.prompts)
 
     def to_json(self) -> str:
         tasks: dict[str, dict[str, Any]] = {}
@@ -80,15 +84,12 @@ class Manifest:
         content = {
             "schema": SCHEMA,
             "name": self.name,
-            "family": _FAMILY,
+            "family": self.family.name,
             "source": self.source,
             "license": self.license,
             "precision": self.precision,
             "quantization": self.quantization,
-            "sizes": {
-                part: dataclasses.asdict(getattr(self.config, part)) for part in ("vision", "abstractor", "decoder")
-            },
-            "pixels": dataclasses.asdict(self.config.pixels) | {"pad": self.config.pixels.pad},
+            **self.family.sizes_to_json(self.config),
             "levels": dict(self.levels),
             "tasks": tasks,
             "engines": self.engines,
@@ -164,21 +165,17 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
     """The manifest from its JSON content. Raises ArtifactError for another schema or a field missing or malformed."""
     _check_schema(raw, where)
     try:
-        if (raw["family"], tuple(raw["levels"])) != (_FAMILY, LEVELS):
-            raise ValueError(f"family {raw['family']!r} or levels {list(raw['levels'])} are not this version's")
+        family = _find_family(raw["family"])
+        if tuple(raw["levels"]) != family.scale.words:
+            raise ValueError(f"levels {list(raw['levels'])}, expected {list(family.scale.words)}")
         if not raw["tasks"] or not all(raw["tasks"].values()):
             raise ValueError("it has no task, or one without a prompt")
-        sizes, pixels = raw["sizes"], raw["pixels"]
         return Manifest(
             name=text(raw["name"]),
             source=object_of(raw["source"]),
             license=text(raw["license"]),
-            config=ModelConfig(
-                VisionConfig(**sizes_of(sizes["vision"])),
-                AbstractorConfig(**sizes_of(sizes["abstractor"])),
-                DecoderConfig(**sizes_of(sizes["decoder"])),
-                _pixel_rule(pixels, sizes["vision"]["side"]),
-            ),
+            family=family,
+            config=family.sizes_from_json(raw),
             levels=tuple((word, count(token)) for word, token in raw["levels"].items()),
             prompts=tuple(
                 PromptEntry(
@@ -213,8 +210,6 @@ def _check_schema(raw: Any, where: str) -> None:
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if type(schema) is int and schema == SCHEMA:
         return
-    from qalign_fast.version import __version__
-
     hint = ""
     if type(schema) is int and schema > SCHEMA:
         hint = f"; {_newer(raw.get('made_with'), __version__)} reads it"
@@ -258,8 +253,7 @@ def _check_file(directory: Path, name: str, entry: FileEntry, *, verify: bool, r
         raise ArtifactError(f"{path}: {error.strerror}; the manifest lists it") from error
 
 
-def _pixel_rule(raw: Mapping[str, Any], side: int) -> PixelRule:
-    rule = PixelRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
-    if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
-        raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
-    return rule
+def _find_family(name: Any) -> Family:
+    if name not in FAMILIES:
+        raise ValueError(f"family {name!r}, expected one of: {', '.join(FAMILIES)}")
+    return find_family(name)

@@ -18,20 +18,20 @@ Tensor: TypeAlias = npt.NDArray[np.float32]
 
 
 def load_constants(artifact: Artifact) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D], by the prompt's name.
+    """Each prompt's prefix and suffix, float32, by the prompt's name; mPLUG-Owl2's are keys and values [L, 2, P, H, Dh]
+    and embeddings [S, D].
 
     Raises ArtifactError for a file that cannot be read, a tensor that is missing, of another shape or not finite.
     """
-    path, config = artifact.path(PROMPTS), artifact.manifest.config.decoder
+    path, manifest = artifact.path(PROMPTS), artifact.manifest
     try:
         tensors = load_file(path)
     # the last four: a dtype that numpy does not have
     except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable as safetensors ({one_line(error)})") from error
     found = {}
-    for entry in artifact.manifest.prompts:
-        prefix = (config.layers, 2, len(entry.prompt.prefix), config.heads, config.width // config.heads)
-        suffix = (len(entry.prompt.suffix), config.width)
+    for entry in manifest.prompts:
+        prefix, suffix = manifest.family.constants(manifest.config, entry.prompt)
         found[entry.prompt.name] = (
             _tensor(tensors, entry.prefix, prefix, path),
             _tensor(tensors, entry.suffix, suffix, path),

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
-from qalign_fast.engines.choose import check_device, choose
-from qalign_fast.engines.load import CHECKPOINT_PRECISIONS, find_model
+from qalign_fast.engines.candidates import choose
+from qalign_fast.engines.load import CHECKPOINT_PRECISIONS
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import QAlignError
-from qalign_fast.families.mplug_owl2.config_json import read_config
-from qalign_fast.families.mplug_owl2.prompts import TASKS
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.registry import family_of_checkpoint
+from qalign_fast.references import find_model
 from qalign_kernels.cpu import native
 
 
@@ -21,19 +21,19 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
 
     Raises ArtifactError or CheckpointError, DeviceError for what is no device's name. No weights are read.
     """
-    check_device(device)
-    directory = find_model(model)
+    options, directory = LoadOptions(device, verify=verify), find_model(model)
     if is_artifact(directory):
-        artifact = open_artifact(directory, verify=verify, remembered=True)
+        artifact = open_artifact(directory, verify=options.verify, remembered=True)
         manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
         if manifest.engines:
             facts |= _engine(artifact, device)
-        facts |= _manifest(manifest, verify=verify) | _sizes(manifest.config)
+        facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
-    config = read_config(directory)
+    family = family_of_checkpoint(directory)
+    config = family.read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
-    facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(TASKS)}
-    return facts | _sizes(config)
+    facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(family.tasks)}
+    return facts | family.describe(config)
 
 
 def _engine(artifact: Artifact, device: str) -> dict[str, str]:
@@ -82,13 +82,3 @@ def _summary(report: Mapping[str, Any]) -> str:
         f"score {report.get('mean_delta'):.2g} off in the mean, {report.get('max_delta'):.2g} at most, "
         f"SRCC {report.get('srcc'):.5f}"
     )
-
-
-def _sizes(config: ModelConfig) -> dict[str, Any]:
-    vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
-    return {
-        "pixels": f"{vision.side}x{vision.side}, patches of {vision.patch}",
-        "vision": f"{vision.layers} layers, {vision.width} wide, {vision.tokens} tokens",
-        "abstractor": f"{abstractor.layers} layers, {abstractor.width} wide, {abstractor.queries} queries",
-        "decoder": f"{decoder.layers} layers, {decoder.width} wide, {decoder.positions} positions",
-    }

@@ -15,31 +15,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qalign_fast.engines.devices import Needs
 from qalign_fast.errors import DeviceError, MissingExtraError, one_line
-from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint
-from qalign_fast.families.mplug_owl2.model.reference import Model
+from qalign_fast.families.family import Checkpoint, Family, Reference
 
-KERNELS = "bitsandbytes"
 _OUTLIERS = 6.0  # LLM.int8()'s threshold: columns of inputs that are larger anywhere in a batch stay in 16 bits
 _BLOCK = 64  # weights that share a scale in NF4
 _EMBED = "decoder.embed"
 
 
-def load_model(directory: str | Path, precision: str, device: str) -> Model:
+def load_model(family: Family, directory: Path, precision: str, device: str) -> Reference:
     """The model of an upstream checkpoint directory on a device, in eval mode; `precision` is one of PRECISIONS.
 
     The host holds the largest tensor a few times over beside what stays there. Raises CheckpointError as
-    `weights.load_model` does, MissingExtraError, DeviceError for what bitsandbytes or the device cannot do.
+    the family's checkpoint reader does, MissingExtraError, DeviceError for what bitsandbytes or the device cannot do.
     """
     kind, bnb = PRECISIONS[precision], import_bitsandbytes()
-    checkpoint = Checkpoint(Path(directory))
+    models = family.models()
+    checkpoint = models.Checkpoint(directory)
     with torch.device("meta"):
-        model = Model(checkpoint.config).requires_grad_(False).eval()
+        model = models.Model(checkpoint.config).requires_grad_(False).eval()
     if kind.make is nf4_linear and device == "cpu":
         check_widths(find_linears(model).values())
     try:
@@ -50,10 +50,10 @@ def load_model(directory: str | Path, precision: str, device: str) -> Model:
             f"device {device!r}: {kind.needs.who} failed there ({one_line(error)}); `qalign-fast export` makes "
             "artifacts in int8 and int4, which need no bitsandbytes"
         ) from error
-    return model
+    return cast(Reference, model)
 
 
-def _fill(model: Model, checkpoint: Checkpoint, device: str) -> None:
+def _fill(model: nn.Module, checkpoint: Checkpoint, device: str) -> None:
     """All but the linears' weights."""
     weights = {f"{name}.weight" for name in find_linears(model)}
     tensors = checkpoint.stream(name for name in checkpoint.origins if name not in weights)
@@ -63,7 +63,7 @@ def _fill(model: Model, checkpoint: Checkpoint, device: str) -> None:
 
 
 def _fill_linears(
-    model: Model, checkpoint: Checkpoint, device: str, dtype: torch.dtype, make: Callable[[nn.Linear], nn.Module]
+    model: nn.Module, checkpoint: Checkpoint, device: str, dtype: torch.dtype, make: Callable[[nn.Linear], nn.Module]
 ) -> None:
     for key, weight in checkpoint.stream([f"{name}.weight" for name in find_linears(model)]):
         name = key.removesuffix(".weight")

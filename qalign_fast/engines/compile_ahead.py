@@ -12,35 +12,36 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import qalign_kernels
-from qalign_fast.engines.buckets import BUCKETS
-from qalign_fast.families.mplug_owl2 import model as stations
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast import families
+from qalign_fast.engines.common import BUCKETS
+from qalign_fast.families.family import Constants
+from qalign_fast.families.registry import find_family
 
 if TYPE_CHECKING:
     from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
 
-Constants: TypeAlias = tuple[Tensor, Tensor]  # a prompt's prefix [L, 2, P, H, Dh] and suffix [S, D]
 _FEWEST = 4  # cores with which a pool takes less time than it costs to start
 
 
 class Launches(NamedTuple):
     """What says which kernels a model launches: folded tensors as `build_engine` takes them, of which shapes count."""
 
-    config: ModelConfig
+    family: str
+    config: Any
     precision: str
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Constants]  # by prompt
 
     def on_meta(self) -> Launches:
         tensors = {name: _on_meta(x) for name, x in self.tensors.items()}
-        constants = {name: (_on_meta(prefix), _on_meta(suffix)) for name, (prefix, suffix) in self.constants.items()}
-        return Launches(self.config, self.precision, tensors, constants)
+        constants = {name: tuple(map(_on_meta, found)) for name, found in self.constants.items()}
+        return self._replace(tensors=tensors, constants=constants)
 
 
 def compile_ahead(models: Sequence[Launches], device: torch.device, processes: int | None = None) -> bool:
@@ -84,10 +85,10 @@ def walk(device: Device, *models: Launches, batches: Sequence[int] = BUCKETS) ->
 def _launch(device: Device, launches: Launches, batch: int) -> None:
     from qalign_fast.engines.torch_cuda import between_of, build_model
 
-    config, precision, tensors, constants = launches
+    family, config, precision, tensors, constants = launches
     meta, between, side = torch.device("meta"), between_of(precision), config.pixels.side
-    model, there = build_model(config, precision, dict(tensors), constants, meta, device)
-    tokens = torch.empty(batch, config.abstractor.tokens, config.decoder.width, dtype=between, device=meta)
+    model, there = build_model(find_family(family), config, precision, dict(tensors), constants, meta, device)
+    tokens = torch.empty(batch, config.picture_tokens, config.decoder.width, dtype=between, device=meta)
     # prompts of the same lengths launch the same kernels
     for prefix, suffix in {tuple(x.shape for x in pair): pair for pair in there.values()}.values():
         model.decode(tokens, prefix, suffix)  # first what takes the compiler longest
@@ -101,9 +102,9 @@ def _on_meta(x: Tensor) -> Tensor:
 def _identity(*facts: object) -> str:
     """A hash of what compiled kernels depend on, as far as Triton's own does not say."""
     found = hashlib.sha256(repr((torch.__version__, facts)).encode())
-    for package in (qalign_kernels, stations):
+    for package in (qalign_kernels, families):
         folder = Path(str(package.__file__)).parent
-        for path in sorted([*folder.glob("*.py"), *folder.glob("*.json")]):
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
             found.update(path.read_bytes())
     for name in sorted(name for name in os.environ if name.startswith("TRITON_")):
         found.update(f"{name}={os.environ[name]}".encode())

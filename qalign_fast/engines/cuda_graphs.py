@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qalign_fast.engines.buckets import BUCKETS
+from qalign_fast.engines.common import BUCKETS
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # [B, S, S, 3]
 Step: TypeAlias = Callable[[Tensor], Tensor]

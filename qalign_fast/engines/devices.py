@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from qalign_fast.errors import DeviceError, one_line
+from qalign_kernels.contract.precisions import PRECISIONS
 
 
 class Needs(NamedTuple):
@@ -17,12 +18,11 @@ class Needs(NamedTuple):
     capability: tuple[int, int]
     triton: bool = False
     mps: bool = False
-    instead: str = ""  # what does on a device that has it not
+    instead: str = ""  # what to use instead on an older device
 
 
 # 8-bit tensor cores and copies to shared memory as the kernels use them
 KERNELS = Needs("the kernels", (8, 0), triton=True, mps=True)
-FP8_KERNELS = Needs("the fp8 kernels", (8, 9), triton=True, instead="; int8 and fp16 artifacts run there")
 
 
 def choose_device(asked: str, needs: Needs = KERNELS) -> str:
@@ -40,7 +40,11 @@ def choose_device(asked: str, needs: Needs = KERNELS) -> str:
 
 def needs_of(precision: str) -> Needs:
     """What an artifact's torch weights ask."""
-    return FP8_KERNELS if precision == "fp8" else KERNELS
+    wanted = PRECISIONS[precision]
+    if wanted.capability == KERNELS.capability:
+        return KERNELS
+    instead = f"; {wanted.nearest} and fp16 artifacts run there"
+    return Needs(f"the {precision} kernels", wanted.capability, triton=True, instead=instead)
 
 
 def available(needs: Needs = KERNELS) -> list[str]:

@@ -1,28 +1,21 @@
-"""A model reference in, an engine out: finds or fetches the directory and picks the engine that can run it."""
+"""A model reference in, an engine out: finds or fetches the directory and loads the engine that is to run it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from qalign_fast.artifact.manifest import EMBEDDED, MANIFEST, Artifact, is_artifact, open_artifact
-from qalign_fast.engines.choose import check_device, choose, import_torch_engine
+from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_artifact
+from qalign_fast.engines.candidates import choose, require_torch
 from qalign_fast.engines.contract import Engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError
+from qalign_fast.families.registry import family_of_checkpoint
+from qalign_fast.references import find_model
 
 CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # what a checkpoint is loaded in; artifacts have their own
-_HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
-def load_engine(
-    model: str | Path | None = None,
-    *,
-    device: str = "auto",
-    precision: str | None = None,
-    engine: str = "auto",
-    threads: int | None = None,
-    verify: bool = True,
-) -> Engine:
+def load_engine(model: str | Path | None = None, options: LoadOptions | None = None) -> Engine:
     """The engine for a model: None (the embedded one), an artifact or checkpoint directory, or a Hub id.
 
     `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto": the first CUDA device for an artifact with torch
@@ -38,22 +31,45 @@ def load_engine(
     Raises ArtifactError or CheckpointError for a model that cannot be read, DeviceError for an engine, device or
     precision that the model or the machine does not have, MissingExtraError for one not installed.
     """
+    options = options or LoadOptions()
     directory = find_model(model)
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads is {threads}; expected 1 or more")
-    check_device(device)
     if is_artifact(directory):
-        artifact = open_artifact(directory, verify=verify, remembered=True)
-        return _load_artifact(artifact, device, precision, engine, threads)
+        return _load_artifact(open_artifact(directory, verify=options.verify, remembered=True), options)
     if not (directory / "config.json").is_file():
         raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
-    hint = "; `qalign-fast export` makes an artifact for onnx"
-    _check_choice("weights for engine", engine, ("torch",), directory, hint)
-    _check_choice("precision", precision, CHECKPOINT_PRECISIONS, directory, "; `qalign-fast export` makes others")
-    torch_engine = import_torch_engine("a checkpoint")
-    chosen = "fp32" if precision in (None, "auto") else precision
-    loaded: Engine = torch_engine.load_checkpoint(directory, threads, _place_checkpoint(device, chosen), chosen)
-    return loaded
+    return _load_checkpoint(directory, options)
+
+
+def _load_artifact(artifact: Artifact, options: LoadOptions) -> Engine:
+    manifest, directory = artifact.manifest, artifact.directory
+    if not manifest.engines:
+        raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
+    if options.precision not in (None, "auto", manifest.precision):
+        raise DeviceError(f"{directory}: has no precision {options.precision!r}; available: {manifest.precision}")
+    runnable = (*manifest.engines, *(["tensorrt"] if "onnx" in manifest.engines else []))
+    if options.engine not in ("auto", *runnable):
+        available = ", ".join(runnable)
+        raise DeviceError(f"{directory}: has no weights for engine {options.engine!r}; available: {available}")
+    return choose(artifact, options.device, options.engine).load(artifact, options.threads)
+
+
+def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
+    if options.engine not in ("auto", "torch"):
+        raise DeviceError(
+            f"{directory}: has no weights for engine {options.engine!r}; available: torch; "
+            "`qalign-fast export` makes an artifact for onnx"
+        )
+    if options.precision not in (None, "auto", *CHECKPOINT_PRECISIONS):
+        raise DeviceError(
+            f"{directory}: has no precision {options.precision!r}; available: {', '.join(CHECKPOINT_PRECISIONS)}; "
+            "`qalign-fast export` makes others"
+        )
+    require_torch("a checkpoint")
+    from qalign_fast.engines.torch_cpu import load_checkpoint
+
+    precision = "fp32" if options.precision in (None, "auto") else str(options.precision)
+    place = _place_checkpoint(options.device, precision)
+    return load_checkpoint(family_of_checkpoint(directory), directory, options.threads, place, precision)
 
 
 def _place_checkpoint(device: str, precision: str) -> str:
@@ -65,57 +81,3 @@ def _place_checkpoint(device: str, precision: str) -> str:
         return choose_device(device, PRECISIONS[precision].needs)
     # float32 at full size is 33 GB: more than most GPUs have, so that one is taken only where it is named
     return "cpu" if device == "auto" else choose_device(device)
-
-
-def _load_artifact(artifact: Artifact, device: str, precision: str | None, engine: str, threads: int | None) -> Engine:
-    manifest, directory = artifact.manifest, artifact.directory
-    if not manifest.engines:
-        raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
-    _check_choice("precision", precision, (manifest.precision,), directory)
-    runnable = (*manifest.engines, *(["tensorrt"] if "onnx" in manifest.engines else []))
-    _check_choice("weights for engine", engine, runnable, directory)
-    chosen = choose(artifact, device, engine)
-    if chosen.engine != "torch":
-        return _load_onnx(artifact, chosen.engine, chosen.place, threads)
-    if chosen.place.startswith("cuda"):
-        from qalign_fast.engines.torch_cuda import load_cuda
-
-        return load_cuda(artifact, chosen.place, threads)
-    loaded: Engine = import_torch_engine("this artifact").load_folded(artifact, threads, device=chosen.place)
-    return loaded
-
-
-def _load_onnx(artifact: Artifact, engine: str, place: str, threads: int | None) -> Engine:
-    if place == "cpu":
-        from qalign_fast.engines.onnx_cpu import OnnxEngine
-
-        return OnnxEngine(artifact, engine, threads)
-    from qalign_fast.engines.onnx_cuda import OnnxGpuEngine
-    from qalign_fast.engines.onnx_session import cuda, tensorrt
-
-    if engine != "tensorrt":
-        return OnnxGpuEngine(artifact, engine, cuda(place))
-    return OnnxGpuEngine(artifact, "onnx", tensorrt(place, artifact.manifest.precision))
-
-
-def find_model(model: str | Path | None) -> Path:
-    """The directory of a model, fetched from the Hub if it is an id. Raises ArtifactError, MissingExtraError."""
-    if model is None:
-        return EMBEDDED
-    try:
-        if Path(model).is_dir():
-            return Path(model)
-        if Path(model).exists():
-            raise ArtifactError(f"{model}: a file; expected an artifact or checkpoint directory, or a Hub id")
-    except OSError as error:
-        raise ArtifactError(f"{str(model)[:256]}: {error.strerror}") from error
-    if isinstance(model, str) and re.fullmatch(_HUB_ID, model):
-        from qalign_fast.hub import fetch
-
-        return fetch(model)
-    raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
-
-
-def _check_choice(what: str, asked: str | None, has: tuple[str, ...], directory: Path, hint: str = "") -> None:
-    if asked not in (None, "auto", *has):
-        raise DeviceError(f"{directory}: has no {what} {asked!r}; available: {', '.join(has)}{hint}")

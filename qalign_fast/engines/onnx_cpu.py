@@ -15,6 +15,8 @@ _CHUNK = 16  # pictures a run of the vision graph; attention's scores are what g
 
 
 class OnnxEngine:
+    """An artifact's graphs on onnxruntime's CPU provider."""
+
     device = "cpu"
     kernels = "onnxruntime"
     in_flight = 1
@@ -25,10 +27,11 @@ class OnnxEngine:
         """
         manifest = artifact.manifest
         self.name = graphs
-        self.precision, self.config = manifest.precision, manifest.config
-        self.prompts = tuple(entry.prompt for entry in manifest.prompts)
+        self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
+        self.prompts = manifest.task_prompts
         self._constants = load_constants(artifact)
         self._encoder, self._decoder = open_sessions(artifact, graphs, CPU, threads)
+        self._inputs = [value.name for value in self._decoder.get_inputs()]  # tokens, then a prompt's constants
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         runs = [
@@ -38,7 +41,6 @@ class OnnxEngine:
         return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
-        prefix, suffix = self._constants[prompt.name]
-        feed = {"visual_tokens": tokens, "prefix_key_values": prefix, "suffix_embeds": suffix}
+        feed = dict(zip(self._inputs, (tokens, *self._constants[prompt.name]), strict=True))
         logits: npt.NDArray[np.float32] = self._decoder.run(None, feed)[0]
         return logits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qalign_fast.artifact.manifest import Artifact
 from qalign_fast.artifact.prompt_tensors import load_constants
-from qalign_fast.engines.buckets import BUCKETS, bucket_of
+from qalign_fast.engines.common import BUCKETS, bucket_of, fill_up, score_grey_picture, split_batch
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.onnx_session import (
     Provider,
@@ -28,7 +28,7 @@ from qalign_fast.engines.onnx_session import (
 )
 from qalign_fast.errors import DeviceError
 from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import LEVELS
+from qalign_fast.families.schema import Values
 
 Array = npt.NDArray[Any]
 _NO_GRAPH = -1  # of kernels: a clip's length is seldom met again
@@ -73,6 +73,8 @@ class DeviceTokens:
 
 
 class OnnxGpuEngine:
+    """An artifact's graphs on onnxruntime's CUDA or TensorRT provider."""
+
     in_flight = 1  # a second batch would turn the first one's tokens out of their buffer
 
     def __init__(self, artifact: Artifact, graphs: str, provider: Provider) -> None:
@@ -84,10 +86,10 @@ class OnnxGpuEngine:
         require_provider(provider)
         manifest = artifact.manifest
         self.name = graphs
-        self.precision, self.config = manifest.precision, manifest.config
+        self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
         self.device = provider.device
         self.kernels = f"onnxruntime {provider.name.removesuffix('ExecutionProvider')}"
-        self.prompts = tuple(entry.prompt for entry in manifest.prompts)
+        self.prompts = manifest.task_prompts
         self._place = provider.place
         self._constants = {
             name: [self._upload(x) for x in constants] for name, constants in load_constants(artifact).items()
@@ -97,16 +99,13 @@ class OnnxGpuEngine:
         self._graphs: dict[tuple[str, int], int] = {}  # what was launched, numbered
         self._held: WeakValueDictionary[int, DeviceTokens] = WeakValueDictionary()  # by bucket
         self._lock = Lock()  # buffers are one call's at a time
-        side = self.config.pixels.side
-        self.decode(self.encode(np.full((1, side, side, 3), 127, np.uint8)), self.prompts[0])
+        score_grey_picture(self)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        most = BUCKETS[-1]
         with self._lock:
-            if len(pixels) <= most:
+            if len(pixels) <= BUCKETS[-1]:
                 return self._encode(pixels)
-            parts = [self._encode(pixels[start : start + most]).numpy() for start in range(0, len(pixels), most)]
-            return np.concatenate(parts)
+            return np.concatenate([self._encode(part).numpy() for part in split_batch(pixels)])
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
         with self._lock:
@@ -114,15 +113,14 @@ class OnnxGpuEngine:
                 if tokens.on_device:
                     return self._decode(self._buffers_of(len(tokens)), len(tokens), prompt)
                 tokens = tokens.numpy()
-            if tokens.shape[1] != self.config.abstractor.tokens:
-                return self._decode_clips(tokens, prompt)
-            most = BUCKETS[-1]
-            parts = [tokens[start : start + most] for start in range(0, len(tokens), most)]
-            return np.concatenate([self._decode_uploaded(part, prompt) for part in parts])
+            given = cast(Array, tokens)
+            if given.shape[1] != self.config.picture_tokens:
+                return self._decode_clips(given, prompt)
+            return np.concatenate([self._decode_uploaded(part, prompt) for part in split_batch(given)])
 
     def _encode(self, pixels: Array) -> DeviceTokens:
         buffers = self._take(len(pixels))
-        buffers.pixels.update_inplace(fill_up(pixels, bucket_of(len(pixels))))
+        buffers.pixels.update_inplace(_filled(pixels))
         self._run(self._encoder, "encode", [buffers.pixels], buffers.tokens)
         tokens = self._held[bucket_of(len(pixels))] = DeviceTokens(buffers.tokens, len(pixels))
         return tokens
@@ -133,11 +131,11 @@ class OnnxGpuEngine:
 
     def _decode_uploaded(self, tokens: Array, prompt: Prompt) -> npt.NDArray[np.float32]:
         buffers = self._take(len(tokens))
-        buffers.tokens.update_inplace(fill_up(tokens, bucket_of(len(tokens))))
+        buffers.tokens.update_inplace(_filled(tokens))
         return self._decode(buffers, len(tokens), prompt)
 
     def _decode_clips(self, tokens: Array, prompt: Prompt) -> npt.NDArray[np.float32]:
-        logits = self._room((len(tokens), len(LEVELS)), np.float32)
+        logits = self._room((len(tokens), len(self.family.scale.words)), np.float32)
         inputs = [self._upload(tokens), *self._constants[prompt.name]]
         self._run(self._decoder, prompt.name, inputs, logits, number=_NO_GRAPH)
         return fetch(logits, len(tokens))
@@ -173,11 +171,11 @@ class OnnxGpuEngine:
     def _buffers_of(self, count: int) -> _Buffers:
         size = bucket_of(count)
         if size not in self._buffers:
-            side, tokens, width = self.config.pixels.side, self.config.abstractor.tokens, self.config.decoder.width
+            (pixels, tokens), (_, logits) = self.family.interface(self.config)
             self._buffers[size] = _Buffers(
-                self._room((size, side, side, 3), np.uint8),
-                self._room((size, tokens, width), np.float32),
-                self._room((size, len(LEVELS)), np.float32),
+                self._room((size, *_shape_of(pixels)), np.uint8),
+                self._room((size, *_shape_of(tokens)), np.float32),
+                self._room((size, *_shape_of(logits)), np.float32),
             )
         return self._buffers[size]
 
@@ -193,6 +191,11 @@ def fetch(buffer: Any, count: int) -> Array:
     return np.array(buffer.numpy()[:count])
 
 
-def fill_up(x: Array, size: int) -> Array:
-    """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
-    return np.ascontiguousarray(np.concatenate((x, np.repeat(x[-1:], size - len(x), axis=0))))
+def _filled(x: Array) -> Array:
+    return np.ascontiguousarray(fill_up(x, bucket_of(len(x)), np.concatenate))
+
+
+def _shape_of(values: Values) -> tuple[int, ...]:
+    """Of the first of a graph's inputs or outputs, without the batch."""
+    _, (_, *shape) = next(iter(values.values()))
+    return tuple(cast("list[int]", shape))

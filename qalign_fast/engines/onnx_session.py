@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from qalign_fast.artifact.manifest import MANIFEST, Artifact
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.levels import LEVELS
+from qalign_fast.families.schema import Values
 from qalign_kernels.cache_folder import cache_folder
 
 PARTS = ("encode", "decode")
@@ -145,31 +144,13 @@ def _open(artifact: Artifact, name: str, part: str, provider: Provider, threads:
             raise ArtifactError(f"{path}: reads {data!r}, which is not among the manifest's files")
     session = _session(path, provider, threads)
     found = _interface(session.get_inputs()), _interface(session.get_outputs())
-    expected = _expected(artifact.manifest.config)[part]
+    expected = getattr(artifact.manifest.family.interface(artifact.manifest.config), part)
     if found != expected:
         raise ArtifactError(f"{path}: has the inputs and outputs {found}; the manifest's sizes ask {expected}")
     return session
 
 
-_Values: TypeAlias = Mapping[str, tuple[str, tuple[int | None, ...]]]  # name -> (type, shape, None where it may vary)
-
-
-def _expected(config: ModelConfig) -> dict[str, tuple[_Values, _Values]]:
-    side, width, heads = config.pixels.side, config.decoder.width, config.decoder.heads
-    real = "tensor(float)"
-    pixels: _Values = {"pixels": ("tensor(uint8)", (None, side, side, 3))}
-    prompt: _Values = {
-        "visual_tokens": (real, (None, None, width)),
-        "prefix_key_values": (real, (config.decoder.layers, 2, None, heads, width // heads)),
-        "suffix_embeds": (real, (None, width)),
-    }
-    return {
-        "encode": (pixels, {"visual_tokens": (real, (None, config.abstractor.tokens, width))}),
-        "decode": (prompt, {"logits": (real, (None, len(LEVELS)))}),
-    }
-
-
-def _interface(values: Sequence[Any]) -> _Values:
+def _interface(values: Sequence[Any]) -> Values:
     return {v.name: (v.type, tuple(size if isinstance(size, int) else None for size in v.shape)) for v in values}
 
 

@@ -6,14 +6,12 @@ copies of a real picture, cut off the result. Tokens stay on the device, where e
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import accumulate
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,29 +19,26 @@ import torch
 from torch import Tensor
 
 from qalign_fast.artifact.manifest import Artifact, Manifest
-from qalign_fast.engines.buckets import BUCKETS, bucket_of
+from qalign_fast.engines.common import bucket_of, fill_up, score_grey_picture, split_batch
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.cuda_graphs import Graphs, Runner, Step
-from qalign_fast.engines.torch_cpu import Constants, read_folded, set_threads
+from qalign_fast.engines.torch_weights import read_folded, set_threads, to_device
 from qalign_fast.errors import DeviceError, one_line
-from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.family import Constants, Family
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.attention import BACKENDS, attention_backends
-from qalign_kernels.contract.linear import FP8, Modal
 from qalign_kernels.contract.ops import Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products
-
 
 def between_of(precision: str) -> torch.dtype:
     """The type of what lies between products."""
-    return _DTYPES.get(precision, torch.float16)
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].between)
+    return dtype
 
 
 def attention_of(precision: str, device: str) -> str:
@@ -52,40 +47,16 @@ def attention_of(precision: str, device: str) -> str:
     return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
 
 
-class CudaModel(FoldedModel):
-    """The folded model with its logits in float32: of 16 bits a score would show the steps."""
-
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> None:
-        """`exact`: operations whose results are float32."""
-        super().__init__(config, tensors, ops)
-        self._exact = exact
-
-    def queries_keys_values(
-        self, name: str, normed: Tensor | Rows, split: int, asking: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """In one product where the three weights lie in one."""
-        if f"{name}qkv.weight" not in self.tensors:
-            return super().queries_keys_values(name, normed, split, asking)
-        stacked, width = self.weight(f"{name}qkv"), self.config.decoder.width
-        if asking == slice(None):
-            y = self.ops.modal_linear(normed, stacked, Modal(split, width))
-            return y[:, :width], y[:split, width:], y[split:, width:]
-        y = self.ops.modal_linear(normed, stacked.part(width, len(stacked.weight)), Modal(split, 0))
-        return self.linear(f"{name}q", normed[asking]), y[:split], y[split:]
-
-    def logits(self, rows: Tensor) -> Tensor:
-        gain = self.tensors["decoder.norm"]
-        n = self._exact.rms_norm(rows, gain, gain, 0, self.config.decoder.eps)
-        return self._exact.linear(n, self.weight("decoder.head"))
-
-
 class CudaEngine:
+    """A folded model on our Triton kernels and one NVIDIA GPU."""
+
     name = "torch"
     in_flight = 2  # while one is awaited, the next one's pixels go up and its kernels are queued
 
     def __init__(
         self,
-        model: FoldedModel,
+        family: Family,
+        model: Any,
         precision: str,
         constants: Mapping[str, Constants],
         prompts: tuple[Prompt, ...],
@@ -93,42 +64,43 @@ class CudaEngine:
         runner: Runner,
     ) -> None:
         """The model's tensors and the constants are on the device."""
-        self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
+        self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
+        self.device = device
         self.kernels = model.ops.name
         self._model, self._constants, self._runner = model, constants, runner
-        visual = self.config.abstractor.tokens
+        visual = self.config.picture_tokens
         self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # of pictures
         self._lock = Lock()  # buffers and graphs are one call's at a time
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         """Returns before the GPU is done, as tokens are read there. Raises DeviceError for what it does not do."""
-        most = BUCKETS[-1]
-        batches = [pixels[start : start + most] for start in range(0, len(pixels), most)]
+        batches = list(split_batch(pixels))
         with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
             return torch.cat([self._run("encode", self._model.encode, x) for x in self._runner.upload(batches)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
         """Raises as `encode` does."""
-        prefix, suffix = self._constants[prompt.name]
+        given, (prefix, suffix) = cast(Tensor, tokens), self._constants[prompt.name]
 
         def step(tokens: Tensor) -> Tensor:
-            return self._model.decode(tokens, prefix, suffix, self._turns[prompt.name])
+            logits: Tensor = self._model.decode(tokens, prefix, suffix, self._turns[prompt.name])
+            return logits
 
         with self._refusals(f"{len(tokens)} times {tokens.shape[1]} visual tokens"):
             with self._lock, self._runner.scope():
-                if tokens.shape[1] == self.config.abstractor.tokens:
-                    parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
+                if tokens.shape[1] == self.config.picture_tokens:
+                    parts = [self._run(prompt.name, step, part) for part in split_batch(given)]
                 else:  # clips are of many lengths, and their kernels are large
-                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), tokens)]
+                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), given)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
 
     def _run(self, name: str, step: Step, x: Tensor) -> Tensor:
         size = bucket_of(len(x))
-        return self._runner.run((name, size), step, fill_up(x, size))[: len(x)]
+        return self._runner.run((name, size), step, fill_up(x, size, torch.cat))[: len(x)]
 
     @contextmanager
     def _refusals(self, what: str) -> Iterator[None]:
@@ -145,11 +117,6 @@ class CudaEngine:
                 f"device {self.device!r}: {what} failed ({type(error).__name__}: {one_line(error)}); "
                 "a smaller batch may do, device='cpu' works without CUDA and Triton"
             ) from error
-
-
-def fill_up(x: Tensor, size: int) -> Tensor:
-    """[B, ...] -> [size, ...]: the last one again and again. What is computed of it is as finite as a picture's is."""
-    return x if len(x) == size else torch.cat((x, x[-1:].expand(size - len(x), *x.shape[1:])))
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -172,10 +139,10 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
     mapped, constants = read_folded(artifact)
     try:
         manifest = artifact.manifest
-        compile_ahead([Launches(manifest.config, manifest.precision, mapped, constants)], torch.device(device))
+        launches = Launches(manifest.family.name, manifest.config, manifest.precision, mapped, constants)
+        compile_ahead([launches], torch.device(device))
         engine = build_engine(manifest, device, mapped, constants)
-        side = engine.config.pixels.side
-        engine.decode(engine.encode(np.full((1, side, side, 3), 127, np.uint8)), engine.prompts[0])
+        score_grey_picture(engine)
         return engine
     except torch.OutOfMemoryError as error:
         what = f"the {artifact.manifest.precision} weights and a picture do not fit ({one_line(error)})"
@@ -202,79 +169,26 @@ def build_engine(
 
     place = torch.device(device)
     facts, precision = Device.of(place), manifest.precision
-    model, there = build_model(manifest.config, precision, mapped, constants, place, facts, watch)
-    prompts = tuple(entry.prompt for entry in manifest.prompts)
-    return CudaEngine(model, precision, there, prompts, device, runner or Graphs(place))
+    model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts, watch)
+    return CudaEngine(manifest.family, model, precision, there, manifest.task_prompts, device, runner or Graphs(place))
 
 
 def build_model(
-    config: ModelConfig,
+    family: Family,
+    config: Any,
     precision: str,
     mapped: dict[str, Tensor],
     constants: Mapping[str, Constants],
     place: torch.device,
     facts: Device,
     watch: Callable[[Ops], Ops] = lambda ops: ops,
-) -> tuple[CudaModel, dict[str, Constants]]:
+) -> tuple[Any, dict[str, Constants]]:
     """The model, and the constants where it is."""
     from qalign_kernels.cuda.ops import TritonOps
 
     between = between_of(precision)
     ops = watch(TritonOps(facts, between))
-    model = CudaModel(config, to_device(mapped, place, between), ops, TritonOps(facts, torch.float32))
-    there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
+    tensors = to_device(family.schema(config), mapped, place, between)
+    model = family.models().CudaModel(config, tensors, ops, TritonOps(facts, torch.float32))
+    there = {name: tuple(x.to(place, between) for x in found) for name, found in constants.items()}
     return model, there
-
-
-# what rows are made of or added to: a float32 there would make float32 of all that follows
-_ROWS = re.compile(r".*(_table|class_token|end_token|layers\.0\.[xqkv])")
-# linears after whose bias nothing comes, so that a product in fp8 adds it, in the type of its result
-_BIAS_LAST = re.compile(r".*\.(patch|qkv|kv|gate_up|project|q|kv_visual|kv_text)")
-
-
-def to_device(mapped: dict[str, Tensor], device: torch.device, between: torch.dtype) -> dict[str, Tensor]:
-    """Tensors of a mapped file, one at a time: the host never holds a copy of its own of more than one.
-
-    `between`: the type of what lies between products.
-    """
-    from qalign_kernels.contract.linear import Weight
-    from qalign_kernels.cuda.linear import align
-
-    weights = {name.removesuffix(".weight"): x.dtype for name, x in mapped.items() if name.endswith(".weight")}
-    biases = {f"{name}.bias": _bias_type(name, dtype, between) for name, dtype in weights.items()}
-    tensors = _stacked(mapped, device)
-    for name in list(mapped):
-        dtype = between if _ROWS.fullmatch(name) else biases.get(name)
-        tensor = mapped.pop(name).to(device, dtype)
-        # Of OneAlign's linears the only one whose inputs are no multiple of 16. A small model's others are left: rows
-        # that come to them in 8 bits already have no room to be aligned.
-        tensors[name] = align(Weight(name, tensor)).weight if name == "vision.patch.weight" else tensor
-    return tensors
-
-
-def _bias_type(name: str, weight: torch.dtype, between: torch.dtype) -> torch.dtype | None:
-    """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
-    if weight in (torch.float16, torch.bfloat16):
-        return weight
-    return between if weight == FP8 and _BIAS_LAST.fullmatch(name) else None
-
-
-def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Each decoder layer's q, kv_visual and kv_text as one weight, qkv, and as parts of it, where all are int8 or int4.
-
-    They leave `mapped`. One product reads them.
-    """
-    tensors: dict[str, Tensor] = {}
-    for layer in [name.removesuffix("q.weight") for name in mapped if re.fullmatch(r"decoder\..*\.q\.weight", name)]:
-        linears = [f"{layer}{one}" for one in ("q", "kv_visual", "kv_text")]
-        types = {mapped[f"{linear}.weight"].dtype for linear in linears}
-        biases = sum(f"{linear}.bias" in mapped for linear in linears)
-        if types not in ({torch.int8}, {torch.uint8}) or biases not in (0, len(linears)):
-            continue
-        parts = ["weight", "scale"] + ["groups"] * (torch.uint8 in types) + ["bias"] * (biases > 0)
-        for part in parts:
-            names = [f"{linear}.{part}" for linear in linears]
-            ends = list(accumulate(len(mapped[name]) for name in names))
-            stacked = tensors[f"{layer}qkv.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
-            tensors |= {name: stacked[first:end] for name, first, end in zip(names, [0, *ends], ends)}
-    return tensors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MEDIA = ("image", "video")
+
 
 @dataclass(frozen=True)
 class Prompt:

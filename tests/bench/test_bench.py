@@ -36,7 +36,7 @@ from qalign_bench.figures.record import baseline, compare_runs
 from qalign_bench.figures.spread import median, percentile, ratio, spread
 from qalign_bench.scenarios import forwards, pipeline
 from qalign_export.parameters import ONE_ALIGN
-from qalign_fast.artifact.manifest import EMBEDDED, open_artifact
+from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.errors import QAlignError
 from qalign_fast.families.mplug_owl2.config_json import read_config
@@ -44,6 +44,7 @@ from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.levels import score_of
 from qalign_fast.pixels.picture import load_pixels
+from qalign_fast.references import EMBEDDED
 from support.goldens import GOLDEN, PICTURES, ROOT
 
 CLI = [sys.executable, "-m", "qalign_fast.cli.app", "bench"]

@@ -25,9 +25,9 @@ from qalign_export.parameters import open_parameters
 from qalign_export.writer import export_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin, origins
-from qalign_fast.families.mplug_owl2.prompts import prompt
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS, prompt
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.levels import LEVEL_IDS, score_of
+from qalign_fast.levels import score_of
 from qalign_fast.pixels.picture import load_pixels
 from support.goldens import GOLDEN, PICTURES, ROOT
 

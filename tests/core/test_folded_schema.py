@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors, linears, others
 from safetensors.torch import load_file, save_file
 
 from qalign_export.parameters import ONE_ALIGN
@@ -16,9 +17,9 @@ from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import read_folded
+from qalign_fast.engines.options import LoadOptions
+from qalign_fast.engines.torch_weights import read_folded
 from qalign_fast.errors import ArtifactError
-from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors, linears, others
 from support.goldens import FOLDERS, GOLDEN
 
 Tensors = dict[str, torch.Tensor]
@@ -105,4 +106,4 @@ def test_int4_of_an_earlier_version_is_to_be_exported_again(
         changes |= {f"{name}groups": None, f"{name}zero": zero, f"{name}scale": torch.ones(outputs, blocks)}
     change_weights(copy, changes)
     with pytest.raises(ArtifactError, match=r"an earlier form of int4, .*; export the model again"):
-        load_engine(copy, engine="torch")
+        load_engine(copy, LoadOptions(engine="torch"))

@@ -21,6 +21,7 @@ from qalign_fast import CheckpointError, DeviceError, MissingExtraError, Scorer
 from qalign_fast.engines import bitsandbytes_linears
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
@@ -140,7 +141,7 @@ def test_linears_and_nothing_else_are_bitsandbytes(
 @pytest.mark.usefixtures("exact")
 def test_nothing_but_linears_adds_error(golden: Golden) -> None:
     """float16's step is left; logits are not rounded to it."""
-    engine = load_engine(golden.checkpoint, precision="bnb-int8", device="cpu")
+    engine = load_engine(golden.checkpoint, LoadOptions(precision="bnb-int8", device="cpu"))
     assert (engine.precision, engine.device, engine.kernels) == ("bnb-int8", "cpu", "bitsandbytes")
     found = logits(engine, golden.expected["resized_uint8"])
     assert found.dtype == np.float32
@@ -154,7 +155,8 @@ def test_every_form_of_checkpoint_gives_the_same(kind: str, tmp_path: Path, narr
     tensors = load_file(narrow.checkpoint / "model.safetensors")
     folder = write(tmp_path / "c", narrow, tensors, kind)
     wanted, found = (
-        logits(load_engine(f, precision="bnb-int8", device="cpu"), pixels) for f in (narrow.checkpoint, folder)
+        logits(load_engine(f, LoadOptions(precision="bnb-int8", device="cpu")), pixels)
+        for f in (narrow.checkpoint, folder)
     )
     np.testing.assert_array_equal(found, wanted)
 
@@ -166,7 +168,7 @@ def test_wrong_tensors_are_named(kind: str, tmp_path: Path, narrow: Golden) -> N
     change, message = WRONG[kind]
     tensors = change(load_file(narrow.checkpoint / "model.safetensors"))
     with pytest.raises(CheckpointError) as caught:
-        load_engine(write(tmp_path / "c", narrow, tensors), precision="bnb-int8", device="cpu")
+        load_engine(write(tmp_path / "c", narrow, tensors), LoadOptions(precision="bnb-int8", device="cpu"))
     assert message in str(caught.value)
 
 
@@ -215,11 +217,11 @@ def test_bitsandbytes_takes_gpus_that_our_kernels_do_not(wide: Path, monkeypatch
 
     monkeypatch.setattr(bitsandbytes_linears, "load_model", watch)
     for device in ("auto", "cuda"):
-        load_engine(wide, precision="bnb-nf4", device=device)
-    load_engine(wide, precision="bnb-int8")
+        load_engine(wide, LoadOptions(precision="bnb-nf4", device=device))
+    load_engine(wide, LoadOptions(precision="bnb-int8"))
     assert chosen == ["bnb-nf4 cuda:0", "bnb-nf4 cuda:0", "bnb-int8 cpu"]
     with pytest.raises(DeviceError, match=r"V100 is sm_70; bitsandbytes' kernels for LLM.int8\(\) need sm_75"):
-        load_engine(wide, precision="bnb-int8", device="cuda")
+        load_engine(wide, LoadOptions(precision="bnb-int8", device="cuda"))
 
 
 class Broken(Exact):
@@ -230,7 +232,7 @@ class Broken(Exact):
 def test_what_fails_on_the_device_is_a_device_error(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(Broken, monkeypatch)
     with pytest.raises(DeviceError, match=r"device 'cpu': .* \(no kernel image is available\); .* need no bitsa") as e:
-        load_engine(wide, precision="bnb-int8", device="cpu")
+        load_engine(wide, LoadOptions(precision="bnb-int8", device="cpu"))
     assert "\n" not in str(e.value)
 
 
@@ -238,7 +240,7 @@ def test_what_fails_on_the_device_is_a_device_error(wide: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("folder", "widths"), [("narrow-112", "32, 48, 88"), ("outlier-112", "32, 48, 176")])
 def test_nf4_on_a_cpu_is_refused_where_bitsandbytes_is_wrong(folder: str, widths: str) -> None:
     with pytest.raises(DeviceError, match=rf"linears with \[{widths}\] inputs: .* multiples of 64 only; bnb-int8"):
-        load_engine(GOLDEN / folder, precision="bnb-nf4", device="cpu")
+        load_engine(GOLDEN / folder, LoadOptions(precision="bnb-nf4", device="cpu"))
 
 
 @pytest.fixture
@@ -268,7 +270,7 @@ def as_packed(packed: bool, package: ModuleType, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("task", TASKS)
 def test_int8_scores_are_near_upstreams(folder: str, task: str, goldens: dict[str, Golden]) -> None:
     expected = goldens[folder].expected
-    engine = load_engine(GOLDEN / folder, precision="bnb-int8", device="cpu")
+    engine = load_engine(GOLDEN / folder, LoadOptions(precision="bnb-int8", device="cpu"))
     off = np.abs(scores(engine, expected["resized_uint8"], task) - expected[f"score_{task}_image"])
     assert 1e-4 < off.max() < 0.15  # .054, .042 and, where there are outliers, .080 were seen
 
@@ -279,7 +281,7 @@ def test_nf4_scores_are_near_float32s(
     packed: bool, task: str, package: ModuleType, wide: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_packed(packed, package, monkeypatch)
-    exact, engine = load_engine(wide), load_engine(wide, precision="bnb-nf4", device="cpu")
+    exact, engine = load_engine(wide), load_engine(wide, LoadOptions(precision="bnb-nf4", device="cpu"))
     off = np.abs(scores(engine, pixels, task) - scores(exact, pixels, task))
     assert 1e-3 < off.max() < 0.15  # .026 and .042 were seen
     wanted = logits(exact, pixels, task)
@@ -292,7 +294,7 @@ def test_nf4_scores_do_not_depend_on_batch_neighbours(
     packed: bool, package: ModuleType, wide: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_packed(packed, package, monkeypatch)
-    engine = load_engine(wide, precision="bnb-nf4", device="cpu")
+    engine = load_engine(wide, LoadOptions(precision="bnb-nf4", device="cpu"))
     # Without AVX512 torch rounds its products of bfloat16 otherwise for other counts of rows: .003 was seen
     limit = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-2
     np.testing.assert_allclose(scores(engine, pixels), alone(engine, pixels), rtol=0, atol=limit)
@@ -302,7 +304,7 @@ def test_nf4_scores_do_not_depend_on_batch_neighbours(
 def test_int8_scores_depend_on_batch_neighbours_by_their_outliers_alone() -> None:
     """LLM.int8() keeps a column in 16 bits for all rows that are computed together where one of them is over 6."""
     pixels = np.load(GOLDEN / "outlier-112/expected.npz")["resized_uint8"]
-    engine = load_engine(GOLDEN / "outlier-112", precision="bnb-int8", device="cpu")
+    engine = load_engine(GOLDEN / "outlier-112", LoadOptions(precision="bnb-int8", device="cpu"))
     by_itself = alone(engine, pixels)
     for one, wanted in zip(pixels, by_itself, strict=True):
         copies = scores(engine, np.repeat(one[None], 5, axis=0))
@@ -315,7 +317,7 @@ def test_int8_scores_depend_on_batch_neighbours_by_their_outliers_alone() -> Non
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize(("precision", "most"), [("bnb-int8", 0.05), ("bnb-nf4", 0.15)])
 def test_scores_on_a_gpu_are_near_float32s(precision: str, most: float, wide: Path, pixels: np.ndarray) -> None:
-    engine = load_engine(wide, precision=precision)
+    engine = load_engine(wide, LoadOptions(precision=precision))
     assert engine.device == "cuda:0"
     off = np.abs(scores(engine, pixels) - scores(load_engine(wide), pixels))
     assert 0 < off.max() < most

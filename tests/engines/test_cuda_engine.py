@@ -29,18 +29,12 @@ from qalign_fast.engines import devices
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Direct, Graphs, Runner, Step
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import FloatProducts, load_folded, read_folded
-from qalign_fast.engines.torch_cuda import (
-    BUCKETS,
-    CudaEngine,
-    CudaModel,
-    attention_of,
-    bucket_of,
-    fill_up,
-    load_cuda,
-    to_device,
-)
+from qalign_fast.engines.options import LoadOptions
+from qalign_fast.engines.torch_cpu import FloatProducts, load_folded
+from qalign_fast.engines.torch_cuda import BUCKETS, CudaEngine, attention_of, bucket_of, fill_up, load_cuda
+from qalign_fast.engines.torch_weights import read_folded, to_device
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
+from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_kernels.contract.linear import FP8, Modal, Weight
@@ -435,7 +429,7 @@ def test_no_two_pictures_queries_lie_in_one_place(packed: Path, expected: dict[s
 
 def refused(path: Path, **choice: str) -> str:
     with pytest.raises(DeviceError) as caught:
-        load_engine(path, **choice)  # type: ignore[arg-type]
+        load_engine(path, LoadOptions(**choice))  # type: ignore[arg-type]
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -487,7 +481,7 @@ def test_why_a_gpu_cannot_be_had(
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
 def test_a_named_device_is_never_replaced(packed: Path, narrow: Golden) -> None:
-    assert load_engine(packed, device="cpu").device == "cpu"
+    assert load_engine(packed, LoadOptions(device="cpu")).device == "cpu"
     for path in (packed, narrow.checkpoint):
         assert "device 'mps': torch sees no Apple GPU; available: auto, cpu" in refused(path, device="mps")
 
@@ -629,7 +623,7 @@ def scores(engine: Engine, pixels: np.ndarray) -> np.ndarray:
 def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tolerance: float, tmp_path: Path) -> None:
     path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
     golden = np.load(GOLDEN / folder / "expected.npz")
-    engine = load_engine(path, device="cuda")
+    engine = load_engine(path, LoadOptions(device="cuda"))
     attention = attention_of(precision, "cuda:0")
     assert (engine.device, engine.kernels, engine.precision) == ("cuda:0", f"Triton, {attention} attention", precision)
     found = scores(engine, golden["resized_uint8"])
@@ -641,7 +635,7 @@ def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tole
 def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
     """To rounding: float16 between the products moves values over steps of 8 bits, which are large in a small model."""
     path, pixels = rounded("narrow-112", precision), expected["resized_uint8"]
-    found = scores(load_engine(path, device="cuda", engine="torch"), pixels)
+    found = scores(load_engine(path, LoadOptions(device="cuda", engine="torch")), pixels)
     np.testing.assert_allclose(found, scores(load_folded(open_artifact(path), ops=PLAIN), pixels), rtol=0, atol=0.1)
 
 
@@ -692,7 +686,7 @@ def test_threads_on_streams_of_their_own_get_their_own_scores(
 
 @on_gpu
 def test_scores_on_a_gpu_do_not_depend_on_neighbours(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
-    engine = load_engine(rounded("narrow-112", "fp16"), device="cuda", engine="torch")
+    engine = load_engine(rounded("narrow-112", "fp16"), LoadOptions(device="cuda", engine="torch"))
     alone = np.concatenate([scores(engine, expected["resized_uint8"][i : i + 1]) for i in range(6)])
     for count in (2, 3, 5, 66):
         which = some(expected, count, first=1)
@@ -715,14 +709,14 @@ def test_uploads_arrive_in_order_and_whole() -> None:
 
 @on_gpu
 def test_clips_on_a_gpu_give_upstreams_scores(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
-    engine = load_engine(rounded("narrow-112", "fp16"), device="cuda", engine="torch")
+    engine = load_engine(rounded("narrow-112", "fp16"), LoadOptions(device="cuda", engine="torch"))
     found = Scorer(engine).score_video([PICTURES / name for name in expected["picture_names"][:3]])
     assert abs(found.value - expected["score_quality_video"][0]) < 1e-2
 
 
 @on_gpu
 def test_a_checkpoint_runs_on_a_named_gpu(narrow: Golden, expected: dict[str, np.ndarray]) -> None:
-    engine = load_engine(narrow.checkpoint, device="cuda")
+    engine = load_engine(narrow.checkpoint, LoadOptions(device="cuda"))
     assert engine.device == "cuda:0"
     np.testing.assert_allclose(
         scores(engine, expected["resized_uint8"]), expected["score_quality_image"], rtol=0, atol=1e-4

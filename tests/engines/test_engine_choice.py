@@ -18,9 +18,8 @@ from qalign_export.writer import export_artifact
 from qalign_fast import MissingExtraError
 from qalign_fast.artifact.manifest import Artifact, open_artifact
 from qalign_fast.cli.info import describe
-from qalign_fast.engines import choose as choosing
-from qalign_fast.engines import engine_times
-from qalign_fast.engines.choose import choose
+from qalign_fast.engines import candidates, engine_times
+from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.engine_times import Measured, rank, read_times
 from qalign_kernels.cpu import native
 from support.goldens import GOLDEN, ROOT
@@ -90,11 +89,11 @@ def test_an_engine_that_is_not_installed_is_passed_over(
     both: Artifact, on: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on("avx2")
-    monkeypatch.setattr(choosing, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(candidates, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert choose(both, "cpu", "auto").engine == "torch"
     with pytest.raises(MissingExtraError, match=r"onnx runs on onnxruntime.*pip install 'qalign-fast\[cpu\]'"):
         choose(both, "cpu", "onnx")
-    monkeypatch.setattr(choosing, "find_spec", lambda _: None)
+    monkeypatch.setattr(candidates, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError) as caught:
         choose(both, "cpu", "auto")
     assert "qalign-fast[cpu]" in str(caught.value)
@@ -113,7 +112,7 @@ def test_info_says_which_engine_runs_and_why(
     assert "onnx on onnxruntime (the C++ kernels are not built" in describe(both.directory, device="cpu")["engine"]
     assert describe(None)["engine"] == "onnx on onnxruntime"
     assert "none here: device 'mps'" in describe(None, device="mps")["engine"]
-    monkeypatch.setattr(choosing, "find_spec", lambda _: None)
+    monkeypatch.setattr(candidates, "find_spec", lambda _: None)
     assert "none here: an artifact's engine onnx runs on onnxruntime, which is not" in describe(None)["engine"]
 
 

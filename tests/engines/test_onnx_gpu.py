@@ -16,10 +16,11 @@ from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines import devices, onnx_session
-from qalign_fast.engines.choose import choose
+from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.onnx_cuda import DeviceTokens, OnnxGpuEngine
 from qalign_fast.engines.onnx_session import CPU, Provider, cuda, require_provider, tensorrt
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
@@ -103,7 +104,7 @@ def test_what_lies_between_is_float16(fused: dict[str, Path]) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_scores_stay_within_a_hundredth_of_upstreams(folder: str, fused: dict[str, Path]) -> None:
     golden = np.load(GOLDEN / folder / "expected.npz")
-    engine = load_engine(fused[folder], device="cpu")
+    engine = load_engine(fused[folder], LoadOptions(device="cpu"))
     assert (engine.name, engine.device, engine.precision) == ("onnx-cuda", "cpu", "fp16")
     tokens = engine.encode(golden["resized_uint8"])
     checked = 0
@@ -191,7 +192,7 @@ def test_both_kinds_of_graph_lie_in_one_artifact(tmp_path: Path) -> None:
         "onnx/vision_encoder_fp16_cuda.onnx",
     ]
     assert all(f"{name}_data" in manifest.files for name in names)
-    assert load_engine(path, engine="onnx-cuda").precision == "fp16"
+    assert load_engine(path, LoadOptions(engine="onnx-cuda")).precision == "fp16"
 
 
 # What a machine without a GPU says
@@ -199,7 +200,7 @@ def test_both_kinds_of_graph_lie_in_one_artifact(tmp_path: Path) -> None:
 
 def refused(artifact: Path, **choice: str) -> str:
     with pytest.raises(DeviceError) as caught:
-        load_engine(artifact, **choice)  # type: ignore[arg-type]
+        load_engine(artifact, LoadOptions(**choice))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -24,6 +24,7 @@ from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines import onnx_session
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
@@ -31,7 +32,6 @@ from qalign_fast.levels import WEIGHTS
 from qalign_fast.pixels.picture import to_pixels, to_rgb
 from qalign_kernels.contract.linear import (
     FP8,
-    GROUP,
     Weight,
     expand_fp8,
     expand_int4,
@@ -44,6 +44,7 @@ from qalign_kernels.contract.linear import (
     spread_int4,
 )
 from qalign_kernels.contract.ops import Ops
+from qalign_kernels.contract.precisions import GROUP
 from support.goldens import FOLDERS, GOLDEN, Rounded
 
 Scores = np.ndarray
@@ -102,7 +103,7 @@ class ExactSimulation(Simulation):
 
 
 def simulate(ops: Ops, artifact: Path, expected: dict[str, np.ndarray]) -> Scores:
-    engine = load_engine(artifact, engine="torch")
+    engine = load_engine(artifact, LoadOptions(engine="torch"))
     tensors = load_file(artifact / read_manifest(artifact / "qalign.json").engines["torch"]["weights"])
     model = FoldedModel(engine.config, tensors, ops)
     engine._model, engine._decode = model, model.decode  # type: ignore[attr-defined]
@@ -117,7 +118,7 @@ FP8_COSTS = {"narrow-112": (0.065, 0.235), "narrow-448": (0.083, 0.225), "outlie
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_float16_scores_stay_within_a_hundredth(folder: str, engine: str, rounded: Rounded, exact: dict) -> None:
-    found = scores(load_engine(rounded(folder, "fp16"), engine=engine), expected_of(folder))
+    found = scores(load_engine(rounded(folder, "fp16"), LoadOptions(engine=engine)), expected_of(folder))
     assert np.abs(found - exact[folder]).max() < 1e-2
 
 
@@ -125,7 +126,7 @@ def test_float16_scores_stay_within_a_hundredth(folder: str, engine: str, rounde
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_torch_scores_are_the_simulations(folder: str, precision: str, rounded: Rounded) -> None:
     artifact, expected = rounded(folder, precision), expected_of(folder)
-    found = scores(load_engine(artifact, engine="torch"), expected)
+    found = scores(load_engine(artifact, LoadOptions(engine="torch")), expected)
     np.testing.assert_allclose(found, simulate(ExactSimulation(), artifact, expected), rtol=0, atol=3e-3)
 
 
@@ -133,7 +134,7 @@ def test_torch_scores_are_the_simulations(folder: str, precision: str, rounded: 
 def test_fp8_scores_are_the_simulations(folder: str, rounded: Rounded) -> None:
     """narrow-448's move by .07 with the order of float32's sums: its linears are held to the definition, below."""
     artifact, expected = rounded(folder, "fp8"), expected_of(folder)
-    found = scores(load_engine(artifact, engine="torch"), expected)
+    found = scores(load_engine(artifact, LoadOptions(engine="torch")), expected)
     np.testing.assert_allclose(found, simulate(ExactSimulation(), artifact, expected), rtol=0, atol=3e-3)
 
 
@@ -290,7 +291,7 @@ def test_eight_bits_are_nowhere_worse_than_rounding_blindly(folder: str, rounded
     exact = level_scores_by_picture(load_engine(GOLDEN / folder), crops)
     ours, blind = (
         np.abs(level_scores_by_picture(engine, crops) - exact)
-        for engine in (load_engine(rounded(folder, "int8"), engine="torch"), blind_engine(folder, "int8"))
+        for engine in (load_engine(rounded(folder, "int8"), LoadOptions(engine="torch")), blind_engine(folder, "int8"))
     )
     if folder == "outlier-112":
         assert ours.mean() <= 0.9 * blind.mean()
@@ -355,5 +356,5 @@ def test_products_are_taken_otherwise_exactly_where_they_would_saturate(
     here, tokens = onnx_session.saturates(), []
     for saturates in (False, True):
         monkeypatch.setattr(onnx_session, "saturates", lambda saturates=saturates: saturates)
-        tokens.append(load_engine(artifact, engine="onnx").encode(expected["resized_uint8"]))
+        tokens.append(load_engine(artifact, LoadOptions(engine="onnx")).encode(expected["resized_uint8"]))
     assert np.array_equal(*tokens) != here

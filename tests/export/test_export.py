@@ -24,6 +24,7 @@ from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS, prompt
@@ -139,7 +140,7 @@ def test_an_artifact_says_which_engines_and_precision_it_has(narrow: Golden, tmp
     assert load_engine(out).name == "torch"
     for choice in ({"engine": "onnx"}, {"precision": "fp32"}):
         with pytest.raises(DeviceError, match=r"available: (torch|int8)"):
-            load_engine(out, **choice)  # type: ignore[arg-type]
+            load_engine(out, LoadOptions(**choice))  # type: ignore[arg-type]
 
 
 def test_packed_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tmp_path: Path) -> None:

@@ -15,9 +15,7 @@ from qalign_export.rounding.quantizer import (
     relative_error,
 )
 from qalign_kernels.contract.linear import (
-    BLOCK,
     FP8,
-    GROUP,
     Weight,
     expand_int4,
     fake_fp8_rows,
@@ -30,6 +28,7 @@ from qalign_kernels.contract.linear import (
     quantize_rows,
     spread_int4,
 )
+from qalign_kernels.contract.precisions import BLOCK, GROUP
 
 SHAPES = [
     (8, 256),  # whole blocks

@@ -30,8 +30,9 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from qalign_export.parameters import open_parameters
 from qalign_export.rounding.pack import FLOAT, Recipe, pack
 from qalign_export.rounding.quantizer import expand
-from qalign_fast.engines.torch_cuda import CudaModel, to_device
+from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
+from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_kernels.contract import activation, attention, norm

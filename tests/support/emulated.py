@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from qalign_kernels.contract.linear import BLOCK, GROUP
+from qalign_kernels.contract.precisions import BLOCK, GROUP
 from qalign_kernels.cpu import native
 
 ARM, X64 = "aarch64", "x86_64"

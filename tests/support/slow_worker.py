@@ -18,7 +18,8 @@ SLEEP_S = 0.5
 class Slow:
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
-        self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
+        self.kernels = engine.kernels
         self.in_flight = engine.in_flight
         self._engine = engine
 

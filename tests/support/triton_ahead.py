@@ -21,8 +21,9 @@ import torch
 import triton
 from torch import Tensor
 
-from qalign_kernels.contract.linear import BLOCK, LARGEST, Modal, Weight
+from qalign_kernels.contract.linear import LARGEST, Modal, Weight
 from qalign_kernels.contract.ops import Activation
+from qalign_kernels.contract.precisions import BLOCK
 from qalign_kernels.contract.quantized_rows import Rows
 from qalign_kernels.cuda.ahead import Idle
 from qalign_kernels.cuda.epilogue import Epilogue

@@ -12,7 +12,8 @@ from qalign_export.fidelity import compare, generate_pictures
 from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast import Score, Scorer
-from qalign_fast.artifact.manifest import EMBEDDED, open_artifact
+from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.references import EMBEDDED
 from qalign_train.evaluate import FAMILIES, Result, distorted, evaluate, family_means
 from support.goldens import ROOT
 

@@ -78,7 +78,7 @@ def test_a_checkpoint_is_read_back_to_float16_rounding(
         assert torch.equal(again.state_dict()[name], tensor.half().float()), name
     with torch.inference_mode():
         pixels = torch.from_numpy(samples[0][:2])
-        logits = [m.decode(m.encode(pixels), prompt("quality")) for m in (model, again)]
+        logits = [m.decode(m.encode(pixels), *m.constants(prompt("quality"))) for m in (model, again)]
     torch.testing.assert_close(*logits, rtol=0, atol=0.05)
 
 

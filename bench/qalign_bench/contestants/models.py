@@ -15,11 +15,11 @@ from typing import Any
 
 from qalign_bench.contestants.worker import weights_bytes
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
-from qalign_fast.engines.choose import choose
+from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.engine_times import rank
-from qalign_fast.engines.load import find_model
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.references import find_model
 from qalign_fast.version import __version__
 from qalign_kernels.cpu import native
 
@@ -42,7 +42,8 @@ class Model:
 
     @property
     def config(self) -> ModelConfig:
-        return self.manifest.config
+        config: ModelConfig = self.manifest.config
+        return config
 
     @property
     def weights_bytes(self) -> int:

@@ -18,17 +18,19 @@ from qalign_export import random_numbers
 from qalign_export.parameters import RANDOM, RandomParameters
 from qalign_export.rounding.pack import Packed, Recipe, pack
 from qalign_fast.artifact.manifest import Manifest, PromptEntry
+from qalign_fast.engines import torch_cpu
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Runner
 from qalign_fast.engines.load import load_engine
-from qalign_fast.engines.torch_cpu import Constants, TorchEngine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import DeviceError
+from qalign_fast.families.family import Constants
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin
-from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
-from qalign_fast.families.mplug_owl2.prompts import MEDIA, prompt
-from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import LEVEL_IDS, LEVELS
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS, prompt
+from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.levels import LEVELS
 from qalign_fast.version import __version__
 
 TASKS = ("quality", "aesthetics")
@@ -88,15 +90,12 @@ def load(model: RandomModel, device: str, runner: Runner | None = None) -> Engin
 
         compile_ahead([launches(model)], place)
         return build_engine(manifest, device, model.tensors, model.constants, runner)
-    prompts = tuple(entry.prompt for entry in manifest.prompts)
-    return TorchEngine(
-        FoldedModel(manifest.config, model.tensors), manifest.precision, model.constants, prompts, device
-    )
+    return torch_cpu.build_engine(manifest, model.tensors, model.constants, device=device)
 
 
 def launches(model: RandomModel) -> Launches:
     manifest = model.manifest
-    return Launches(manifest.config, manifest.precision, model.tensors, model.constants)
+    return Launches(manifest.family.name, manifest.config, manifest.precision, model.tensors, model.constants)
 
 
 def open_engine(reference: str, precision: str | None, device: str, runner: Runner | None = None) -> Engine:
@@ -108,7 +107,7 @@ def open_engine(reference: str, precision: str | None, device: str, runner: Runn
     if reference.startswith(RANDOM):
         return load(make(reference, precision or PRECISION, torch.device(place)), place, runner)
     if runner is None or not place.startswith("cuda"):
-        return load_engine(Path(reference), device=device, precision=precision, engine="torch")
+        return load_engine(Path(reference), LoadOptions(device=device, precision=precision, engine="torch"))
     raise DeviceError(f"{reference}: only {RANDOM}... is launched in other ways")
 
 
@@ -118,6 +117,7 @@ def manifest_of(source: RandomParameters, precision: str) -> Manifest:
         name=source.name,
         source={"name": source.name, "sha256": source.sha256()},
         license="none: random numbers",
+        family=FAMILY,
         config=source.config,
         levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
         prompts=tuple(PromptEntry(p, f"{p.name}.prefix", f"{p.name}.suffix") for p in prompts),

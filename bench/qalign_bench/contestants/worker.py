@@ -21,6 +21,7 @@ from qalign_fast import Scorer
 from qalign_fast.artifact.manifest import MANIFEST, is_artifact, open_artifact, read_manifest
 from qalign_fast.engines.contract import Engine, Tokens
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import DeviceError
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import score_of
@@ -54,13 +55,8 @@ def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine
 
 def _loaded(spec: Message) -> tuple[Engine, int | None]:
     """The engine, and how many bytes it has of weights."""
-    engine = load_engine(
-        spec["model"],
-        device=spec["device"],
-        precision=spec["precision"],
-        engine=spec["engine"] or "auto",
-        threads=spec["threads"],
-    )
+    options = LoadOptions(spec["device"], spec["precision"], spec["engine"] or "auto", spec["threads"])
+    engine = load_engine(spec["model"], options)
     return engine, weights_bytes(Path(spec["model"]), engine.name)
 
 
@@ -70,7 +66,7 @@ def _made(spec: Message) -> tuple[Engine, int]:
 
     from qalign_bench.contestants.random_model import load, make
     from qalign_fast.engines.devices import choose_device, needs_of
-    from qalign_fast.engines.torch_cpu import set_threads
+    from qalign_fast.engines.torch_weights import set_threads
 
     set_threads(spec["threads"])
     place = choose_device(spec["device"], needs_of(spec["precision"]))
@@ -105,7 +101,8 @@ class _Timed:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
-        self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
+        self.kernels = engine.kernels
         self.in_flight, self._turn = engine.in_flight, Lock()
         self.counted = engine.device if engine.name == "torch" else "cpu"  # whose memory can be asked about
         self._engine = engine

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -19,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qalign_fast.families.mplug_owl2.model.abstractor import Abstractor, AbstractorLayer
-from qalign_fast.families.mplug_owl2.model.decoder import Decoder, DecoderLayer, make_pack, rms_norm, rotate
+from qalign_fast.families.mplug_owl2.model.decoder import Decoder, DecoderLayer
+from qalign_fast.families.mplug_owl2.model.layout import turns_of
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.model.vision import VisionEncoder, VisionLayer
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.activation import quick_gelu
+from qalign_kernels.contract.attention import rotate
+from qalign_kernels.contract.norm import rms_norm
 
 Rowwise: TypeAlias = Callable[[Tensor], Tensor]  # of rows [N, *], each by itself
 
@@ -121,19 +123,20 @@ class EagerDecoder(nn.Module):
         x = torch.cat((before, tokens, after), dim=1)  # [B, T, D]
         visual = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         visual[:, len(prompt.prefix) : -len(prompt.suffix)] = True
-        pack = make_pack(station.config, len(x), 0, x.shape[1], 0, x.device)
-        cos, sin = pack.cos.to(x.dtype), pack.sin.to(x.dtype)
-        mask = torch.zeros_like(pack.mask, dtype=x.dtype).masked_fill(~pack.mask, torch.finfo(x.dtype).min)  # [T, T]
+        turns = turns_of(station.config, 0, x.shape[1], x.device).to(x.dtype)
+        places = torch.arange(x.shape[1], device=x.device)
+        hidden = places > places.unsqueeze(1)  # [T, T]
+        mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, torch.finfo(x.dtype).min)
         for layer in station.layers:
             assert isinstance(layer, DecoderLayer)
-            x = decoder_layer(layer, x, visual, cos, sin, mask)
-        return rms_norm(x, station.norm, station.config.eps)
+            x = decoder_layer(layer, x, visual, turns, mask)
+        return rms_norm(x, station.norm, station.norm, 0, station.config.eps)
 
 
-def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
     n = norm(layer, x, visual, layer.attention_norm_text, layer.attention_norm_visual)
-    q = rotate(layer.split_heads(layer.q(n)), cos, sin).transpose(1, 2)  # [B, H, T, Dh]
-    k = rotate(layer.split_heads(by_modality(n, visual, layer.k_text, layer.k_visual)), cos, sin).transpose(1, 2)
+    q = rotate(layer.split_heads(layer.q(n)), turns).transpose(1, 2)  # [B, H, T, Dh]
+    k = rotate(layer.split_heads(by_modality(n, visual, layer.k_text, layer.k_visual)), turns).transpose(1, 2)
     v = layer.split_heads(by_modality(n, visual, layer.v_text, layer.v_visual)).transpose(1, 2)
     weights = (scores(q, k) + mask).softmax(-1, dtype=torch.float32).to(x.dtype)
     x = x + layer.o(join_heads(weights @ v))
@@ -143,8 +146,10 @@ def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, cos: Tensor, s
 
 
 def norm(layer: DecoderLayer, x: Tensor, visual: Tensor, text_gain: Tensor, visual_gain: Tensor) -> Tensor:
-    for_text, for_visual = (partial(rms_norm, gain=gain, eps=layer.eps) for gain in (text_gain, visual_gain))
-    return by_modality(x, visual, for_text, for_visual)
+    def by(gain: Tensor) -> Rowwise:
+        return lambda rows: rms_norm(rows, gain, gain, 0, layer.eps)
+
+    return by_modality(x, visual, by(text_gain), by(visual_gain))
 
 
 def by_modality(x: Tensor, visual: Tensor, for_text: Rowwise, for_visual: Rowwise) -> Tensor:

@@ -16,8 +16,8 @@ from qalign_bench.peers.loop import Peer, PeerError, Pictures, Spec, serve
 from qalign_export.parameters import ParameterSource, open_parameters
 from qalign_fast.errors import QAlignError
 from qalign_fast.families.mplug_owl2.model.reference import Model
-from qalign_fast.families.mplug_owl2.prompts import TASKS, prompt
-from qalign_fast.levels import LEVEL_IDS, WEIGHTS
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS, TASKS, prompt
+from qalign_fast.levels import WEIGHTS
 
 _NAME = "upstream's way (this project's re-make of it, not upstream's code)"
 

@@ -32,7 +32,8 @@ from qalign_bench.figures.report import markdown_table, number, percent
 from qalign_bench.figures.spread import median
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.contract import Engine
-from qalign_fast.engines.torch_cpu import load_folded, read_folded
+from qalign_fast.engines.torch_cpu import load_folded
+from qalign_fast.engines.torch_weights import read_folded
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.cpu.ops import exact_for, load_native
 

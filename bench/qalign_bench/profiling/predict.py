@@ -37,7 +37,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qalign_bench.contestants.random_model import RandomModel, make
 from qalign_bench.contestants.timed_ops import size_of
 from qalign_bench.figures.report import markdown_table
-from qalign_fast.engines.torch_cuda import CudaModel, between_of, to_device
+from qalign_fast.engines.torch_cuda import between_of
+from qalign_fast.engines.torch_weights import to_device
+from qalign_fast.families.mplug_owl2.folded_schema import schema
+from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_kernels.contract.linear import LARGEST, Modal, Weight
 from qalign_kernels.contract.ops import Activation, Ops
 from qalign_kernels.contract.quantized_rows import Rows
@@ -251,7 +254,7 @@ def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> d
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
     seen: list[Launch] = []
     ops = Foreseen(chip, between, seen), Foreseen(chip, torch.float32, seen)
-    run = CudaModel(config, to_device(dict(model.tensors), meta, between), *ops)
+    run = CudaModel(config, to_device(schema(config), dict(model.tensors), meta, between), *ops)
     prefix, suffix = model.constants[prompt.name]
     side, visual = config.pixels.side, config.abstractor.tokens
     tokens = torch.empty(batch, visual, config.decoder.width, dtype=between, device=meta)

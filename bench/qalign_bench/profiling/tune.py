@@ -39,7 +39,8 @@ from qalign_bench.figures.report import markdown_table
 from qalign_bench.figures.spread import median
 from qalign_export.parameters import ONE_ALIGN
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_kernels.contract.linear import BLOCK, FP8, GROUP, Weight, pack_int4
+from qalign_kernels.contract.linear import FP8, Weight, pack_int4
+from qalign_kernels.contract.precisions import BLOCK, GROUP
 from qalign_kernels.contract.quantized_rows import Rows
 from qalign_kernels.cuda.ahead import Pool
 from qalign_kernels.cuda.epilogue import Epilogue

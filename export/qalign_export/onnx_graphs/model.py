@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from qalign_export.onnx_graphs.graph import Graph
 from qalign_fast.families.mplug_owl2.sizes import DecoderConfig
-from qalign_kernels.contract.linear import GROUP
+from qalign_kernels.contract.precisions import GROUP
 
 _ALL = np.iinfo(np.int64).max  # as an end of a slice
 

@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_kernels.contract.linear import (
-    BLOCK,
     FP8,
-    GROUP,
     LARGEST,
     expand_fp8,
     expand_int4,
@@ -30,6 +28,7 @@ from qalign_kernels.contract.linear import (
     fake_rows,
     pack_int4,
 )
+from qalign_kernels.contract.precisions import BLOCK, GROUP
 
 Rounded = tuple[Tensor, Tensor, Tensor]  # w [N, K], k [N, G] and z [N, G]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qalign_export.rounding.fold import Block, Tensors
-from qalign_fast.families.mplug_owl2.model.folded import FoldedModel, Layout
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
+from qalign_fast.families.mplug_owl2.model.layout import Layout
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.linear import Weight

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qalign_kernels.contract.precisions import BLOCK, GROUP
+
 FP8 = torch.float8_e4m3fn
 LARGEST = {torch.int8: 127, FP8: 448}  # of what rows and weights with a scale are made of
-BLOCK, GROUP = 128, 32  # inputs of a block of 4-bit weights, and of one multiplier and zero point
+
 _SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
 _EXACT = 1024  # inputs whose products float32 sums exactly: 1024 · 127² < 2²⁴
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB

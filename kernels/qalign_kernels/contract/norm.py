@@ -20,5 +20,6 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
     """Rows [N, D], the first `split` of them visual, the rest text -> [N, D]."""
-    unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    y = x.float()
+    unit = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return torch.cat((unit[:split] * visual_gain, unit[split:] * text_gain))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+BLOCK, GROUP = 128, 32  # inputs of a block of 4-bit weights, and of one multiplier and zero point
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels.contract.linear import BLOCK, FP8, LARGEST, Modal, Weight
+from qalign_kernels.contract.linear import FP8, LARGEST, Modal, Weight
+from qalign_kernels.contract.precisions import BLOCK
 from qalign_kernels.contract.quantized_rows import Rows
 from qalign_kernels.cuda import linear_hopper, torch_product
 from qalign_kernels.cuda.epilogue import Epilogue, finish_tile, row_stride

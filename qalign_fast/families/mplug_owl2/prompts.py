@@ -7,7 +7,7 @@ with BOS, so the second begins with the bare piece 29871.
 
 from __future__ import annotations
 
-from qalign_fast.families.prompt import Prompt
+from qalign_fast.families.prompt import MEDIA, Prompt
 
 _USER = (1, 3148, 1001, 29901, 1128, 723, 366, 6554, 278)  # <s>USER: How would you rate the
 _OF_THIS = (310, 445)
@@ -26,7 +26,7 @@ _TASKS = {
     "quality-paper": ((11029,), _PAPER_ANSWER),  # the paper's evaluation scripts: its published figures
 }
 TASKS = tuple(_TASKS)
-MEDIA = tuple(_MEDIUM)
+LEVEL_IDS = (15129, 1781, 6534, 6460, 4319)  # of the level words, excellent first
 
 
 def prompt(task: str, medium: str = "image") -> Prompt:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qalign_fast.json_values import numbers, object_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -73,6 +77,63 @@ class ModelConfig:
     decoder: DecoderConfig
     pixels: PixelRule = field(default_factory=lambda: PixelRule(448))
 
+    @property
+    def picture_tokens(self) -> int:
+        return self.abstractor.tokens
+
+    def vision_rows(self, height: int, width: int) -> int:
+        """Every picture is as large as every other."""
+        return self.vision.tokens
+
     def max_frames(self, prompt_tokens: int) -> int:
         """How many frames the decoder's positions hold beside a prompt of that many tokens."""
         return (self.decoder.positions - prompt_tokens) // self.abstractor.tokens
+
+
+def sizes_to_json(config: ModelConfig) -> dict[str, Any]:
+    """The manifest's "sizes" and "pixels"."""
+    parts = {part: asdict(getattr(config, part)) for part in ("vision", "abstractor", "decoder")}
+    return {"sizes": parts, "pixels": asdict(config.pixels) | {"pad": config.pixels.pad}}
+
+
+def sizes_from_json(manifest: Mapping[str, Any]) -> ModelConfig:
+    """Raises KeyError, TypeError or ValueError for a size that is missing, malformed or out of range."""
+    sizes, pixels = manifest["sizes"], manifest["pixels"]
+    return ModelConfig(
+        VisionConfig(**_positive(sizes["vision"])),
+        AbstractorConfig(**_positive(sizes["abstractor"])),
+        DecoderConfig(**_positive(sizes["decoder"])),
+        _pixel_rule(pixels, sizes["vision"]["side"]),
+    )
+
+
+_REAL = ("eps", "rope_theta")  # the sizes that are not whole numbers
+
+
+def _positive(values: Any) -> dict[str, Any]:
+    """A station's sizes, each positive."""
+    for name, value in object_of(values).items():
+        real = name in _REAL and type(value) is float
+        if not (real or type(value) is int) or not 0 < value < 1 << 24:
+            raise TypeError(f"{name} is {value!r}, expected a positive number")
+    if values["width"] % values["heads"]:
+        raise ValueError(f"width {values['width']} does not divide by {values['heads']} heads")
+    return dict(values)
+
+
+def _pixel_rule(raw: Mapping[str, Any], side: int) -> PixelRule:
+    rule = PixelRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
+    if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
+        raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
+    return rule
+
+
+def describe(config: ModelConfig) -> dict[str, str]:
+    """What `qalign-fast info` says of the sizes."""
+    vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
+    return {
+        "pixels": f"{vision.side}x{vision.side}, patches of {vision.patch}",
+        "vision": f"{vision.layers} layers, {vision.width} wide, {vision.tokens} tokens",
+        "abstractor": f"{abstractor.layers} layers, {abstractor.width} wide, {abstractor.queries} queries",
+        "decoder": f"{decoder.layers} layers, {decoder.width} wide, {decoder.positions} positions",
+    }

@@ -16,10 +16,10 @@ from torch import Tensor
 from qalign_fast.errors import CheckpointError
 from qalign_fast.families.mplug_owl2.config_json import read_config
 from qalign_fast.families.mplug_owl2.model.reference import Model
+from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.mplug_owl2.tensor_names import HEAD, table
 from qalign_fast.families.shards import FLOATS, Shard, open_shard, weight_files
-from qalign_fast.levels import LEVEL_IDS
 
 
 @dataclass(frozen=True)

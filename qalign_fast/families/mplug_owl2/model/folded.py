@@ -11,48 +11,17 @@ Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from qalign_fast.families.mplug_owl2.model.abstractor import NORM_EPS
-from qalign_fast.families.mplug_owl2.sizes import DecoderConfig, ModelConfig
+from qalign_fast.families.mplug_owl2.model.layout import Layout, turns_of
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_kernels.contract.attention import rotate
 from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import PLAIN, Activation, Ops
 from qalign_kernels.contract.quantized_rows import Rows
-
-
-class Layout(NamedTuple):
-    """How B sequences of V visual and S text tokens lie as rows: [B*V] visual, then [B*S] text."""
-
-    batch: int
-    split: int  # the first text row, B*V
-    turns: Tensor  # [2, T, Dh]: cosines and sines of the positions
-
-    @classmethod
-    def of(cls, config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Layout:
-        """Positions are counted from `start`."""
-        return cls(batch, batch * visual, turns_of(config, start, visual + text, device))
-
-    def rows(self, visual: Tensor, text: Tensor) -> Tensor:
-        """[B, V, D] and, the same for all, [S, D] -> [N, D]."""
-        return torch.cat((visual.flatten(0, 1), text.expand(self.batch, -1, -1).flatten(0, 1)))
-
-    def last(self, count: int) -> slice:
-        """Which of `count` rows are each sequence's last."""
-        text = (count - self.split) // self.batch
-        return slice(self.split + text - 1, None, text)
-
-
-def turns_of(config: DecoderConfig, start: int, count: int, device: torch.device) -> Tensor:
-    """[2, T, Dh]: cosines and sines of `count` positions from `start`."""
-    width = config.width // config.heads
-    frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
-    positions = torch.arange(start, start + count, device=device).float()
-    angle = positions.outer(frequency).repeat(1, 2)  # both halves turn alike
-    return torch.stack((angle.cos(), angle.sin()))
 
 
 class FoldedModel:
@@ -81,7 +50,7 @@ class FoldedModel:
         """
         batch, visual = tokens.shape[:2]
         turns = self.turns(visual, prefix, suffix) if turns is None else turns
-        layout = Layout(batch, batch * visual, turns)
+        layout = Layout(batch, visual, turns)
         rows = layout.rows(tokens, suffix)
         for i in range(self.config.decoder.layers):
             rows = self.decoder_layer(i, rows, layout, prefix[i])

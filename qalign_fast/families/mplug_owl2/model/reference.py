@@ -26,8 +26,11 @@ class Model(nn.Module):
         tokens: Tensor = self.abstractor(self.vision(pixels))
         return tokens
 
-    def decode(self, tokens: Tensor, prompt: Prompt) -> Tensor:
-        """Visual tokens [B, F*(Q+1), D] of F frames each -> float32 logits [B, 5]; the prefix is computed anew."""
-        prefix = self.decoder.prefix(prompt.prefix)
-        logits: Tensor = self.decoder(tokens, prefix, self.decoder.suffix(prompt.suffix))
+    def constants(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
+        return self.decoder.prefix(prompt.prefix), self.decoder.suffix(prompt.suffix)
+
+    def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
+        """Visual tokens [B, F*(Q+1), D] of F frames each, and a prompt's constants -> float32 logits [B, 5]."""
+        logits: Tensor = self.decoder(tokens, prefix, suffix)
         return logits

@@ -1,4 +1,4 @@
-"""Values of a manifest's JSON in, the same values out of the right type and range; else TypeError or ValueError."""
+"""Values of a manifest's JSON in, the same values out; TypeError or ValueError for a wrong type or range."""
 
 from __future__ import annotations
 
@@ -6,19 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_REAL = ("eps", "rope_theta")  # the sizes that are not whole numbers
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def sizes_of(values: Any) -> dict[str, Any]:
-    """A station's sizes, each positive."""
-    for name, value in object_of(values).items():
-        real = name in _REAL and type(value) is float
-        if not (real or type(value) is int) or not 0 < value < 1 << 24:
-            raise TypeError(f"{name} is {value!r}, expected a positive number")
-    if values["width"] % values["heads"]:
-        raise ValueError(f"width {values['width']} does not divide by {values['heads']} heads")
-    return dict(values)
 
 
 def numbers(values: Any, length: int) -> tuple[float, ...]:

@@ -1,0 +1,200 @@
+"""An artifact, and a device and an engine that were asked for, in; the engine that is to run it, and where, out.
+
+Each way to run an artifact is a candidate: its name, where it would run, what speaks against it here, how fast it is
+expected to be, and how it is loaded. They come in order of preference, and the first without an objection is chosen.
+Where all have one, the error lists them. A new engine is one more candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import TypeAlias
+
+from qalign_fast.artifact.manifest import Artifact, Manifest
+from qalign_fast.engines.contract import Engine
+from qalign_fast.errors import DeviceError, MissingExtraError, QAlignError
+
+Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # of an artifact, a place and a number of threads
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run an artifact."""
+
+    engine: str  # one of the artifact's, or "tensorrt"
+    place: str  # "cpu", "mps" or "cuda:N"
+    loader: Load = field(repr=False)
+    kind: str  # what a family must have for it: see `Family.engines`
+    why: str = ""  # what it computes with, how fast that is expected to be, and how that is known
+    objection: QAlignError | None = None
+
+    def load(self, artifact: Artifact, threads: int | None) -> Engine:
+        """Raises ArtifactError for weights that cannot be read, DeviceError, MissingExtraError."""
+        return self.loader(artifact, self.place, threads)
+
+    def __str__(self) -> str:
+        return f"{self.engine} on {self.why or self.place}"
+
+
+def choose(artifact: Artifact, device: str, engine: str) -> Candidate:
+    """The first candidate without an objection. `device` and `engine` are as in `load_engine`.
+
+    Raises DeviceError or MissingExtraError, which says what speaks against each, where there is none.
+    """
+    has = tuple(artifact.manifest.engines) if engine == "auto" else (engine,)
+    refused = []
+    for one in _candidates(artifact, device, has):
+        candidate = _if_the_family_has_it(one, artifact.manifest)
+        if candidate.objection is None:
+            return candidate
+        refused.append(candidate.objection)
+    first, *others = refused
+    raise type(first)("; or ".join(map(str, refused))) if others else first
+
+
+def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterator[Candidate]:
+    if device == "auto" and has != ("tensorrt",):
+        yield from _on_gpus_found(artifact.manifest, has)
+        yield from _on_cpu(artifact.manifest, has)
+    elif device == "cpu" and has != ("tensorrt",):
+        yield from _on_cpu(artifact.manifest, has)
+    elif "torch" in has:
+        yield _torch_on(device, artifact.manifest)
+    else:
+        yield _graphs_on(device, artifact, has)
+
+
+def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
+    """The engines that are made for a GPU and have one here, as far as that is known before anything is loaded."""
+    if "torch" in has and find_spec("torch"):
+        place = _place_of_torch("auto", manifest)
+        if place != "cpu":
+            why = f"{place}, the first CUDA device that its kernels run on"
+            yield Candidate("torch", place, _load_torch_cuda, "torch-cuda", why)
+    if "onnx-cuda" in has and find_spec("onnxruntime"):
+        from qalign_fast.engines.onnx_session import has_cuda
+
+        if has_cuda():
+            yield Candidate("onnx-cuda", "cuda:0", _onnx("onnx-cuda"), "onnx-cuda")
+
+
+def _on_cpu(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
+    """The fastest first. That is a question only where torch is among them."""
+    order: tuple[str, ...] = ("onnx", "onnx-cuda")
+    expected = torch_on = ""
+    if "torch" in has:
+        from qalign_fast.engines.engine_times import rank
+        from qalign_kernels.cpu import native
+
+        kernels = native.chosen()
+        torch_on = f"native {kernels}" if kernels else "plain torch"
+        if len(has) > 1:
+            order, reason = rank(manifest.precision, kernels)
+            expected = f" ({reason})"
+    for name in sorted(has, key=lambda name: (*order, name).index(name)):
+        if name == "torch":
+            yield Candidate("torch", "cpu", _load_torch, "torch", torch_on + expected, _not_installed("torch"))
+        else:
+            yield Candidate(name, "cpu", _onnx(name), "onnx", f"onnxruntime{expected}", _not_installed(name))
+
+
+def _torch_on(device: str, manifest: Manifest) -> Candidate:
+    """On a device that was named, and on no other."""
+    try:
+        require_torch("this artifact")
+        place = _place_of_torch(device, manifest)
+    except QAlignError as error:
+        return Candidate("torch", device, _load_torch, "torch", objection=error)
+    if place.startswith("cuda"):
+        return Candidate("torch", place, _load_torch_cuda, "torch-cuda")
+    return Candidate("torch", place, _load_torch, "torch")
+
+
+def _graphs_on(device: str, artifact: Artifact, has: tuple[str, ...]) -> Candidate:
+    """Graphs on a GPU. onnxruntime's kernels there are for floats; 8 and 4 bits, and other devices, are a CPU's."""
+    precision = artifact.manifest.precision
+    in_floats = precision in ("fp32", "fp16")
+    name = next((name for name in ("onnx-cuda", "onnx", "tensorrt") if name in has), has[0])
+    loader, kind = (_load_tensorrt, "tensorrt") if name == "tensorrt" else (_onnx(name), "onnx-cuda")
+    if device.startswith(("cuda", "auto")) and ("onnx-cuda" in has or in_floats):
+        return Candidate(name, device if ":" in device else "cuda:0", loader, kind)
+    places = ("an NVIDIA GPU" if "tensorrt" in has else "a CPU or an NVIDIA GPU") if in_floats else "a CPU"
+    error = DeviceError(
+        f"device {device!r}: {artifact.directory}'s {precision} graphs run on {places}; "
+        "`qalign-fast export --engine torch` makes weights for any device"
+    )
+    return Candidate(name, device, loader, kind, objection=error)
+
+
+def _if_the_family_has_it(candidate: Candidate, manifest: Manifest) -> Candidate:
+    if candidate.kind in manifest.family.engines:
+        return candidate
+    has = ", ".join(manifest.family.engines)
+    error = DeviceError(
+        f"models of the family {manifest.family.name} have no engine {candidate.kind}; they have: {has}"
+    )
+    return replace(candidate, objection=candidate.objection or error)
+
+
+def _not_installed(engine: str) -> MissingExtraError | None:
+    """The package is looked for and not imported: that takes a second, and another candidate's turn may come first."""
+    package, extra = ("torch", "torch") if engine == "torch" else ("onnxruntime", "cpu")
+    if find_spec(package):
+        return None
+    return MissingExtraError(
+        f"an artifact's engine {engine} runs on {package}, which is not installed: pip install 'qalign-fast[{extra}]'"
+    )
+
+
+def _place_of_torch(device: str, manifest: Manifest) -> str:
+    from qalign_fast.engines.devices import choose_device, needs_of
+
+    return choose_device(device, needs_of(manifest.precision))
+
+
+def require_torch(what: str) -> None:
+    """Raises MissingExtraError where torch cannot be imported."""
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{what} runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
+        ) from error
+
+
+def _load_torch(artifact: Artifact, place: str, threads: int | None) -> Engine:
+    require_torch("this artifact")
+    from qalign_fast.engines.torch_cpu import load_folded
+
+    return load_folded(artifact, threads, device=place)
+
+
+def _load_torch_cuda(artifact: Artifact, place: str, threads: int | None) -> Engine:
+    from qalign_fast.engines.torch_cuda import load_cuda
+
+    return load_cuda(artifact, place, threads)
+
+
+def _onnx(graphs: str) -> Load:
+    """`graphs`: whose of the manifest's engines they are."""
+
+    def load(artifact: Artifact, place: str, threads: int | None) -> Engine:
+        if place == "cpu":
+            from qalign_fast.engines.onnx_cpu import OnnxEngine
+
+            return OnnxEngine(artifact, graphs, threads)
+        from qalign_fast.engines.onnx_cuda import OnnxGpuEngine
+        from qalign_fast.engines.onnx_session import cuda
+
+        return OnnxGpuEngine(artifact, graphs, cuda(place))
+
+    return load
+
+
+def _load_tensorrt(artifact: Artifact, place: str, threads: int | None) -> Engine:
+    from qalign_fast.engines.onnx_cuda import OnnxGpuEngine
+    from qalign_fast.engines.onnx_session import tensorrt
+
+    return OnnxGpuEngine(artifact, "onnx", tensorrt(place, artifact.manifest.precision))

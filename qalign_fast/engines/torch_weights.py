@@ -1,0 +1,111 @@
+"""An artifact in, its folded tensors and its prompts' constants out, in torch; and on a GPU, as kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qalign_fast.artifact.manifest import MANIFEST, Artifact
+from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.errors import ArtifactError, one_line
+from qalign_fast.families.family import Constants
+from qalign_fast.families.schema import FoldedTensor, Found, Linear, Plain, check_tensors
+from qalign_kernels.contract.linear import FP8, Weight
+
+
+def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Constants]]:
+    """The folded tensors, mapped from their file, and every prompt's constants, on the CPU.
+
+    Raises ArtifactError for weights that are missing or not what the manifest's sizes ask.
+    """
+    manifest = artifact.manifest
+    parts = manifest.engines.get("torch", {})
+    if parts.keys() != {"weights"}:
+        has = ", ".join(parts) or "none"
+        raise ArtifactError(f"{artifact.path(MANIFEST)}: engine torch has the parts {has}; expected weights")
+    path = artifact.path(parts["weights"])
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as safetensors ({one_line(error)})") from error
+    constants: dict[str, Constants] = {
+        name: tuple(map(torch.from_numpy, arrays)) for name, arrays in load_constants(artifact).items()
+    }
+    try:
+        check_tensors(manifest.family.schema(manifest.config), found_in(tensors))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return tensors, constants
+
+
+def found_in(tensors: Mapping[str, Tensor]) -> dict[str, Found]:
+    """What a family's schema is held against."""
+    return {name: Found(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
+
+
+def set_threads(threads: int | None) -> None:
+    """Torch's own setting, which holds for the whole process; None leaves it."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def to_device(
+    schema: Iterable[FoldedTensor], mapped: dict[str, Tensor], device: torch.device, between: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of a mapped file as the kernels of a GPU read them; they leave `mapped` one at a time.
+
+    The host never holds a copy of its own of more than one. `between`: the dtype of what lies between products.
+    """
+    entries = list(schema)
+    linears = [entry for entry in entries if isinstance(entry, Linear)]
+    dtypes: dict[str, torch.dtype | None] = {
+        entry.name: between for entry in entries if isinstance(entry, Plain) and entry.role == "rows"
+    }
+    dtypes |= {f"{one.name}.bias": _bias_type(one, mapped[f"{one.name}.weight"].dtype, between) for one in linears}
+    padded = {f"{linear.name}.weight" for linear in linears if linear.padded}
+    tensors = _stacked(linears, mapped, device)
+    for name in list(mapped):
+        tensor = mapped.pop(name).to(device, dtypes.get(name))
+        tensors[name] = _with_zeros(name, tensor) if name in padded else tensor
+    return tensors
+
+
+def _with_zeros(name: str, weight: Tensor) -> Tensor:
+    from qalign_kernels.cuda.linear import align
+
+    return align(Weight(name, weight)).weight
+
+
+def _bias_type(linear: Linear, weight: torch.dtype, between: torch.dtype) -> torch.dtype | None:
+    """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
+    if weight in (torch.float16, torch.bfloat16):
+        return weight
+    return between if weight == FP8 and linear.bias_last else None
+
+
+def _stacked(linears: Sequence[Linear], mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Linears that are read as one weight: that weight, and each of them as a part of it. They leave `mapped`.
+
+    Where all are int8 or int4: one product reads them.
+    """
+    groups: dict[str, list[str]] = {}
+    for linear in linears:
+        if linear.stacked:
+            groups.setdefault(linear.stacked, []).append(linear.name)
+    tensors: dict[str, Tensor] = {}
+    for stacked, members in groups.items():
+        types = {mapped[f"{name}.weight"].dtype for name in members}
+        biases = sum(f"{name}.bias" in mapped for name in members)
+        if types not in ({torch.int8}, {torch.uint8}) or biases not in (0, len(members)):
+            continue
+        for part in ["weight", "scale"] + ["groups"] * (torch.uint8 in types) + ["bias"] * (biases > 0):
+            names = [f"{name}.{part}" for name in members]
+            ends = list(accumulate(len(mapped[name]) for name in names))
+            whole = tensors[f"{stacked}.{part}"] = torch.cat([mapped.pop(name).to(device) for name in names])
+            tensors |= {name: whole[first:end] for name, first, end in zip(names, [0, *ends], ends)}
+    return tensors

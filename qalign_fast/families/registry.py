@@ -1,0 +1,37 @@
+"""A family's name, or a checkpoint's config.json, in; its `Family` out."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+from qalign_fast.families.family import Family
+
+# A family's name -> the module whose FAMILY is its value. A new family is a line here.
+FAMILIES = {
+    "mplug_owl2": "qalign_fast.families.mplug_owl2.family",
+}
+DEFAULT = "mplug_owl2"
+
+
+def find_family(name: str) -> Family:
+    """Raises KeyError for a name that no family has."""
+    family: Family = import_module(FAMILIES[name]).FAMILY
+    return family
+
+
+def family_of_checkpoint(directory: Path) -> Family:
+    """The family that recognizes the directory's config.json.
+
+    OneAlign's where none does: its reader then says what is missing.
+    """
+    try:
+        raw = json.loads((directory / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raw = None
+    if isinstance(raw, dict):
+        for name in FAMILIES:
+            if (family := find_family(name)).recognizes(raw):
+                return family
+    return find_family(DEFAULT)

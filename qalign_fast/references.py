@@ -1,0 +1,29 @@
+"""What a user calls a model in, the directory of its files out: a path, a Hub id, or None for the embedded model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qalign_fast.errors import ArtifactError
+
+EMBEDDED = Path(__file__).parent / "mini"
+_HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+
+
+def find_model(model: str | Path | None) -> Path:
+    """The directory of a model, fetched from the Hub if it is an id. Raises ArtifactError, MissingExtraError."""
+    if model is None:
+        return EMBEDDED
+    try:
+        if Path(model).is_dir():
+            return Path(model)
+        if Path(model).exists():
+            raise ArtifactError(f"{model}: a file; expected an artifact or checkpoint directory, or a Hub id")
+    except OSError as error:
+        raise ArtifactError(f"{str(model)[:256]}: {error.strerror}") from error
+    if isinstance(model, str) and re.fullmatch(_HUB_ID, model):
+        from qalign_fast.hub import fetch
+
+        return fetch(model)
+    raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
