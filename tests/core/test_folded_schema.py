@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from qalign_fast.families.mplug_owl2.model.folded_schema import check_tensors, linears, others
 from safetensors.torch import load_file, save_file
 
 from qalign_export.parameters import ONE_ALIGN
@@ -18,8 +17,10 @@ from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
-from qalign_fast.engines.torch_weights import read_folded
+from qalign_fast.engines.torch_weights import found_in, read_folded
 from qalign_fast.errors import ArtifactError
+from qalign_fast.families.mplug_owl2.folded_schema import schema
+from qalign_fast.families.schema import Linear, check_tensors, names_of
 from support.goldens import FOLDERS, GOLDEN
 
 Tensors = dict[str, torch.Tensor]
@@ -34,14 +35,14 @@ def weights_of(artifact: Path) -> Path:
 def test_every_tensor_of_an_export_is_one_that_is_asked_for(folder: str, precision: str, tmp_path: Path) -> None:
     artifact = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
     tensors, config = load_file(weights_of(artifact)), open_artifact(artifact).manifest.config
-    check_tensors(config, tensors)
-    parts = [f"{name}.{part}" for name, _, _ in linears(config) for part in ("weight", "scale", "groups", "bias")]
+    check_tensors(schema(config), found_in(tensors))
     written = {name for name in tensors if not name.startswith("gap.")}  # what aligns the others in the file
-    assert written <= {*parts, *(name for name, _ in others(config))}
+    assert written <= {*names_of(schema(config))}
 
 
 def test_onealigns_weights_are_8_billion() -> None:
-    assert sum(n * k for _, n, k in linears(ONE_ALIGN)) == pytest.approx(7.98e9, rel=0.01)
+    linears = [entry for entry in schema(ONE_ALIGN) if isinstance(entry, Linear)]
+    assert sum(linear.outputs * linear.inputs for linear in linears) == pytest.approx(7.98e9, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_last_row_between_all_layers(golden: Golden) -> None:
     p = prompt("quality")
     tokens = torch.from_numpy(golden.expected["visual_tokens"])
     rows = decoder.last_rows(tokens, decoder.prefix(p.prefix), decoder.suffix(p.suffix))
-    rows[-1] = rms_norm(rows[-1], decoder.norm, decoder.config.eps)
+    rows[-1] = rms_norm(rows[-1], decoder.norm, decoder.norm, 0, decoder.config.eps)
     expected = golden.expected["hidden_last_token_by_layer_quality"]
     for layer, row in enumerate(rows):
         assert_station(row.numpy(), expected[:, layer])
