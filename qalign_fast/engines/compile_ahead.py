@@ -23,7 +23,7 @@ from qalign_fast.families.mplug_owl2 import model as stations
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 
 if TYPE_CHECKING:
-    from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
+    from qalign_kernels.cuda.launch import Device
 
 Constants: TypeAlias = tuple[Tensor, Tensor]  # a prompt's prefix [L, 2, P, H, Dh] and suffix [S, D]
 _FEWEST = 4  # cores with which a pool takes less time than it costs to start
@@ -50,9 +50,9 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
     first launched.
     """
     from qalign_kernels.cuda.ahead import Pool, cores
-    from qalign_kernels.cuda.runtime import Device, cache_folder, interprets
+    from qalign_kernels.cuda.runtime import cache_folder, device_of, interprets
 
-    facts = Device.of(device)
+    facts = device_of(device)
     known = {
         cache_folder() / f"qalign-fast-{_identity(model, facts)}": model for model in (m.on_meta() for m in models)
     }

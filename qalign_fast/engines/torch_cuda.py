@@ -31,12 +31,12 @@ from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.attention import BACKENDS, attention_backends
-from qalign_kernels.contract.linear import FP8, Modal
+from qalign_kernels.contract.linear import Modal
 from qalign_kernels.contract.ops import Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
 
 if TYPE_CHECKING:
-    from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
+    from qalign_kernels.cuda.launch import Device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # between the products
 
@@ -61,7 +61,7 @@ class CudaModel(FoldedModel):
         self._exact = exact
 
     def queries_keys_values(
-        self, name: str, normed: Tensor | Rows, split: int, asking: slice
+        self, name: str, normed: Tensor | QuantizedRows, split: int, asking: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In one product where the three weights lie in one."""
         if f"{name}qkv.weight" not in self.tensors:
@@ -198,10 +198,10 @@ def build_engine(
     """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: graphs unless another is given;
     `watch` may put something between the model and its operations.
     """
-    from qalign_kernels.cuda.runtime import Device
+    from qalign_kernels.cuda.runtime import device_of
 
     place = torch.device(device)
-    facts, precision = Device.of(place), manifest.precision
+    facts, precision = device_of(place), manifest.precision
     model, there = build_model(manifest.config, precision, mapped, constants, place, facts, watch)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return CudaEngine(model, precision, there, prompts, device, runner or Graphs(place))
@@ -256,7 +256,7 @@ def _bias_type(name: str, weight: torch.dtype, between: torch.dtype) -> torch.dt
     """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
     if weight in (torch.float16, torch.bfloat16):
         return weight
-    return between if weight == FP8 and _BIAS_LAST.fullmatch(name) else None
+    return between if weight == E4M3 and _BIAS_LAST.fullmatch(name) else None
 
 
 def _stacked(mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

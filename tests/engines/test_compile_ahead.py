@@ -22,7 +22,8 @@ from qalign_fast.engines import compile_ahead as ahead_of
 from qalign_fast.engines.torch_cuda import build_model
 from qalign_kernels.cuda import ahead
 from qalign_kernels.cuda.ahead import Pool
-from qalign_kernels.cuda.runtime import Device, cache_hook, set_driver
+from qalign_kernels.cuda.launch import Device
+from qalign_kernels.cuda.runtime import cache_hook, set_driver
 
 H100 = Device(90, 132, 227 * 1024)
 NARROW = f"random:{GOLDEN / 'narrow-112'}"

@@ -43,9 +43,9 @@ from qalign_fast.engines.torch_cuda import (
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
-from qalign_kernels.contract.linear import FP8, Modal, Weight
+from qalign_kernels.contract.linear import Modal, Weight
 from qalign_kernels.contract.ops import PLAIN, Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
 from support.fake_streams import FakeCuda, FakeStream
 from support.goldens import FOLDERS, GOLDEN, PICTURES, Golden
 
@@ -206,7 +206,7 @@ class Scratch(Ops):
     def __init__(self) -> None:
         self.scratch = torch.zeros(3)
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
         self.scratch.fill_(1)
         return super().swiglu_for(readers, gate_up)
 
@@ -333,7 +333,7 @@ class Halves(Ops):
     """Plain torch that takes and gives float16 alone, as a GPU's kernels do where all is as it should be."""
 
     def linear(
-        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         assert isinstance(x, Tensor)
         if w.name == "vision.patch":  # of pixels, and aligned
@@ -343,7 +343,7 @@ class Halves(Ops):
         (added,) = [None] if residual is None else wide(residual)
         return super().linear(x, w, activation=activation, residual=added).half()
 
-    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
         assert isinstance(x, Tensor)
         return PLAIN.modal_linear(*wide(x), w, modal).half()
 
@@ -359,10 +359,10 @@ class Halves(Ops):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return PLAIN.attention(*wide(q, k, v), heads).half()
 
-    def packed_attention(
+    def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
-        return PLAIN.packed_attention(*wide(q, kv_visual, kv_text, prefix), turns, batch).half()
+        return PLAIN.attention_by_modality(*wide(q, kv_visual, kv_text, prefix), turns, batch).half()
 
 
 class Exact(Ops):
@@ -390,7 +390,7 @@ def test_between_products_all_is_float16_and_logits_are_not(
     np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+@pytest.mark.parametrize("dtype", [torch.int8, E4M3])
 def test_products_in_floats_are_the_contracts(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, codes = torch.randn(3, 7, 96), torch.randint(-127, 128, (40, 96)).float().to(dtype)
@@ -573,7 +573,7 @@ def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounde
 
     class Seen(Halves):
         def linear(
-            self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+            self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
         ) -> Tensor:
             seen[w.name] = w, activation is None and residual is None
             return super().linear(x, w, activation=activation, residual=residual)
@@ -585,7 +585,7 @@ def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounde
     prefix, suffix = (x.half() for x in constants[QUALITY.name])
     side = artifact.manifest.config.pixels.side
     model.decode(model.encode(torch.zeros(1, side, side, 3, dtype=torch.uint8)), prefix, suffix)
-    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == FP8}
+    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == E4M3}
     assert {"vision.layers.0.qkv", "abstractor.features.kv", "decoder.layers.0.kv_text"} <= eight.keys()
     for name, (w, alone) in eight.items():
         assert w.bias is not None, name
@@ -647,9 +647,9 @@ def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, ex
 
 def on_triton(path: Path, runner: Runner) -> CudaEngine:
     from qalign_kernels.cuda.ops import TritonOps
-    from qalign_kernels.cuda.runtime import Device
+    from qalign_kernels.cuda.runtime import device_of
 
-    facts = Device.of(CUDA)
+    facts = device_of(CUDA)
     return engine_of(path, runner, TritonOps(facts, torch.float16), TritonOps(facts, torch.float32), "cuda:0")
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
-from qalign_kernels.contract.linear import BLOCK, FP8, GROUP
+from qalign_kernels.contract.linear import BLOCK, GROUP
+from qalign_kernels.contract.quantized_rows import E4M3
 
 Shape: TypeAlias = tuple[int, ...]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -122,8 +123,8 @@ def _check_linear(name: str, outputs: int, inputs: int, tensors: Mapping[str, Te
     if weight.dtype == torch.uint8:
         _check_int4(name, outputs, inputs, tensors)
     else:
-        _check(f"{name}.weight", tensors, (outputs, inputs), (*_FLOATS, torch.int8, FP8))
-        if weight.dtype in (torch.int8, FP8):
+        _check(f"{name}.weight", tensors, (outputs, inputs), (*_FLOATS, torch.int8, E4M3))
+        if weight.dtype in (torch.int8, E4M3):
             _check(f"{name}.scale", tensors, (outputs,))
     if f"{name}.bias" in tensors:
         _check(f"{name}.bias", tensors, (outputs,))
