@@ -42,7 +42,8 @@ PARTS=("$@")
 export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
-TESTS=(tests/kernels/test_triton.py tests/engines/test_cuda_engine.py tests/engines/test_cuda_graphs.py
+TESTS=(tests/kernels/test_triton_{rows,linear,torch_product,attention,model}.py
+  tests/engines/test_cuda_engine.py tests/engines/test_cuda_graphs.py
   tests/engines/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
 FAILED=()
 declare -A RUNNING=() # name -> process id, of what was started and not yet waited for

@@ -34,7 +34,7 @@ if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 torch_cuda.compile_ahead = lambda *_: False
 
 # minutes each: they begin, so that the last process ends early
-LONG = ("test_mini", "test_triton", "test_native", "test_triton_ahead")
+LONG = ("test_mini", "test_native", "test_triton_ahead", "test_triton_linear", "test_triton_model")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,8 +35,9 @@ from qalign_export.rounding.quantizer import quantize_fp8
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.torch_cpu import load_folded
-from qalign_kernels.contract.linear import FP8, Weight, quantize_rows
+from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.quantized_rows import E4M3, quantize_rows
 
 if TYPE_CHECKING:
     from gguf_llama import Layer, Linear, Llama  # which needs packages of its own
@@ -96,8 +97,8 @@ class Core:
     def linear(self, x: Tensor, w: Weight) -> Tensor:
         """`qalign_kernels.contract.linear.linear` of a weight in fp8."""
         assert w.scale is not None, w.name
-        rows, scale = quantize_rows(x.flatten(0, -2), FP8)
-        y = self.sums(rows.float(), w.weight.float()) * scale * w.scale
+        rows = quantize_rows(x.flatten(0, -2), E4M3)
+        y = self.sums(rows.values.float(), w.weight.float()) * rows.scale * w.scale
         return (y if w.bias is None else y + w.bias).view(*x.shape[:-1], -1)
 
 
@@ -112,8 +113,8 @@ def cut(x: Tensor, bits: int) -> Tensor:
 def errors(name: str, x: Tensor, weight: Tensor) -> Errors:
     """Of x [M, K] by weight [N, K], both float32, in fp8."""
     y = x.double() @ weight.double().T
-    (rows, row_scale), rounded = quantize_rows(x, FP8), quantize_fp8(weight)
-    a, b, scales = rows.float(), rounded["weight"].float(), row_scale.double() * rounded["scale"]
+    rows, rounded = quantize_rows(x, E4M3), quantize_fp8(weight)
+    a, b, scales = rows.values.float(), rounded["weight"].float(), rows.scale.double() * rounded["scale"]
     exact = (a.double() @ b.double().T) * scales
 
     def off(core: Core) -> Tensor:
@@ -201,7 +202,7 @@ class Summed(Ops):
         self._core = core
 
     def product(self, x: Tensor, w: Weight) -> Tensor:
-        return self._core.linear(x, w) if w.weight.dtype == FP8 else super().product(x, w)
+        return self._core.linear(x, w) if w.weight.dtype == E4M3 else super().product(x, w)
 
 
 def of_scores(model: Path, every: int) -> dict[str, Any]:

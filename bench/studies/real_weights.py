@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from gguf_llama import KINDS, Layer, Linear, Llama, load
 from qalign_export.rounding.quantizer import choose_migration, expand, gram, quantize_int4, quantize_int8
-from qalign_kernels.contract.linear import fake_rows
+from qalign_kernels.contract.quantized_rows import fake_rows
 
 PREFIX = "USER: How would you rate the quality of this image?\n"
 TOKENS = 92  # of OneAlign's sequence for a picture

@@ -1,1 +1,1 @@
-"""What each fast kernel must compute, in plain torch: the contract its fast form is tested against."""
+"""The model's operations as fast kernels, and the contracts in plain torch that they are tested against."""

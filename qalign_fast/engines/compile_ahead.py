@@ -24,7 +24,7 @@ from qalign_fast.families.family import Constants
 from qalign_fast.families.registry import find_family
 
 if TYPE_CHECKING:
-    from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
+    from qalign_kernels.cuda.launch import Device
 
 _FEWEST = 4  # cores with which a pool takes less time than it costs to start
 
@@ -51,9 +51,9 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
     first launched.
     """
     from qalign_kernels.cuda.ahead import Pool, cores
-    from qalign_kernels.cuda.runtime import Device, cache_folder, interprets
+    from qalign_kernels.cuda.runtime import cache_folder, device_of, interprets
 
-    facts = Device.of(device)
+    facts = device_of(device)
     known = {
         cache_folder() / f"qalign-fast-{_identity(model, facts)}": model for model in (m.on_meta() for m in models)
     }

@@ -24,8 +24,9 @@ from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family, Folded, Reference
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.linear import FP8, Weight, expand_int4, expand_int8, fake_rows
+from qalign_kernels.contract.linear import Weight, expand_weight
 from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.quantized_rows import E4M3, fake_rows
 from qalign_kernels.cpu.ops import exact_for, load_native
 
 _ROWS = 2048  # of the vision tower at a time: more gain nothing, and their activations leave the cache
@@ -70,13 +71,9 @@ class FloatProducts(Ops):
     """Plain torch where there is no product of whole numbers, as on MPS: the contract's, as far as float32 is exact."""
 
     def product(self, x: torch.Tensor, w: Weight) -> torch.Tensor:
-        if w.scale is None or w.weight.dtype == FP8:
+        if w.scale is None or w.weight.dtype == E4M3:
             return super().product(x, w)
-        if w.groups is None:
-            weight = expand_int8(w.weight, w.scale)
-        else:
-            weight = expand_int4(w.weight, w.scale, w.groups, x.shape[-1])
-        return F.linear(fake_rows(x), weight, w.bias)
+        return F.linear(fake_rows(x), expand_weight(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)
 
 
 def load_checkpoint(

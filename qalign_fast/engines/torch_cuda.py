@@ -32,7 +32,7 @@ from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from qalign_kernels.cuda.runtime import Device  # Triton is for Linux
+    from qalign_kernels.cuda.launch import Device
 
 
 def between_of(precision: str) -> torch.dtype:
@@ -165,10 +165,10 @@ def build_engine(
     """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: graphs unless another is given;
     `watch` may put something between the model and its operations.
     """
-    from qalign_kernels.cuda.runtime import Device
+    from qalign_kernels.cuda.runtime import device_of
 
     place = torch.device(device)
-    facts, precision = Device.of(place), manifest.precision
+    facts, precision = device_of(place), manifest.precision
     model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts, watch)
     return CudaEngine(manifest.family, model, precision, there, manifest.task_prompts, device, runner or Graphs(place))
 

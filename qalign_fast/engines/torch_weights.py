@@ -15,7 +15,8 @@ from qalign_fast.artifact.prompt_tensors import load_constants
 from qalign_fast.errors import ArtifactError, one_line
 from qalign_fast.families.family import Constants
 from qalign_fast.families.schema import FoldedTensor, Found, Linear, Plain, check_tensors
-from qalign_kernels.contract.linear import FP8, Weight
+from qalign_kernels.contract.linear import Weight
+from qalign_kernels.contract.quantized_rows import E4M3
 
 
 def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Constants]]:
@@ -85,7 +86,7 @@ def _bias_type(linear: Linear, weight: torch.dtype, between: torch.dtype) -> tor
     """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
     if weight in (torch.float16, torch.bfloat16):
         return weight
-    return between if weight == FP8 and linear.bias_last else None
+    return between if weight == E4M3 and linear.bias_last else None
 
 
 def _stacked(linears: Sequence[Linear], mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

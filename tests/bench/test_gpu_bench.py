@@ -60,7 +60,7 @@ from qalign_fast.errors import DeviceError
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_kernels.contract.attention import BACKENDS
 from qalign_kernels.contract.ops import PLAIN
-from qalign_kernels.cuda.runtime import Device
+from qalign_kernels.cuda.launch import Device
 from qalign_kernels.cuda.tiles import Tile, table_key, tile_for
 
 H100 = Device(90, 132, 227 * 1024)

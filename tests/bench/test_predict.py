@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from qalign_bench.contestants.random_model import make
 from qalign_bench.profiling.predict import H100, Counted, foresee
 from qalign_fast.engines.torch_cuda import build_model
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_kernels.cuda.ahead import Idle
 from qalign_kernels.cuda.ops import TritonOps
 from qalign_kernels.cuda.runtime import set_driver
@@ -59,7 +60,7 @@ def test_what_is_counted_is_what_is_launched(precision: str, driver: Counting, m
     monkeypatch.setattr(TritonOps, "attention", attention)
     model, meta = make(NARROW, precision, torch.device("meta")), torch.device("meta")
     config, name = model.manifest.config, model.manifest.prompts[0].prompt.name
-    run, constants = build_model(config, precision, model.tensors, model.constants, meta, DEVICES[90])
+    run, constants = build_model(FAMILY, config, precision, model.tensors, model.constants, meta, DEVICES[90])
     side, tokens = config.pixels.side, config.abstractor.tokens
     turns = run.turns(tokens, *constants[name])
     steps: dict[str, Callable[[], Tensor]] = {

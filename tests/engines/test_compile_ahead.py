@@ -20,9 +20,11 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from qalign_bench.contestants.random_model import launches, load, make
 from qalign_fast.engines import compile_ahead as ahead_of
 from qalign_fast.engines.torch_cuda import build_model
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_kernels.cuda import ahead
 from qalign_kernels.cuda.ahead import Pool
-from qalign_kernels.cuda.runtime import Device, cache_hook, set_driver
+from qalign_kernels.cuda.launch import Device
+from qalign_kernels.cuda.runtime import cache_hook, set_driver
 
 H100 = Device(90, 132, 227 * 1024)
 NARROW = f"random:{GOLDEN / 'narrow-112'}"
@@ -55,7 +57,9 @@ def compare_keys(precision: str) -> None:
             pass
         known = set(launched)
         launched.clear()
-        model, constants = build_model(*there[:2], dict(there.tensors), there.constants, torch.device("cpu"), H100)
+        model, constants = build_model(
+            FAMILY, *there[1:3], dict(there.tensors), there.constants, torch.device("cpu"), H100
+        )
         side = there.config.pixels.side
         with torch.inference_mode():
             tokens = model.encode(torch.zeros(batch, side, side, 3, dtype=torch.uint8))

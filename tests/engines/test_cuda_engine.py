@@ -33,13 +33,16 @@ from qalign_fast.engines.options import LoadOptions
 from qalign_fast.engines.torch_cpu import FloatProducts, load_folded
 from qalign_fast.engines.torch_cuda import BUCKETS, CudaEngine, attention_of, bucket_of, fill_up, load_cuda
 from qalign_fast.engines.torch_weights import read_folded, to_device
+from qalign_fast.families.mplug_owl2.family import FAMILY
+from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
+from qalign_fast.families.schema import Linear
 from qalign_fast.levels import score_of
-from qalign_kernels.contract.linear import FP8, Modal, Weight
+from qalign_kernels.contract.linear import Modal, Weight
 from qalign_kernels.contract.ops import PLAIN, Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
 from support.fake_streams import FakeCuda, FakeStream
 from support.goldens import FOLDERS, GOLDEN, PICTURES, Golden
 
@@ -79,7 +82,7 @@ def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, 
     manifest = artifact.manifest
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     model = CudaModel(manifest.config, tensors, ops, exact)
-    return CudaEngine(model, manifest.precision, constants, prompts, device, runner)
+    return CudaEngine(FAMILY, model, manifest.precision, constants, prompts, device, runner)
 
 
 def some(expected: dict[str, np.ndarray], count: int, first: int = 0) -> np.ndarray:
@@ -200,7 +203,7 @@ class Scratch(Ops):
     def __init__(self) -> None:
         self.scratch = torch.zeros(3)
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
         self.scratch.fill_(1)
         return super().swiglu_for(readers, gate_up)
 
@@ -327,7 +330,7 @@ class Halves(Ops):
     """Plain torch that takes and gives float16 alone, as a GPU's kernels do where all is as it should be."""
 
     def linear(
-        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         assert isinstance(x, Tensor)
         if w.name == "vision.patch":  # of pixels, and aligned
@@ -337,7 +340,7 @@ class Halves(Ops):
         (added,) = [None] if residual is None else wide(residual)
         return super().linear(x, w, activation=activation, residual=added).half()
 
-    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
         assert isinstance(x, Tensor)
         return PLAIN.modal_linear(*wide(x), w, modal).half()
 
@@ -353,10 +356,10 @@ class Halves(Ops):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return PLAIN.attention(*wide(q, k, v), heads).half()
 
-    def packed_attention(
+    def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
-        return PLAIN.packed_attention(*wide(q, kv_visual, kv_text, prefix), turns, batch).half()
+        return PLAIN.attention_by_modality(*wide(q, kv_visual, kv_text, prefix), turns, batch).half()
 
 
 class Exact(Ops):
@@ -372,11 +375,11 @@ def test_between_products_all_is_float16_and_logits_are_not(
 ) -> None:
     artifact = open_artifact(rounded("narrow-112", precision))
     tensors, constants = read_folded(artifact)
-    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    there = to_device(schema(artifact.manifest.config), tensors, torch.device("cpu"), torch.float16)
     halves = {name: (prefix.half(), suffix.half()) for name, (prefix, suffix) in constants.items()}
     model = CudaModel(artifact.manifest.config, there, Halves(), Exact())
     prompts = tuple(entry.prompt for entry in artifact.manifest.prompts)
-    engine = CudaEngine(model, precision, halves, prompts, "cpu", Direct(torch.device("cpu")))
+    engine = CudaEngine(FAMILY, model, precision, halves, prompts, "cpu", Direct(torch.device("cpu")))
     logits = engine.decode(engine.encode(expected["resized_uint8"]), QUALITY)
     assert logits.dtype == np.float32
     assert not np.array_equal(logits, logits.astype(np.float16))
@@ -384,7 +387,7 @@ def test_between_products_all_is_float16_and_logits_are_not(
     np.testing.assert_allclose(logits, expected["logits_quality_image"], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, FP8])
+@pytest.mark.parametrize("dtype", [torch.int8, E4M3])
 def test_products_in_floats_are_the_contracts(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, codes = torch.randn(3, 7, 96), torch.randint(-127, 128, (40, 96)).float().to(dtype)
@@ -555,7 +558,8 @@ def test_biases_that_cublas_adds_are_of_their_weights_type() -> None:
     tensors = {f"{name}.bias": torch.ones(4) for name in names}  # before its weight and after it
     tensors |= {f"{name}.weight": torch.ones(4, 8).to(dtype) for name, dtype in names.items()}
     tensors |= {"late.bias": torch.ones(4), "half.scale": torch.ones(4)}
-    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    linears = [Linear(name, 4, 8) for name in names]
+    there = to_device(linears, tensors, torch.device("cpu"), torch.float16)
     found = {name: t.dtype for name, t in there.items() if not name.endswith("weight")}
     assert found.pop("half.bias") == torch.float16
     assert set(found.values()) == {torch.float32}
@@ -567,19 +571,19 @@ def test_biases_that_fp8s_product_adds_are_those_that_nothing_comes_after(rounde
 
     class Seen(Halves):
         def linear(
-            self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+            self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
         ) -> Tensor:
             seen[w.name] = w, activation is None and residual is None
             return super().linear(x, w, activation=activation, residual=residual)
 
     artifact = open_artifact(rounded("narrow-112", "fp8"))
     tensors, constants = read_folded(artifact)
-    there = to_device(tensors, torch.device("cpu"), torch.float16)
+    there = to_device(schema(artifact.manifest.config), tensors, torch.device("cpu"), torch.float16)
     model = CudaModel(artifact.manifest.config, there, Seen(), Exact())
     prefix, suffix = (x.half() for x in constants[QUALITY.name])
     side = artifact.manifest.config.pixels.side
     model.decode(model.encode(torch.zeros(1, side, side, 3, dtype=torch.uint8)), prefix, suffix)
-    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == FP8}
+    eight = {name: one for name, one in seen.items() if one[0].weight.dtype == E4M3}
     assert {"vision.layers.0.qkv", "abstractor.features.kv", "decoder.layers.0.kv_text"} <= eight.keys()
     for name, (w, alone) in eight.items():
         assert w.bias is not None, name
@@ -641,9 +645,9 @@ def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, ex
 
 def on_triton(path: Path, runner: Runner) -> CudaEngine:
     from qalign_kernels.cuda.ops import TritonOps
-    from qalign_kernels.cuda.runtime import Device
+    from qalign_kernels.cuda.runtime import device_of
 
-    facts = Device.of(CUDA)
+    facts = device_of(CUDA)
     return engine_of(path, runner, TritonOps(facts, torch.float16), TritonOps(facts, torch.float32), "cuda:0")
 
 

@@ -30,21 +30,10 @@ from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.levels import WEIGHTS
 from qalign_fast.pixels.picture import to_pixels, to_rgb
-from qalign_kernels.contract.linear import (
-    FP8,
-    Weight,
-    expand_fp8,
-    expand_int4,
-    expand_int8,
-    fake_fp8_rows,
-    fake_rows,
-    int8_linear,
-    int8_product,
-    quantize_rows,
-    spread_int4,
-)
+from qalign_kernels.contract.linear import Weight, expand_weight, int8_product, linear, spread_int4
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import GROUP
+from qalign_kernels.contract.quantized_rows import E4M3, fake_rows, quantize_rows
 from support.goldens import FOLDERS, GOLDEN, Rounded
 
 Scores = np.ndarray
@@ -82,12 +71,11 @@ class Simulation(Ops):
     def product(self, x: Tensor, w: Weight) -> Tensor:
         if w.weight.dtype == torch.int8:
             rows = fake_rows(x.flatten()).view(x.shape) if self.per_tensor else fake_rows(x)
-            return F.linear(rows, expand_int8(w.weight, w.scale), w.bias)
-        if w.weight.dtype == FP8:
-            return F.linear(fake_fp8_rows(x), expand_fp8(w.weight, w.scale), w.bias)
-        if w.weight.dtype == torch.uint8:
-            return F.linear(fake_rows(x), expand_int4(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)
-        return super().product(x, w)
+            return F.linear(rows, expand_weight(w.weight, w.scale), w.bias)
+        if w.scale is None:
+            return super().product(x, w)
+        rows = fake_rows(x, E4M3 if w.weight.dtype == E4M3 else torch.int8)
+        return F.linear(rows, expand_weight(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)
 
 
 class ExactSimulation(Simulation):
@@ -96,9 +84,9 @@ class ExactSimulation(Simulation):
     def product(self, x: Tensor, w: Weight) -> Tensor:
         if w.scale is None:
             return super().product(x, w)
-        rows, scale = quantize_rows(x, FP8 if w.weight.dtype == FP8 else torch.int8)
+        rows = quantize_rows(x, E4M3 if w.weight.dtype == E4M3 else torch.int8)
         weight = w.weight if w.groups is None else spread_int4(w.weight, w.groups, x.shape[-1])
-        y = F.linear(rows.double(), weight.double()).float() * scale * w.scale
+        y = F.linear(rows.values.double(), weight.double()).float() * rows.scale * w.scale
         return y if w.bias is None else y + w.bias
 
 
@@ -145,7 +133,7 @@ class HeldToTheDefinition(ExactSimulation):
 
     def product(self, x: Tensor, w: Weight) -> Tensor:
         y = Ops.product(self, x, w)
-        if w.weight.dtype == FP8:
+        if w.weight.dtype == E4M3:
             off = (y - super().product(x, w)).abs().amax(-1) / y.abs().max()
             assert off.max() <= 2e-6, w.name
             self.checked += 1
@@ -157,7 +145,7 @@ def test_every_fp8_linear_is_the_contracts(folder: str, rounded: Rounded) -> Non
     artifact, ops = rounded(folder, "fp8"), HeldToTheDefinition()
     tensors = load_file(artifact / "torch/model_fp8.safetensors")
     simulate(ops, artifact, expected_of(folder))
-    assert ops.checked >= sum(t.dtype == FP8 for t in tensors.values()) > 10
+    assert ops.checked >= sum(t.dtype == E4M3 for t in tensors.values()) > 10
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -200,9 +188,9 @@ def test_every_onnx_linear_is_the_contracts(
             rows = torch.from_numpy(values[x]).flatten(0, -2)
             weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.scale"]
             if weight.dtype == torch.int8:
-                contract = int8_linear(rows, weight, scale)
+                contract = linear(rows, Weight(name, weight, scale))
             else:
-                expanded = expand_int4(weight, scale, tensors[f"{name}.groups"], rows.shape[1])
+                expanded = expand_weight(weight, scale, tensors[f"{name}.groups"], rows.shape[1])
                 contract = F.linear(rows_as_onnxruntime_reads_them(rows), expanded)
             found = torch.from_numpy(values[y]).flatten(0, -2)
             off = (found - contract).abs().amax(-1) / contract.abs().max()
@@ -238,7 +226,7 @@ def test_4_bit_weights_of_the_graphs_are_the_contracts(folder: str, rounded: Rou
             steps = codes - zero[:, : scale.shape[1], None]  # [N, G, 32]
             name = node.input[1].removesuffix(".weight")
             of_contract = tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors[f"{name}.groups"]
-            expected = expand_int4(*of_contract, width=says["K"])
+            expected = expand_weight(*of_contract, width=says["K"])
             found = (steps * scale.unsqueeze(-1)).flatten(1)
             assert (found[:, says["K"] :] == 0).all()
             torch.testing.assert_close(found[:, : says["K"]], expected, rtol=2**-23, atol=0)

@@ -14,21 +14,9 @@ from qalign_export.rounding.quantizer import (
     read_rows,
     relative_error,
 )
-from qalign_kernels.contract.linear import (
-    FP8,
-    Weight,
-    expand_int4,
-    fake_fp8_rows,
-    fake_rows,
-    fp8_linear,
-    int4_linear,
-    int8_linear,
-    linear,
-    pack_int4,
-    quantize_rows,
-    spread_int4,
-)
+from qalign_kernels.contract.linear import Weight, expand_weight, linear, pack_int4, spread_int4
 from qalign_kernels.contract.precisions import BLOCK, GROUP
+from qalign_kernels.contract.quantized_rows import E4M3, fake_rows, quantize_rows
 
 SHAPES = [
     (8, 256),  # whole blocks
@@ -70,7 +58,7 @@ def _e4m3(x):
 def test_fp8_is_the_nearest_value_of_each_weight():
     weight = _random(16, 96) * torch.logspace(-6, 3, 16).unsqueeze(1)
     quantized = quantize_fp8(weight)
-    assert quantized["weight"].dtype == FP8
+    assert quantized["weight"].dtype == E4M3
     assert quantized["weight"].float().abs().amax(1).eq(448).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 448)
     scaled = weight / quantized["scale"].unsqueeze(1)
@@ -83,12 +71,12 @@ def test_fp8_rows_are_finite_at_any_size(largest):
     """Past 464 some conversions to e4m3 give NaN: the largest value's quotient must not round up to there."""
     rows = torch.rand(500, 32) * 0.4 * largest
     rows[:, 7], rows[0] = -largest * torch.linspace(0.5, 1, 500), 0
-    values, scale = quantize_rows(rows, FP8)
-    assert (rows / scale).abs().max() <= 448.001
-    assert values.float().isfinite().all()
-    assert (values[0].float() == 0).all()
+    found = quantize_rows(rows, E4M3)
+    assert (rows / found.scale).abs().max() <= 448.001
+    assert found.values.float().isfinite().all()
+    assert (found.values[0].float() == 0).all()
     if largest > 1e-30:
-        torch.testing.assert_close(fake_fp8_rows(rows)[:, 7], rows[:, 7], atol=0, rtol=1e-6)
+        torch.testing.assert_close(fake_rows(rows, E4M3)[:, 7], rows[:, 7], atol=0, rtol=1e-6)
 
 
 def _grid(quantized):
@@ -123,7 +111,7 @@ def test_packing_four_bits_is_undone_by_spreading(blocks):
         assert spread.dtype == torch.int8
         assert torch.equal(spread.int(), expected[:, :width])
         scale = torch.rand(40, generator=generator)
-        expanded = expand_int4(weight, scale, groups, width)
+        expanded = expand_weight(weight, scale, groups, width)
         assert torch.equal(expanded, expected[:, :width].float() * scale.unsqueeze(1))
 
 
@@ -252,32 +240,33 @@ def test_int8_linear_is_the_fake_quantized_linear():
     rows, quantized = _random(9, 96, seed=5), quantize_int8(_random(24, 96))
     bias = _random(24, seed=6)
     expected = F.linear(fake_rows(rows), expand(quantized, 96), bias)
-    torch.testing.assert_close(int8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
+    found = linear(rows, Weight("int8", **quantized, bias=bias))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_fp8_linear_is_the_fake_quantized_linear():
     rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
     bias = _random(24, seed=6)
-    expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96), bias)
-    torch.testing.assert_close(fp8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
-    by_type = linear(rows.view(3, 3, 96), Weight("fp8", **quantized, bias=bias))
-    assert torch.equal(by_type.flatten(0, 1), fp8_linear(rows, **quantized, bias=bias))
+    expected = F.linear(fake_rows(rows, E4M3), expand(quantized, 96), bias)
+    w = Weight("fp8", **quantized, bias=bias)
+    torch.testing.assert_close(linear(rows, w), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(linear(rows.view(3, 3, 96), w).flatten(0, 1), linear(rows, w))
 
 
 def test_fp8_linear_of_many_output_channels_is_that_of_each(monkeypatch):
     monkeypatch.setattr("qalign_kernels.contract.linear._CHUNK", 96 * 10)  # ten channels are widened together
     rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
-    expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96))
-    torch.testing.assert_close(fp8_linear(rows, **quantized), expected, atol=1e-5, rtol=1e-5)
+    expected = F.linear(fake_rows(rows, E4M3), expand(quantized, 96))
+    torch.testing.assert_close(linear(rows, Weight("fp8", **quantized)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows, width", SHAPES)
 def test_int4_linear_is_the_fake_quantized_linear(rows, width):
     x, quantized, bias = _random(9, width, seed=5), quantize_int4(_random(rows, width)), _random(rows, seed=6)
     expected = F.linear(fake_rows(x), expand(quantized, width), bias)
-    torch.testing.assert_close(int4_linear(x, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
-    by_form = linear(x.view(3, 3, width), Weight("int4", **quantized, bias=bias))
-    assert torch.equal(by_form.flatten(0, 1), int4_linear(x, **quantized, bias=bias))
+    w = Weight("int4", **quantized, bias=bias)
+    torch.testing.assert_close(linear(x, w), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(linear(x.view(3, 3, width), w).flatten(0, 1), linear(x, w))
 
 
 def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
@@ -286,11 +275,11 @@ def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
     weight = _random(24, 4224)
     x, quantized = _random(17, 4224, seed=5), quantize_int4(weight + 3 * weight.sign())
     x[3] = weight[0].sign()
-    rows, scale = quantize_rows(x)
+    read = quantize_rows(x)
     weight = spread_int4(quantized["weight"], quantized["groups"], 4224)
-    sums = rows.long() @ weight.T.long()
+    sums = read.values.long() @ weight.T.long()
     assert sums.abs().max() > 2**24
-    assert torch.equal(int4_linear(x, **quantized), sums.float() * scale * quantized["scale"])
+    assert torch.equal(linear(x, Weight("int4", **quantized)), sums.float() * read.scale * quantized["scale"])
 
 
 def test_one_loud_row_does_not_cost_the_others_their_precision():
@@ -303,16 +292,16 @@ def test_one_loud_row_does_not_cost_the_others_their_precision():
     rounded = (rows / per_tensor).round() * per_tensor
     off = F.linear(rounded[1:], expand(quantized, 64)) - F.linear(rows[1:], weight)
     assert off.square().sum() > 0.1 * F.linear(rows[1:], weight).square().sum()
-    codes, scale = quantize_rows(rows)
-    assert codes.abs().amax(1).eq(127).all()
-    assert scale.shape == (8, 1)
+    read = quantize_rows(rows)
+    assert read.values.abs().amax(1).eq(127).all()
+    assert read.scale.shape == (8, 1)
 
 
 @pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4, quantize_fp8])
 def test_relative_error_is_the_share_of_squares(quantize):
     weight, rows = _random(16, 256), _random(40, 256, seed=2)
     quantized = quantize(weight)
-    x = (fake_fp8_rows if quantize is quantize_fp8 else fake_rows)(rows).double()
+    x = fake_rows(rows, E4M3 if quantize is quantize_fp8 else torch.int8).double()
     assert torch.equal(read_rows(rows, quantized), x.float())
     y = rows.double() @ weight.double().T
     expected = float((x @ expand(quantized, 256).double().T - y).square().sum() / y.square().sum())

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from qalign_kernels.contract.activation import quick_gelu
 from qalign_kernels.contract.linear import Modal, Weight, int8_product
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
 from qalign_kernels.cuda import linear_hopper
-from qalign_kernels.cuda.runtime import Device
+from qalign_kernels.cuda.launch import Device
 from qalign_kernels.cuda.tiles import Shares, Tile
 
 DEVICE = Device(90, 4, 227 * 1024)  # of few processors, so that small products are shared as large ones are there
@@ -40,14 +40,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[gluon_on_numpy.Launcher]
     yield launcher
 
 
-def rows_and_weight(m: int, k: int, n: int, bias: bool = False) -> tuple[Rows, Weight]:
+def rows_and_weight(m: int, k: int, n: int, bias: bool = False) -> tuple[QuantizedRows, Weight]:
     torch.manual_seed(0)
-    rows = Rows(torch.randint(-127, 128, (m, k), dtype=torch.int8), torch.rand(m, 1))
+    rows = QuantizedRows(torch.randint(-127, 128, (m, k), dtype=torch.int8), torch.rand(m, 1))
     codes = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     return rows, Weight("int8", codes, torch.rand(n) / 100, None, torch.randn(n) if bias else None)
 
 
-def product(x: Rows, w: Weight, tile: Tile = SMALL, modal: Modal | None = None, **after: Any) -> Tensor:
+def product(x: QuantizedRows, w: Weight, tile: Tile = SMALL, modal: Modal | None = None, **after: Any) -> Tensor:
     """Every value is written, and the sums that programs share are left as they were: zeros."""
     n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
     y, shares = torch.full((len(x), n), torch.nan), Shares.of(DEVICE, torch.device("cpu"))
@@ -60,7 +60,7 @@ def product(x: Rows, w: Weight, tile: Tile = SMALL, modal: Modal | None = None, 
     return y
 
 
-def exact(x: Rows, w: Weight) -> Tensor:
+def exact(x: QuantizedRows, w: Weight) -> Tensor:
     """The contract's, in its order."""
     assert w.scale is not None
     y = int8_product(x.values, w.weight).float() * x.scale * w.scale

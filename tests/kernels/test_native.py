@@ -308,7 +308,7 @@ def test_attention_follows_scores_of_any_size(ops_here: NativeOps, far: float) -
         (1, 0, 7, 0, 2, 16),  # a prefix on its own, while exporting
     ],
 )
-def test_packed_attention_is_the_contract(
+def test_attention_by_modality_is_the_contract(
     ops: NativeOps, batch: int, visual: int, text: int, prefix: int, heads: int, width: int, last: bool
 ) -> None:
     rows, wide = batch * (visual + text), heads * width
@@ -320,7 +320,7 @@ def test_packed_attention_is_the_contract(
         random(2, visual + text, width),
         batch,
     )
-    assert off_by(ops.packed_attention(*arguments), PLAIN.packed_attention(*arguments)) < 1e-5
+    assert off_by(ops.attention_by_modality(*arguments), PLAIN.attention_by_modality(*arguments)) < 1e-5
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

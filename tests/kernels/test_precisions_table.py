@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from qalign_kernels.contract.linear import LARGEST
 from qalign_kernels.contract.precisions import PRECISIONS
+from qalign_kernels.contract.quantized_rows import LARGEST
 
 
 def test_what_stands_in_for_a_precision_is_one() -> None:

@@ -46,7 +46,7 @@ def test_what_another_device_or_triton_measured_is_not_taken(
     key: str, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An H100 PCIe has 114 processors."""
-    monkeypatch.setattr(tiles, "TRITON", "3.6.0")
+    monkeypatch.setattr(tiles, "_triton", lambda: "3.6.0")
     tile = [32, 64, 128, 3, 4]
     found = tile_for(DEVICES[90], "int8", 77, 4096, 4096, {key: {"int8": [[77, 4096, 4096, *tile]]}})
     assert found == (Tile(*tile) if taken else tile_by_rule(DEVICES[90], "int8", 77, 4096, 4096))
@@ -98,7 +98,7 @@ def test_fp8_products_that_are_not_cublas_are_asked_for_bfloat16(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert torch_product._fp8_result(torch.device("cuda:0"), torch.float16) == result
+    assert torch_product._result_dtype(torch.device("cuda:0"), torch.float16) == result
 
 
 @pytest.mark.parametrize(("version", "sound"), [("2.11.0+cu128", False), ("2.12.0+cu130", True), ("2.13.0", True)])
@@ -133,7 +133,7 @@ def test_a_measured_tile_that_is_refused_gives_way_to_the_rules_once(
     monkeypatch.setattr(tiles, "measured", lambda: {table_key(DEVICES[90]): {"int8": [[32, 128, 16, *tile]]}})
     monkeypatch.setattr(triton_ops, "linear", run)
     ops, x, w = TritonOps(DEVICES[90], torch.float16), torch.zeros(32, 128), WEIGHT
-    with pytest.warns(UserWarning, match="refused here .*; others stand in"):
+    with pytest.warns(UserWarning, match="refused here .*; another one is taken"):
         ops.linear(x, w)
     ops.linear(x, w)
     assert tried == [Tile(*tile) if tile else None, rule, rule]

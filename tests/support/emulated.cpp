@@ -46,9 +46,9 @@ void attention(const qk::Table& table, qk::Attention a) {
   table.attention(a);
 }
 
-void packed_attention(const qk::Table& table, qk::PackedAttention a) {
+void attention_by_modality(const qk::Table& table, qk::AttentionByModality a) {
   place_all(a.q, a.kv_visual, a.kv_text, a.prefix_kv, a.turns, a.out);
-  table.packed_attention(a);
+  table.attention_by_modality(a);
 }
 
 void by_row(const qk::Table& table, int function, Row r) {
@@ -63,7 +63,7 @@ void by_row(const qk::Table& table, int function, Row r) {
 void call(const qk::Table& table, int function) {
   if (function == '0') return linear(table, *reinterpret_cast<qk::Linear*>(base));
   if (function == '4') return attention(table, *reinterpret_cast<qk::Attention*>(base));
-  if (function == '5') return packed_attention(table, *reinterpret_cast<qk::PackedAttention*>(base));
+  if (function == '5') return attention_by_modality(table, *reinterpret_cast<qk::AttentionByModality*>(base));
   by_row(table, function, *reinterpret_cast<Row*>(base));
 }
 

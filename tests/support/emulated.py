@@ -31,7 +31,7 @@ namespace qk {{ extern const Table table_{name}; }}
 extern "C" const qk::Table* qk_table(const char*) {{ return &qk::table_{name}; }}
 """
 _WEIGHT_BITS = (32, 16, 16, 8, 4)  # by `Kind` of table.h
-_FUNCTIONS = ("linear", "layer_norm", "rms_norm", "swiglu", "attention", "packed_attention")
+_FUNCTIONS = ("linear", "layer_norm", "rms_norm", "swiglu", "attention", "attention_by_modality")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class EmulatedTable:
         }
         self._call("attention", a, sizes, 4 * a.batch * a.queries * wide)
 
-    def packed_attention(self, reference: Any) -> None:
+    def attention_by_modality(self, reference: Any) -> None:
         a = reference._obj
         row, tokens = 4 * a.heads * a.width, a.visual + a.text
         size = a.batch * (1 if a.last else tokens) * row
@@ -187,7 +187,7 @@ class EmulatedTable:
             "prefix_kv": 2 * a.prefix * row,
             "turns": 4 * 2 * tokens * a.width,
         }
-        self._call("packed_attention", a, sizes, size)
+        self._call("attention_by_modality", a, sizes, size)
 
     def _call(self, function: str, arguments: ctypes.Structure, inputs: Mapping[str, int], result: int) -> None:
         """Inputs' and the result's sizes are in bytes; addresses become offsets, none stays 0."""

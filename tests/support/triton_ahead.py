@@ -21,15 +21,15 @@ import torch
 import triton
 from torch import Tensor
 
-from qalign_kernels.contract.linear import LARGEST, Modal, Weight
+from qalign_kernels.contract.linear import Modal, Weight
 from qalign_kernels.contract.ops import Activation
 from qalign_kernels.contract.precisions import BLOCK
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
 from qalign_kernels.cuda.ahead import Idle
-from qalign_kernels.cuda.epilogue import Epilogue
+from qalign_kernels.cuda.launch import Device, Epilogue
 from qalign_kernels.cuda.linear import align, form_of, inputs_of, linear
 from qalign_kernels.cuda.ops import TritonOps
-from qalign_kernels.cuda.runtime import Device, set_driver
+from qalign_kernels.cuda.runtime import set_driver
 from qalign_kernels.cuda.tiles import Shares, Tile, tile_by_rule
 
 DEVICES = {
@@ -111,8 +111,8 @@ def tiled(
     return linear(x, w, tile, Epilogue(torch.float16, activation, residual), shares)
 
 
-def ints(m: int, k: int) -> Rows:
-    return Rows(empty(m, k, dtype=torch.int8), floats(m, 1))
+def ints(m: int, k: int) -> QuantizedRows:
+    return QuantizedRows(empty(m, k, dtype=torch.int8), floats(m, 1))
 
 
 def other(device: Device, tile: Tile, form: str = "int8", k: int = 4096) -> Tensor:
@@ -164,7 +164,7 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"patches {patch.name}", lambda w=patch: ops.patches_for(w, pixels, 14)
     yield "head", lambda: tiled(device, empty(BATCH, 4096), weight("float32", 4096, 5))
     kv, prefix, turns = (empty(65 * BATCH, 8192), empty(12 * BATCH, 8192)), floats(2, 15, 32, 128), floats(2, 77, 128)
-    yield "packed_attention", lambda: ops.packed_attention(empty(rows, 4096), *kv, prefix, turns, BATCH)
+    yield "attention_by_modality", lambda: ops.attention_by_modality(empty(rows, 4096), *kv, prefix, turns, BATCH)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from qalign_kernels.contract.linear import Modal, Weight
 from qalign_kernels.contract.ops import Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
 
-T = TypeVar("T", Tensor, Tensor | Rows)
+T = TypeVar("T", Tensor, Tensor | QuantizedRows)
 _LAYER = re.compile(r"layers\.\d+\.")
 
 
@@ -71,7 +71,7 @@ class TimedOps(Ops):
         self._station = "vision"
 
     def linear(
-        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         self._station, _, operation = _LAYER.sub("", w.name).partition(".")
         rows = size_of(x).elements // x.shape[-1]
@@ -81,13 +81,13 @@ class TimedOps(Ops):
             operation, flop, read, lambda: self.inner.linear(x, w, activation=activation, residual=residual)
         )
 
-    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
         self._station, _, operation = _LAYER.sub("", w.name).partition(".")
         columns = modal.common + (len(w.weight) - modal.common) // 2
         flop = 2 * size_of(x).elements * columns
         return self._time(operation, flop, (x, w.weight, w.scale), lambda: self.inner.modal_linear(x, w, modal))
 
-    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | QuantizedRows:
         return self._time("patches", 0, (pixels,), lambda: self.inner.patches_for(w, pixels, patch))
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -95,7 +95,7 @@ class TimedOps(Ops):
 
     def layer_norm_for(
         self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
-    ) -> Tensor | Rows:
+    ) -> Tensor | QuantizedRows:
         return self._time("norms", 0, (x,), lambda: self.inner.layer_norm_for(readers, x, gain, bias, eps))
 
     def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
@@ -103,29 +103,31 @@ class TimedOps(Ops):
 
     def rms_norm_for(
         self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
-    ) -> Tensor | Rows:
+    ) -> Tensor | QuantizedRows:
         arguments = readers, x, visual_gain, text_gain, split, eps
         return self._time("norms", 0, (x,), lambda: self.inner.rms_norm_for(*arguments))
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu(gate_up))
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
         return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu_for(readers, gate_up))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         flop = 4 * q.numel() * k.shape[1]
         return self._time("attention", flop, (q, k, v), lambda: self.inner.attention(q, k, v, heads))
 
-    def packed_attention(
+    def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
         flop = 4 * q.numel() * (prefix.shape[1] + turns.shape[1])
         arguments = q, kv_visual, kv_text, prefix, turns, batch
         read = (q, kv_visual, kv_text, prefix)
-        return self._time("attention", flop, read, lambda: self.inner.packed_attention(*arguments))
+        return self._time("attention", flop, read, lambda: self.inner.attention_by_modality(*arguments))
 
-    def _time(self, operation: str, flop: int, read: Sequence[Tensor | Rows | None], run: Callable[[], T]) -> T:
+    def _time(
+        self, operation: str, flop: int, read: Sequence[Tensor | QuantizedRows | None], run: Callable[[], T]
+    ) -> T:
         start = self.clock.now()
         result = run()
         moved = sum(size_of(x).bytes for x in read) + size_of(result).bytes
@@ -138,9 +140,9 @@ class Size(NamedTuple):
     bytes: int
 
 
-def size_of(x: Tensor | Rows | None) -> Size:
+def size_of(x: Tensor | QuantizedRows | None) -> Size:
     if x is None:
         return Size(0, 0)
-    if isinstance(x, Rows):
+    if isinstance(x, QuantizedRows):
         return Size(x.values.numel(), x.values.nbytes + x.scale.nbytes)
     return Size(x.numel(), x.nbytes)

@@ -24,7 +24,8 @@ from qalign_bench.figures.environment import environment
 from qalign_bench.figures.report import markdown_table, number
 from qalign_bench.profiling.tune import BATCHES, Product, by_matrix, graph_clock, make_weights, plain_clock, shrunk
 from qalign_kernels.contract.attention import BACKENDS, attention_by
-from qalign_kernels.contract.linear import FP8, Weight
+from qalign_kernels.contract.linear import Weight
+from qalign_kernels.contract.quantized_rows import E4M3
 
 Launch: TypeAlias = Callable[[], Tensor]
 Row: TypeAlias = dict[str, Any]  # what, by, shape, seconds, and tops or gbs; or an error
@@ -115,7 +116,7 @@ def fp8(fast: bool) -> Callable[[Product, torch.device], list[Launch]]:
     """The same in fp8, with fast accumulation or without."""
 
     def make(what: Product, device: torch.device) -> list[Launch]:
-        x = torch.randn(what.shape[:2], device=device).to(FP8)
+        x = torch.randn(what.shape[:2], device=device).to(E4M3)
         scale = torch.ones(what.shape.m, 1, device=device)
 
         def run(w: Weight) -> Tensor:

@@ -41,17 +41,17 @@ from qalign_fast.engines.torch_cuda import between_of
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
-from qalign_kernels.contract.linear import LARGEST, Modal, Weight
+from qalign_kernels.contract.linear import Modal, Weight, row_dtype
 from qalign_kernels.contract.ops import Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
-from qalign_kernels.cuda.linear import form_of, inputs_of, read_as
+from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.cuda.launch import Device, cdiv
+from qalign_kernels.cuda.linear import form_of, inputs_of
 from qalign_kernels.cuda.linear_hopper import per_processor
 from qalign_kernels.cuda.ops import row_type
-from qalign_kernels.cuda.rows import empty_rows
-from qalign_kernels.cuda.runtime import Device, cdiv
+from qalign_kernels.cuda.quantized_rows import empty_rows
 from qalign_kernels.cuda.tiles import RESERVED, SHARED_COST, Tile, tile_for, tiles_of
 
-T = TypeVar("T", Tensor, Tensor | Rows)
+T = TypeVar("T", Tensor, Tensor | QuantizedRows)
 MODEL = "random:one-align"
 BATCHES = (1, 8, 64)
 _PACKED = 0.25  # of attention's rate: what a kernel for rows of a prompt reaches
@@ -119,12 +119,12 @@ class Foreseen(Ops):
         self.chip, self.dtype, self.launches = chip, dtype, launches
 
     def linear(
-        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         (*leading, k), n = x.shape, len(w.weight)
         rows, y = math.prod(leading), self._empty(*leading, n)
         tile = tile_for(self.chip.facts, form_of(w), rows, k, n)
-        if isinstance(x, Tensor) and read_as(w) in LARGEST:
+        if isinstance(x, Tensor) and row_dtype(w.weight) in LARGEST:
             self._moving(x, self._row_type(x, [w]))
         self._product(tile, (x, w.weight, w.groups, y, residual), rows, k, n, form_of(w))
         if tile is None and (activation is not None or not self._adds(w, residual)):
@@ -135,17 +135,17 @@ class Foreseen(Ops):
         """Whether torch's product has all of the result in it, as `torch_product` has it."""
         added = [one for one in (w.bias, residual) if one is not None]
         alike = all(one.dtype == self.dtype for one in added) and len(added) < 2
-        if read_as(w) in LARGEST:
+        if row_dtype(w.weight) in LARGEST:
             return w.weight.dtype != torch.int8 and alike and residual is None
         return alike and w.weight.dtype == self.dtype
 
-    def modal_linear(self, x: Tensor | Rows, w: Weight, modal: Modal) -> Tensor:
+    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
         (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
         y, tile = self._empty(m, n), tile_for(self.chip.facts, form_of(w), m, k, n)
         self._product(tile, (x, w.weight, w.groups, y), m, k, n, form_of(w), modal)
         return y
 
-    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | Rows:
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | QuantizedRows:
         rows = self._empty(len(pixels), (pixels.shape[1] // patch) ** 2, inputs_of(w))
         return self._moving(pixels, self._row_type(rows, [w]))
 
@@ -160,15 +160,15 @@ class Foreseen(Ops):
 
     def layer_norm_for(
         self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
-    ) -> Tensor | Rows:
+    ) -> Tensor | QuantizedRows:
         return self._moving(x, self._row_type(x, readers))
 
     def rms_norm_for(
         self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
-    ) -> Tensor | Rows:
+    ) -> Tensor | QuantizedRows:
         return self._moving(x, self._row_type(x, readers))
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | Rows:
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
         half = self._empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
         return self._moving(gate_up, self._row_type(half, readers))
 
@@ -178,7 +178,7 @@ class Foreseen(Ops):
         self.launches.append(Launch("attention", flop / self.chip.attention / 1e6 + self.chip.end))
         return self._empty(*q.shape)
 
-    def packed_attention(
+    def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
         flop = 4 * q.numel() * (prefix.shape[1] + turns.shape[1])
@@ -190,7 +190,7 @@ class Foreseen(Ops):
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device="meta")
 
-    def _row_type(self, x: Tensor, readers: Sequence[Weight]) -> Tensor | Rows:
+    def _row_type(self, x: Tensor, readers: Sequence[Weight]) -> Tensor | QuantizedRows:
         eight = row_type(readers)
         return self._empty(*x.shape) if eight is None else empty_rows(x.shape, eight, x.device)
 
@@ -200,7 +200,7 @@ class Foreseen(Ops):
         return result
 
     def _product(
-        self, tile: Tile | None, moved: Sequence[Tensor | Rows | None], m: int, k: int, n: int, form: str,
+        self, tile: Tile | None, moved: Sequence[Tensor | QuantizedRows | None], m: int, k: int, n: int, form: str,
         modal: Modal | None = None,
     ) -> None:  # fmt: skip
         computing = self._by_library(form, m, k, n) if tile is None else self._by_tiles(tile, m, k, n, form, modal)

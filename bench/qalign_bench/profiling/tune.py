@@ -39,13 +39,13 @@ from qalign_bench.figures.report import markdown_table
 from qalign_bench.figures.spread import median
 from qalign_export.parameters import ONE_ALIGN
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_kernels.contract.linear import FP8, Weight, pack_int4
+from qalign_kernels.contract.linear import Weight, pack_int4
 from qalign_kernels.contract.precisions import BLOCK, GROUP
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
 from qalign_kernels.cuda.ahead import Pool
-from qalign_kernels.cuda.epilogue import Epilogue
+from qalign_kernels.cuda.launch import Device, Epilogue, cdiv
 from qalign_kernels.cuda.linear import as_read, linear
-from qalign_kernels.cuda.runtime import Device, cdiv, interprets
+from qalign_kernels.cuda.runtime import device_of, interprets
 from qalign_kernels.cuda.tiles import Shares, Tile, table_key, tile_by_rule, tiles_for
 from qalign_kernels.cuda.torch_product import has_product
 
@@ -139,7 +139,7 @@ def tune(
     """What was timed, and the same as JSON with what timed it; `keep` gets these after each product."""
     device, about = torch.device(place), environment()
     cuda = device.type == "cuda"
-    facts = Device.of(device) if cuda else Device(90, 132, 227 * 1024)
+    facts = device_of(device) if cuda else Device(90, 132, 227 * 1024)
     batches = batches or BATCHES
     forms = forms or [form for form in FORMS if form != "float8_e4m3fn" or facts.capability >= _FP8_SINCE]
 
@@ -237,7 +237,7 @@ def sweep(
 class Subject(NamedTuple):
     """What a product is computed of."""
 
-    rows: Tensor | Rows
+    rows: Tensor | QuantizedRows
     weights: list[Weight]
     epilogue: Epilogue
 
@@ -339,7 +339,7 @@ def make_weight(what: Product, form: str, device: torch.device) -> Weight:
     if form == "float16":
         return Weight(form, torch.randn(n, k, device=device).half(), None, None, None if bias is None else bias.half())
     if form == "float8_e4m3fn":
-        return Weight(form, torch.randn(n, k, device=device).to(FP8), torch.rand(n, device=device) / 1000, None, bias)
+        return Weight(form, torch.randn(n, k, device=device).to(E4M3), torch.rand(n, device=device) / 1000, None, bias)
     if form == "int8":
         codes = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
         return Weight(form, codes, torch.rand(n, device=device) / 1000, None, bias)

@@ -149,7 +149,7 @@ class ModelGraph(Graph):
         return self.op("MatMul", x, self.array(name, weight.T))
 
     def _int8(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.contract.linear.int8_linear: u8 x s8, the fast product of a CPU, so rows are stored 128 up.
+        """qalign_kernels.contract.linear: u8 x s8, the fast product of a CPU, so rows are stored 128 up.
 
         Of the forms that bench/results/onnx_linear.json compares, the fastest whose semantics are documented.
         """
@@ -177,7 +177,7 @@ class ModelGraph(Graph):
         return self._quantized[x]
 
     def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.contract.linear.int4_linear's weights; rows as onnxruntime reads them, a finer way.
+        """qalign_kernels.contract.linear's int4 weights; rows as onnxruntime reads them, a finer way.
 
         Accuracy level 4 is 8 bits with a scale for each 32 inputs.
         """

@@ -18,17 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels.contract.linear import (
-    FP8,
-    LARGEST,
-    expand_fp8,
-    expand_int4,
-    expand_int8,
-    fake_fp8_rows,
-    fake_rows,
-    pack_int4,
-)
+from qalign_kernels.contract.linear import expand_weight, pack_int4, row_dtype
 from qalign_kernels.contract.precisions import BLOCK, GROUP
+from qalign_kernels.contract.quantized_rows import E4M3, LARGEST, fake_rows
 
 Rounded = tuple[Tensor, Tensor, Tensor]  # w [N, K], k [N, G] and z [N, G]
 
@@ -52,8 +44,8 @@ def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
 
 def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
     """float32 [N, K] -> weight fp8 [N, K] and scale float32 [N], max|w| / 448 of each output channel."""
-    scale = _channel_scale(weight, LARGEST[FP8])
-    return {"weight": (weight / scale.unsqueeze(1)).to(FP8), "scale": scale}
+    scale = _channel_scale(weight, LARGEST[E4M3])
+    return {"weight": (weight / scale.unsqueeze(1)).to(E4M3), "scale": scale}
 
 
 def _channel_scale(weight: Tensor, most: int) -> Tensor:
@@ -117,14 +109,12 @@ def relative_error(weight: Tensor, quantized: dict[str, Tensor], rows: Tensor) -
 
 def expand(quantized: dict[str, Tensor], width: int) -> Tensor:
     """ŵ float32 [N, K = width] of any form."""
-    if "groups" in quantized:
-        return expand_int4(**quantized, width=width)
-    return expand_fp8(**quantized) if quantized["weight"].dtype == FP8 else expand_int8(**quantized)
+    return expand_weight(**quantized, width=width)
 
 
 def read_rows(rows: Tensor, quantized: dict[str, Tensor]) -> Tensor:
     """x̂ float32 [..., K]: what the quantized linear makes of rows [..., K]."""
-    return fake_fp8_rows(rows) if quantized["weight"].dtype == FP8 else fake_rows(rows)
+    return fake_rows(rows, row_dtype(quantized["weight"]))
 
 
 def _sample(x: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What every kernel computes: formula, precision, tolerance, and the same in plain torch."""
+"""What every kernel computes, one file for each: formula, precision, tolerance, and the same in plain torch."""

@@ -1,14 +1,14 @@
-"""Queries, keys and values in, context out: over a picture's rows, and over a constant prefix and packed rows.
+"""Queries, keys and values in, context out: over a picture's rows, and over a prompt's prefix and rows by modality.
 
     context_i = Σ_j softmax_j(q_i · k_j) v_j            queries come scaled already
 
 A fast form agrees to 1e-5 of the values' largest magnitude. On AMX a number is the sum of two bfloat16, which agrees to
-1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact: their queries, keys, values and weights of values are
-rounded, on AMX to bfloat16, which costs up to 4e-3, and with AVX512-VNNI or AVX-VNNI to whole numbers of 12 to 15 bits,
-which costs up to 1e-3.
+1e-4. Engines of 8 bits, 4 bits and bfloat16 need not be exact: there queries, keys, values and weights of values are
+rounded. On AMX they become bfloat16, which costs up to 4e-3; with AVX512-VNNI or AVX-VNNI they become whole numbers of
+12 to 15 bits, which costs up to 1e-3.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
-head width, N = B*T. Packed rows are [B*V] visual ones, then [B*S] text ones.
+head width, N = B*T. Rows by modality are B*V visual ones, sequence after sequence, then B*S text ones.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-BACKENDS = {  # torch's kernels on a GPU, as they are told of
+BACKENDS = {  # torch's kernels on a GPU, by the names that we report
     SDPBackend.CUDNN_ATTENTION: "cuDNN",
     SDPBackend.FLASH_ATTENTION: "flash",
     SDPBackend.EFFICIENT_ATTENTION: "efficient",
     SDPBackend.MATH: "math",
 }
 _HOPPER = 90
-_SOUND_CUDNN = 91501  # before, it read past queries that are no multiple of 128, as 1025 is (pytorch/pytorch#169849)
-_one_at_a_time = Lock()  # which backends torch takes is the process's, and is put back afterwards
+_SOUND_CUDNN = 91501  # older ones read past queries that are no multiple of 128, as 1025 is (pytorch/pytorch#169849)
+_one_at_a_time = Lock()  # torch's choice of backends holds for the whole process: it is set and put back under this
 
 
 def attention_backends(capability: int, dtype: torch.dtype) -> list[SDPBackend]:
-    """Which of torch's kernels `attention` is to take on an NVIDIA GPU, the first that can: cuDNN's on Hopper, which
-    alone has that GPU's instructions, else flash. Neither takes float32. What torch.backends.cuda has off stays off.
+    """Torch's kernels for `attention` on an NVIDIA GPU, best first: torch takes the first that can.
+
+    cuDNN is first on Hopper (capability 90), because it alone uses that GPU's instructions; elsewhere flash is. Neither
+    takes float32. A kernel that is switched off in torch.backends.cuda stays off.
     """
     cudnn, flash, efficient, math = BACKENDS
     fast = {
@@ -46,15 +48,15 @@ def attention_backends(capability: int, dtype: torch.dtype) -> list[SDPBackend]:
 
 
 def _cudnn_version() -> int:
-    """0 where torch has none that it can use."""
+    """0 where torch has no cuDNN that it can use."""
     try:
         return torch.backends.cudnn.version() or 0
-    except RuntimeError:  # another than torch was built with
+    except RuntimeError:  # torch was built with another version
         return 0
 
 
 def attention_by(backends: Sequence[SDPBackend], q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """`attention` by the first of torch's kernels that can; RuntimeError where none can."""
+    """`attention` by the first of these kernels that can. Raises RuntimeError where none can."""
     with _one_at_a_time, sdpa_kernel([*backends], set_priority=True):
         return attention(q, k, v, heads)
 
@@ -65,14 +67,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
 
 
-def packed_attention(
+def attention_by_modality(
     q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
 ) -> Tensor:
-    """Rotary and causal over everything, the prefix first.
+    """Causal attention with rotary positions over the prefix, then each sequence's visual rows, then its text rows.
 
-    q: rows [N, D], or [B, D] where only each sequence's last row asks; kv_visual [B*V, 2D] and kv_text [B*S, 2D]: keys
-    (not rotated yet), then values; prefix [2, P, H, Dh]: keys (rotated) and values; turns [2, T, Dh]: cosines and sines
-    of the rows' positions. Returns the context of q's rows.
+    q          rows by modality [N, D], or [B, D] where only each sequence's last row asks
+    kv_visual  [B*V, 2D], keys that are not rotated yet, then values
+    kv_text    [B*S, 2D], the same
+    prefix     [2, P, H, Dh], keys that are rotated, and values
+    turns      [2, T, Dh], cosines and sines of the rows' positions
+
+    All are float32. Returns the context of q's rows, in q's shape.
     """
     heads, width = prefix.shape[2:]
     k, v = sequence(kv_visual, kv_text, batch).unflatten(-1, (2, heads, width)).unbind(2)  # each [B, T, H, Dh]
@@ -94,7 +100,10 @@ def sequence(visual: Tensor, text: Tensor, batch: int) -> Tensor:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotary positions in the half-split form: x [B, T, H, Dh], turns [2, T, Dh]."""
+    """x [B, T, H, Dh] turned by its rows' positions, `turns` [2, T, Dh]; number i of a head is paired with i + Dh/2.
+
+    This is LLaMA's form of rotary positions (Su et al., arXiv 2104.09864).
+    """
     cos, sin = turns.unsqueeze(2)  # each [T, 1, Dh]
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin

@@ -1,17 +1,19 @@
-"""Rows and a weight in, rows out: the definition of every precision, 8 and 4 bits above all, that every engine keeps.
+"""The product of rows and a weight in every precision, 8 and 4 bits above all: the definition that every engine keeps.
 
     int8:  x̂ = s_m · round(x / s_m), s_m = max|x_m| / 127, per row;   ŵ = s_n · w, per output channel
     fp8:   x̂ = s_m · e4m3(x / s_m), s_m = max|x_m| / 448, per row;    ŵ = s_n · w, per output channel, w in e4m3
     int4:  as int8;                                   ŵ = s_n · k_ng · (w - z_ng), w and z in 0..15, k in 1..16
 
-y = x̂ ŵᵀ + b. round and e4m3 (float8_e4m3fn, whose largest value is 448) are to the nearest, ties to even. For int8 and
-int4 the sums of products are whole numbers, exact in any order: int4's weights become int8 on their way, |k (w - z)| at
-most 127 (the idea of two levels is QServe's, Lin et al., arXiv 2405.04532). For fp8 they are taken in float32, before
-the scales; GPUs keep fewer bits. A float weight (float32, float16, bfloat16) reads rows rounded to its type; its
-products are summed in float32.
+y = x̂ ŵᵀ + b. `quantized_rows` says how x is rounded. For int8 and int4 the sums of products are whole numbers, exact in
+any order: int4's weights become int8 before the product, because |k (w - z)| is at most 127 (the idea of two levels is
+QServe's, Lin et al., arXiv 2405.04532). For fp8 the sums are taken in float32, before the scales; GPUs keep fewer bits.
+A float weight (float32, float16, bfloat16) reads rows rounded to its type, and its products are summed in float32.
 
-int4's inputs come in blocks of 128, zeros after the last: byte j of a block has input j in its low half and input
-j + 64 in its high half. `groups` has a byte for each 32 inputs in a row: k - 1 in its high half, z in its low half.
+A fast form agrees to 1e-6 of the largest result for int8 and int4, and to 1e-5 for fp8 and floats (for fp8 on a GPU's
+tensor cores, to 2^-8). Rounding to a 16-bit result comes on top.
+
+int4's inputs lie in blocks of 128, filled up with zeros: byte j of a block has input j in its low half and input j + 64
+in its high half. `groups` has a byte for each 32 inputs in a row: k - 1 in its high half, z in its low half.
 
 Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks, G = 4 B groups.
 """
@@ -26,18 +28,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_kernels.contract.precisions import BLOCK, GROUP
+from qalign_kernels.contract.quantized_rows import quantize_rows
 
-FP8 = torch.float8_e4m3fn
-LARGEST = {torch.int8: 127, FP8: 448}  # of what rows and weights with a scale are made of
-
-_SMALLEST = 1e-30  # a row of zeros keeps a scale that can be divided by
 _EXACT = 1024  # inputs whose products float32 sums exactly: 1024 · 127² < 2²⁴
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A linear's tensors under its name: float [N, K], int8 or fp8 [N, K] with a scale [N], uint8 with groups too."""
+    """A linear's tensors under its name.
+
+    weight  float32, float16, bfloat16, int8 or e4m3 [N, K]; int4's are uint8 [N, B, 64]
+    scale   float32 [N], for int8, e4m3 and int4
+    groups  uint8 [N, G], for int4
+    bias    any float [N]
+    """
 
     name: str
     weight: Tensor
@@ -46,16 +51,17 @@ class Weight:
     bias: Tensor | None = None
 
     def part(self, first: int, end: int) -> Weight:
-        """Some of its output channels."""
+        """Its output channels first .. end - 1."""
         parts = (self.scale, self.groups, self.bias)
         return Weight(self.name, self.weight[first:end], *(None if p is None else p[first:end] for p in parts))
 
 
 class Modal(NamedTuple):
-    """One product for linears of all rows, of visual and of text rows: q, and each modality's k and v.
+    """How one weight holds three linears: one that all rows read (q), one of visual and one of text rows (k and v).
 
-    Of y [M, N] the first `common` columns are the weight's first `common` channels of every row. The others are its
-    next N - common channels for the first `split` rows, and the N - common after those for the rest.
+    The first `common` columns of y [M, N] are the weight's first `common` channels, for every row. The other N - common
+    columns are the weight's next N - common channels for the first `split` rows, which are visual, and its last
+    N - common channels for the other rows, which are text.
     """
 
     split: int
@@ -65,19 +71,13 @@ class Modal(NamedTuple):
 def linear(x: Tensor, w: Weight) -> Tensor:
     """Rows float32 [..., K] -> float32 [..., N], bias included, in the precision the weight has."""
     if w.scale is not None:
-        rows = x.flatten(0, -2)
-        if w.groups is not None:
-            y = int4_linear(rows, w.weight, w.scale, w.groups, w.bias)
-        else:
-            by_type = fp8_linear if w.weight.dtype == FP8 else int8_linear
-            y = by_type(rows, w.weight, w.scale, w.bias)
-        return y.unflatten(0, x.shape[:-1])
+        return scaled_linear(x.flatten(0, -2), w).unflatten(0, x.shape[:-1])
     y = F.linear(x.to(w.weight.dtype), w.weight).float()
     return y if w.bias is None else y + w.bias
 
 
 def modal_linear(x: Tensor, w: Weight, modal: Modal) -> Tensor:
-    """Rows float32 [M, K] -> float32 [M, N]."""
+    """Rows float32 [M, K], visual ones first -> float32 [M, N], by a weight of three linears."""
     own = (len(w.weight) - modal.common) // 2
     visual, text = (modal.common + own * i for i in range(2))
     of_visual, of_text = (
@@ -87,41 +87,39 @@ def modal_linear(x: Tensor, w: Weight, modal: Modal) -> Tensor:
     return torch.cat((linear(x, w.part(0, modal.common)), torch.cat((of_visual, of_text))), dim=1)
 
 
-def row_scale(x: Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
-    """float32 [..., K] -> the scales [..., 1] of its rows."""
-    return x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / LARGEST[dtype]
+def scaled_linear(x: Tensor, w: Weight) -> Tensor:
+    """x float32 [M, K], by a weight with a scale -> float32 [M, N], bias included."""
+    assert w.scale is not None, w.name
+    rows = quantize_rows(x, row_dtype(w.weight))
+    y = _product(rows.values, w) * rows.scale * w.scale
+    return y if w.bias is None else y + w.bias
 
 
-def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
-    """float32 [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
-    scale = row_scale(x, dtype)
-    values = x / scale
-    return (values if dtype == FP8 else values.round_()).to(dtype), scale
+def row_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of the rows that a weight multiplies: its own, or int8 for 4 bits."""
+    return torch.int8 if weight.dtype == torch.uint8 else weight.dtype
 
 
-def fake_rows(x: Tensor) -> Tensor:
-    """x̂: what the rows become through 8 bits, in float32."""
-    scale = row_scale(x)
-    return (x / scale).round_() * scale
+def _product(rows: Tensor, w: Weight) -> Tensor:
+    """int8 or e4m3 [M, K] -> float32 [M, N], the sums before the scales."""
+    if w.weight.dtype == torch.int8:
+        return int8_product(rows, w.weight).float()
+    step = max(1, _CHUNK // rows.shape[-1])
+    parts = [w.part(first, first + step) for first in range(0, len(w.weight), step)]
+    rows = rows.float() if w.groups is None else rows
+    return torch.cat([_part_product(rows, part) for part in parts], dim=-1)
 
 
-def fake_fp8_rows(x: Tensor) -> Tensor:
-    """The same through fp8, by row."""
-    values, scale = quantize_rows(x, FP8)
-    return values.float() * scale
-
-
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x float32 [M, K], weight int8 [N, K], scale float32 [N], bias float32 [N] -> float32 [M, N]."""
-    rows, rows_scale = quantize_rows(x)
-    y = int8_product(rows, weight).float() * rows_scale * scale
-    return y if bias is None else y + bias
+def _part_product(rows: Tensor, w: Weight) -> Tensor:
+    if w.groups is None:
+        return F.linear(rows, w.weight.float())
+    return int8_product(rows, spread_int4(w.weight, w.groups, rows.shape[-1])).float()
 
 
 def int8_product(rows: Tensor, weight: Tensor) -> Tensor:
     """int8 [M, K] and [N, K] -> int32 [M, N], exact.
 
-    On a CPU without VNNI `_int_mm` takes products one by one; float32, which holds such sums, is ten times as fast.
+    On a CPU without VNNI `_int_mm` takes products one by one, and float32, which holds such sums, is ten times as fast.
     """
     if rows.device.type != "cpu" or torch.cpu._is_vnni_supported():
         return torch._int_mm(rows, weight.T)
@@ -129,38 +127,12 @@ def int8_product(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([F.linear(x, w.float()).int() for x, w in parts]).sum(0, dtype=torch.int32)
 
 
-def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x float32 [M, K], weight fp8 [N, K], scale float32 [N], bias float32 [N] -> float32 [M, N]."""
-    rows, rows_scale = quantize_rows(x, FP8)
-    wide, step = rows.float(), max(1, _CHUNK // x.shape[-1])
-    products = torch.cat([F.linear(wide, part.float()) for part in weight.split(step)], dim=-1)
-    y = products * rows_scale * scale
-    return y if bias is None else y + bias
-
-
-def int4_linear(x: Tensor, weight: Tensor, scale: Tensor, groups: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x float32 [M, K], weight uint8 [N, B, 64], scale float32 [N], groups uint8 [N, G] -> float32 [M, N]."""
-    rows, rows_scale = quantize_rows(x)
-    step = max(1, _CHUNK // x.shape[-1])
-    parts = zip(weight.split(step), groups.split(step), strict=True)
-    y = torch.cat([int8_product(rows, spread_int4(*part, x.shape[-1])).float() for part in parts], dim=-1)
-    y = y * rows_scale * scale
-    return y if bias is None else y + bias
-
-
-def expand_int8(weight: Tensor, scale: Tensor) -> Tensor:
-    """ŵ: int8 [N, K] and scale [N] -> float32 [N, K]."""
-    return weight * scale.unsqueeze(1)
-
-
-def expand_fp8(weight: Tensor, scale: Tensor) -> Tensor:
-    """ŵ: fp8 [N, K] and scale [N] -> float32 [N, K]."""
-    return expand_int8(weight.float(), scale)
-
-
-def expand_int4(weight: Tensor, scale: Tensor, groups: Tensor, width: int) -> Tensor:
-    """ŵ: uint8 [N, B, 64], scale [N], groups [N, G] -> float32 [N, K = width]."""
-    return expand_int8(spread_int4(weight, groups, width), scale)
+def expand_weight(weight: Tensor, scale: Tensor, groups: Tensor | None = None, width: int | None = None) -> Tensor:
+    """ŵ: a weight's tensors -> float32 [N, K]. int4's need `width`, which is K."""
+    if groups is not None:
+        assert width is not None
+        weight = spread_int4(weight, groups, width)
+    return weight.float() * scale.unsqueeze(1)
 
 
 def spread_int4(weight: Tensor, groups: Tensor, width: int) -> Tensor:

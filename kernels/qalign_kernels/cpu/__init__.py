@@ -1,1 +1,1 @@
-"""The contracts in C++, for x86-64 and ARM, and the resize of pictures."""
+"""The contracts in C++, for x86-64 and ARM, and the resize of pictures in C++ as well."""

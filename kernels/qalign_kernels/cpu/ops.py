@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
 from qalign_kernels.cpu import native
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
@@ -36,7 +36,7 @@ class _Attention(Structure):
     ]
 
 
-class _PackedAttention(Structure):
+class _AttentionByModality(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "width", "visual", "text", "prefix", "last")),
         *((name, c_void_p) for name in ("q", "kv_visual", "kv_text", "prefix_kv", "turns", "out")),
@@ -51,7 +51,7 @@ class _Table(Structure):
         ("rms_norm", CFUNCTYPE(None, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
         ("swiglu", CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_void_p)),
         ("attention", CFUNCTYPE(None, POINTER(_Attention))),
-        ("packed_attention", CFUNCTYPE(None, POINTER(_PackedAttention))),
+        ("attention_by_modality", CFUNCTYPE(None, POINTER(_AttentionByModality))),
     ]
 
 
@@ -90,7 +90,7 @@ class NativeOps(Ops):
         self.name = f"native {table.name.decode()}"
 
     def linear(
-        self, x: Tensor | Rows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
+        self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         assert isinstance(x, Tensor)
         if w.weight.dtype not in _KINDS:
@@ -132,14 +132,14 @@ class NativeOps(Ops):
         self._table.attention(byref(_Attention(*sizes, *_pointers(q, k, v), *strides, self._exact, out.data_ptr())))
         return out
 
-    def packed_attention(
+    def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
     ) -> Tensor:
         heads, width = prefix.shape[2:]
         inputs = [x.contiguous() for x in (q, kv_visual, kv_text, prefix, turns)]
         out = torch.empty_like(inputs[0])
         sizes = batch, heads, width, len(kv_visual) // batch, len(kv_text) // batch, prefix.shape[1], len(q) == batch
-        self._table.packed_attention(byref(_PackedAttention(*sizes, *_pointers(*inputs), out.data_ptr())))
+        self._table.attention_by_modality(byref(_AttentionByModality(*sizes, *_pointers(*inputs), out.data_ptr())))
         return out
 
 

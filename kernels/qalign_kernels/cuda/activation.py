@@ -1,13 +1,14 @@
-"""`contract.activation` on a GPU: SwiGLU one program a row, QuickGELU as a part of a product's epilogue."""
+"""`contract.activation` on a GPU: SwiGLU with a program for each row, QuickGELU as a part of a product's epilogue."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.quantized_rows import Rows
-from qalign_kernels.cuda.rows import empty_rows, store_row
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
+from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.cuda.launch import block_of, row_view
+from qalign_kernels.cuda.quantized_rows import empty_rows, store_row
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -17,8 +18,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return y
 
 
-def swiglu_rows(gate_up: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
-    """quantize_rows(swiglu(gate_up)), gate_up [..., 2I]."""
+def swiglu_rows(gate_up: Tensor, dtype: torch.dtype = torch.int8) -> QuantizedRows:
+    """quantize_rows(swiglu(gate_up)) in one kernel, for any float [..., 2I]."""
     rows = empty_rows((*gate_up.shape[:-1], gate_up.shape[-1] // 2), dtype, gate_up.device)
     _launch(gate_up, rows.values, rows.scale)
     return rows
@@ -32,6 +33,7 @@ def _launch(gate_up: Tensor, out: Tensor, scales: Tensor | None) -> None:
 
 @jit
 def quick_gelu(x: Value) -> Value:
+    """x · sigmoid(1.702 x) of a float32 tile."""
     return x * tl.sigmoid(1.702 * x)
 
 

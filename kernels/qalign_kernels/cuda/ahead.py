@@ -2,9 +2,9 @@
 
     Pool("module:walk", device, arguments).wait()
 
-Every process of the pool runs the whole walk, whose launches compile for the device and run nowhere; which of them
-compiles a kernel is settled by who comes first. No process sees a GPU, and none is a copy of this one: a CUDA context
-does not survive that. A pool that fails costs nothing but its time: what it left out is compiled at its first launch.
+Every process of the pool runs the whole walk. Its launches compile for the device and run nowhere, and the first
+process that comes to a kernel compiles it. No process sees a GPU, and none is a fork of this one, because no CUDA
+context survives a fork. A pool that fails costs nothing but its time: what it left out is compiled at its first launch.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, TypeAlias
 
-from qalign_kernels.cuda.runtime import Device, GPUTarget, cache_hook, set_driver
+from qalign_kernels.cuda.launch import Device
+from qalign_kernels.cuda.runtime import GPUTarget, cache_hook, set_driver
 
 Walk: TypeAlias = Callable[..., Iterator[object]]  # (device, *arguments) -> yields after each of its parts
-PATIENCE = 120.0  # seconds: a compiler that takes longer is stuck
+PATIENCE = 120.0  # seconds; a compiler that takes longer is stuck
 _MOST = 16  # processes: each imports torch, and a model has some forty kernels
-_FAILED = sys.maxsize  # parts that a process has done which is no more
+_FAILED = sys.maxsize  # stands for the parts that an ended process has done
 
 
 class Idle:
-    """A driver of Triton's for that device, which is not there: kernels are compiled and launched nowhere."""
+    """A driver for Triton in place of a device that is not there: kernels are compiled for it, and never launched."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.utils = device, self
@@ -40,7 +41,7 @@ class Idle:
         return GPUTarget("cuda", self.device.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.device.capability  # compiled kernels are kept by device
+        return self.device.capability  # Triton keeps compiled kernels by this number
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -56,14 +57,17 @@ class Idle:
 
 
 class Pool:
-    """Processes that compile what a walk launches on a device. `arguments` follow the device, and can be pickled."""
+    """Processes that compile what a walk launches on a device.
+
+    They call walk(device, *arguments); `arguments` must be picklable. By default there are as many as cores, up to 16.
+    """
 
     def __init__(
         self, walk: str, device: Device, arguments: tuple[Any, ...] = (), processes: int | None = None
     ) -> None:
         self._claims = tempfile.TemporaryDirectory(prefix="qalign-fast-")
         self._changed, self._done = Condition(), dict[int, int]()  # process -> parts of the walk it has done
-        self.whole = True  # no process has failed
+        self.whole = True  # until a process fails
         command = [sys.executable, "-m", "qalign_kernels.cuda.ahead", walk, self._claims.name]
         asked = pickle.dumps((device, arguments))
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -71,7 +75,7 @@ class Pool:
         for i in range(min(_MOST, cores()) if processes is None else processes):
             try:
                 self._processes.append(_start(command, asked, self._errors))
-            except OSError as error:  # no process can be had, or no interpreter is where this one came from
+            except OSError as error:  # no process can be started, or the interpreter is no longer there
                 self.whole = False
                 self._errors.write_text(f"{command[0]}: {error.strerror}")
                 break
@@ -80,17 +84,18 @@ class Pool:
             Thread(target=self._follow, args=(i, process), daemon=True).start()
 
     def wait(self, parts: int = _FAILED, seconds: float = PATIENCE) -> bool:
-        """Until every process has done so many parts of the walk, or all of it; whether they did, and none failed."""
+        """Waits until every process has done so many parts of the walk -> whether that came in time and none failed."""
         with self._changed:
             in_time = self._changed.wait_for(lambda: min(self._done.values(), default=_FAILED) >= parts, seconds)
             return in_time and self.whole
 
     def problem(self) -> str | None:
-        """Why it was not all done, as far as a process has said so."""
+        """Why not everything was compiled, in a process's last line of errors; None where nothing failed."""
         lines = self._errors.read_text(errors="replace").strip().splitlines() if self._errors.exists() else []
         return None if self.whole else (lines[-1] if lines else "a process ended")
 
     def close(self) -> None:
+        """Ends the processes."""
         for process in self._processes:
             process.kill()
             process.wait()
@@ -116,12 +121,12 @@ class Pool:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(command: list[str], asked: bytes, errors: Path) -> subprocess.Popen[bytes]:
-    """With this interpreter's own paths, and a thread: it is one of many."""
+    """Starts a process with this interpreter's own paths. It gets one thread, because it is one of many."""
     paths = os.pathsep.join(path for path in sys.path if path)
     settings = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with errors.open("ab") as file:
@@ -135,14 +140,14 @@ def _start(command: list[str], asked: bytes, errors: Path) -> subprocess.Popen[b
 
 
 def compile_walk(walk: Walk, device: Device, arguments: tuple[Any, ...], claims: Path) -> Iterator[object]:
-    """Compiles, of what the walk launches, what no other process has claimed."""
+    """Runs the walk, and compiles of its kernels those that no other process has claimed. Yields as the walk does."""
     set_driver(Idle(device))
     cache_hook(lambda name, key: not _claim(claims / hashlib.sha256(f"{name} {key}".encode()).hexdigest()))
     yield from walk(device, *arguments)
 
 
 def _claim(path: Path) -> bool:
-    """Whether nobody had."""
+    """Claims a path -> whether it was free."""
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
@@ -154,7 +159,7 @@ def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     device, arguments = pickle.load(sys.stdin.buffer)  # from the process that started this one
     done = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no part that is done
+    os.dup2(2, 1)  # so that no line that a library prints is counted as a part
     for _ in compile_walk(getattr(import_module(module), name), device, arguments, Path(sys.argv[2])):
         print("done", file=done, flush=True)
 

@@ -1,11 +1,11 @@
-"""`contract.attention.packed_attention` on a GPU: one kernel for rotation, prefix, causality and softmax.
+"""`contract.attention.attention_by_modality` on a GPU: one kernel for rotation, prefix, causality and softmax.
 
-A program has one head of one sequence and a block of its queries; it goes over the prefix, then over the rows as far as
-its last query sees, and keeps a running largest score and sum (Milakov and Gimelshein, arXiv 1805.02867). No mask is
-read, no key is gathered: a row's place says where it lies. Attention over a picture's rows stays torch's.
+A program has a block of queries of one head of one sequence. It goes over the prefix, then over the rows as far as its
+last query sees, and keeps the largest score so far and a running sum (Milakov and Gimelshein, arXiv 1805.02867). It
+reads no mask and gathers no keys: a row's place follows from its number. Attention over a picture's rows stays torch's.
 
 Letters: B batch, T rows of a sequence, V visual and S text rows of it (T = V + S), P prefix rows, D width, H heads, Dh
-head width. Packed rows are [B*V] visual ones, then [B*S] text ones.
+head width. Rows by modality are B*V visual ones, sequence after sequence, then B*S text ones.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, power_of_2, row_view, tl
+from qalign_kernels.cuda.launch import cdiv, power_of_2, row_view
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
-_QUERIES = 32  # of a program
-_KEYS = 32  # of a step
+_QUERIES = 32  # that a program has
+_KEYS = 32  # that a step takes
 
 
-def packed_attention(
+def attention_by_modality(
     q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
 ) -> Tensor:
-    """The contract's, with q [N, D] or [B, D], kv_visual [B*V, 2D] and kv_text [B*S, 2D] of one float type.
+    """As the contract has it, with q [N, D] or [B, D], kv_visual [B*V, 2D] and kv_text [B*S, 2D] of one float dtype.
 
-    prefix [2, P, H, Dh] is of any, turns [2, T, Dh] float32 and alike in both halves. Returns the context of q's rows.
+    prefix [2, P, H, Dh] is of any float dtype. turns [2, T, Dh] is float32, and alike in both halves of Dh. Returns the
+    context of q's rows, in q's shape and dtype.
     """
     places, heads, width = prefix.shape[1:]
     visual, text = len(kv_visual) // batch, len(kv_text) // batch
     asked = 1 if len(q) == batch else visual + text
     prefix, turns = prefix.contiguous(), turns.contiguous()
-    q, kv_visual, kv_text = (row_view(x) for x in (q, kv_visual, kv_text))  # columns of a wider product, it may be
+    q, kv_visual, kv_text = (row_view(x) for x in (q, kv_visual, kv_text))  # they may be columns of a wider product
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _attend[(cdiv(asked, _QUERIES), batch * heads)](
         q, kv_visual, kv_text, prefix, turns, out, q.stride(0), kv_visual.stride(0), kv_text.stride(0),
@@ -48,7 +50,7 @@ def _attend(
     visual: Value, text: Value, places: Value, asked: Value, heads: Value, width: Value,
     block: constexpr, half_block: constexpr, queries: constexpr, keys: constexpr, pdl: constexpr,
 ) -> None:  # fmt: skip
-    """softmax(rotate(q) · rotate(k)) v of one head and a block of its queries, `asked` of them at a sequence's end."""
+    """softmax(rotate(q) · rotate(k)) v of one head, for a block of the `asked` queries at the end of a sequence."""
     begin(pdl)
     sequence, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     batch = tl.num_programs(1) // heads
@@ -57,7 +59,7 @@ def _attend(
     d, h = tl.arange(0, block), tl.arange(0, half_block)
     row = tl.where(t < visual, sequence * visual + t, batch * visual + sequence * text + t - visual).to(tl.int64)
     row = tl.where(asked == length, row, sequence)
-    across = heads * width  # columns of q, and where values begin among keys'
+    across = heads * width  # columns of q; in a row of keys and values, where the values begin
     first = q + row[:, None] * q_stride + head * width
     low, high = rotate(load_half(first, h, t < length, width, 0), load_half(first, h, t < length, width, 1),
                        turns, t, h, length, width)  # fmt: skip
@@ -97,13 +99,13 @@ def _attend(
 
 @jit
 def load_half(first: Pointer, h: Value, inside: Value, width: Value, half: constexpr) -> Value:
-    """The low (0) or the high (1) half of heads that begin at `first` [rows, 1], zero outside -> [rows, Dh/2]."""
+    """The low (0) or the high (1) half of heads that begin at `first` [rows, 1] -> [rows, Dh/2], zeros outside."""
     return tl.load(first + half * (width // 2) + h[None, :], inside[:, None] & (h < width // 2)[None, :], 0.0)
 
 
 @jit
 def rotate(low: Value, high: Value, turns: Pointer, t: Value, h: Value, length: Value, width: Value) -> Value:
-    """Rotary positions t in float32; `turns` holds each angle's cosine and sine twice, once for each half."""
+    """Both halves turned by the positions t, in float32. `turns` has each cosine and sine twice, once for each half."""
     inside = (t < length)[:, None] & (h < width // 2)[None, :]
     cos = tl.load(turns + t[:, None] * width + h[None, :], inside, 0.0)
     sin = tl.load(turns + (length + t[:, None]) * width + h[None, :], inside, 0.0)
@@ -119,7 +121,7 @@ def dot(q: Value, k: Value) -> Value:
 
 @jit
 def absorb(score: Value, value: Value, best: Value, total: Value, context: Value) -> Value:
-    """A step of softmax over keys: what was summed before is scaled to the new largest score."""
+    """A step of softmax over keys: earlier sums are scaled to the new largest score."""
     new = tl.maximum(best, tl.max(score, 1))
     weight = tl.exp(score - new[:, None])
     shrink = tl.exp(best - new)

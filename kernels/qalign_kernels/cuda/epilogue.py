@@ -1,31 +1,27 @@
-"""A product in, residual + activation(scales · product + bias) out: the end of our products, a kernel after torch's."""
+"""A product in, residual + activation(scales · product + bias) out: the end of our products, a kernel after torch's.
+
+Letters: M rows, N output channels.
+"""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.ops import Activation
 from qalign_kernels.cuda.activation import quick_gelu
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, cdiv, constexpr, jit, overlap, row_view, tl
+from qalign_kernels.cuda.launch import Epilogue, cdiv, row_stride, row_view
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
-_ROWS, _COLUMNS = 4, 512  # of a program: 16 values a thread, in lines of the memory
-
-
-class Epilogue(NamedTuple):
-    """What becomes of a product before it is stored."""
-
-    dtype: torch.dtype
-    activation: Activation = None
-    residual: Tensor | None = None  # [..., N]
+_ROWS, _COLUMNS = 4, 512  # of a program: 16 values a thread, in whole lines of memory
 
 
 def finish_product(
     product: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, bias: Tensor | None, epilogue: Epilogue
 ) -> Tensor:
-    """[M, N], contiguous, in any type -> [M, N] of the epilogue's, in the product's place where that is the same."""
+    """[M, N], contiguous, of any dtype -> [M, N] of the epilogue's, in the product's own memory where dtypes are equal.
+
+    row_scale [M, 1] and column_scale [N] come together or not at all; bias [N].
+    """
     (m, n), dtype = product.shape, epilogue.dtype
     y = product if product.dtype == dtype else torch.empty_like(product, dtype=dtype)
     residual = None if epilogue.residual is None else row_view(epilogue.residual)
@@ -35,10 +31,6 @@ def finish_product(
         epilogue.activation == "quick_gelu", _ROWS, _COLUMNS, **overlap(),
     )  # fmt: skip
     return y
-
-
-def row_stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
 
 
 @jit
@@ -62,7 +54,7 @@ def finish(
     i: Value, j: Value, row_end: Value, column_end: Value, n: Value, scale_stride: Value, residual_stride: Value,
     gelu: constexpr,
 ) -> None:  # fmt: skip
-    """The epilogue of a tile, float32, at rows i and columns j, as far as those ends, of y [..., n]."""
+    """The epilogue of a tile of float32 products, at rows i and columns j of y [..., n], as far as the two ends."""
     inside = (i < row_end)[:, None] & (j < column_end)[None, :]
     if row_scale is not None:
         product *= tl.load(row_scale + i * scale_stride, i < row_end, 0.0)[:, None]
@@ -80,18 +72,24 @@ def finish(
 @jit
 def finish_tile(
     total: Value, more: Value, sums: Pointer, arrived: Pointer, tile: Value, splits: constexpr, on_its_side: constexpr,
-    y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer, row: Value, column: Value,
-    row_end: Value, column_end: Value, n: Value, scale_stride: Value, residual_stride: Value, gelu: constexpr,
+    y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer, row: Value, row_end: Value,
+    channel: Value, column: Value, column_end: Value, n: Value, scale_stride: Value, residual_stride: Value,
+    gelu: constexpr, modal: constexpr,
 ) -> None:  # fmt: skip
-    """`finish` of sums [rows, columns] from `row` and `column` on, and of those of the rows after them where there are
-    `more`: at once, or by the last to come of the `splits` programs that have a part of this tile. `on_its_side`: sums
-    are [columns, rows].
+    """`finish` of a tile's sums [rows, columns], which begin at `row` and `column`; their weight begins at `channel`.
+
+    `more` has the sums of the rows after them, or is None. Where `splits` programs have a part of this tile each, the
+    last one to come adds the parts and finishes. With `on_its_side` sums are [columns, rows].
     """
+    if modal:
+        column_scale += channel - column
+        if bias is not None:
+            bias += channel - column
     rows: constexpr = total.shape[1] if on_its_side else total.shape[0]
     columns: constexpr = total.shape[0] if on_its_side else total.shape[1]
     size: constexpr = rows * columns
     more_rows: constexpr = 0 if more is None else more.shape[1] if on_its_side else more.shape[0]
-    # Halves are finished one after the other: a whole tile takes more registers than there are, one on its side not.
+    # Halves are finished one after the other: a whole tile needs more registers than there are (not one on its side).
     halves: constexpr = columns >= 128 and rows >= 128 and not on_its_side
     height, width = row_end - row, column_end - column
     i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
@@ -101,7 +99,7 @@ def finish_tile(
         add_part(total, sums, height, width, on_its_side)
         if more is not None:
             add_part(more, sums + size, height - rows, width, on_its_side)
-        tl.debug_barrier()  # all threads' parts are there before it is said
+        tl.debug_barrier()  # the parts of all threads are in memory before the program says so
         complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == splits - 1
     if complete:
         if splits > 1:
@@ -128,14 +126,14 @@ def finish_tile(
 
 @jit
 def add_part(total: Value, sums: Pointer, height: Value, width: Value, on_its_side: constexpr) -> None:
-    """What one of the programs that share a tile has of its first `height` rows and `width` columns."""
+    """Adds one program's part of a shared tile to `sums`: its first `height` rows and `width` columns."""
     place, inside = places(total, height, width, on_its_side)
     tl.atomic_add(sums + place, total, inside, sem="relaxed")
 
 
 @jit
 def take_sum(total: Value, sums: Pointer, height: Value, width: Value, on_its_side: constexpr) -> Value:
-    """The sum of all parts, of total's shape; zeros are left for the next product."""
+    """The sum of all parts, in total's shape. Leaves zeros for the next product."""
     place, inside = places(total, height, width, on_its_side)
     total = tl.load(sums + place, inside, 0, cache_modifier=".cg")
     tl.store(sums + place, tl.zeros_like(total), inside)
@@ -144,7 +142,7 @@ def take_sum(total: Value, sums: Pointer, height: Value, width: Value, on_its_si
 
 @jit
 def places(total: Value, height: Value, width: Value, on_its_side: constexpr) -> Value:
-    """Where a tile's sums lie, and which of them are inside."""
+    """The offsets of a tile's sums, and which of them are inside its rows and columns."""
     i, j = tl.arange(0, total.shape[0])[:, None], tl.arange(0, total.shape[1])[None, :]
     inside = (i < width) & (j < height) if on_its_side else (i < height) & (j < width)
     return i * total.shape[1] + j, inside

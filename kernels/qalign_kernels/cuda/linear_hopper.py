@@ -1,13 +1,13 @@
-"""`contract.linear` for int8 on sm_90: the same product by Hopper's own copies and asynchronous matrix units.
+"""`contract.linear` for int8 on sm_90, in Gluon: the same product by Hopper's own copies and asynchronous matrix units.
 
-Triton's compiler waits for every int8 product of a warp group before it begins the next. Here, in Gluon, one stays
-under way: TMA brings boxes of x and w to shared memory several steps ahead, and a product is issued before the one
-before it is waited for. Programs stay: while one finishes a tile, its next tile's first boxes are on their way. Two
-programs of 4 warps fit a processor, so that one multiplies while the other scales, adds and stores.
+Triton's compiler waits for every int8 product of a warp group before it begins the next one. Here one stays under way:
+TMA brings boxes of x and w to shared memory several steps ahead, and a product is issued before the earlier one is
+waited for. A program computes many tiles: while it finishes one, the first boxes of its next tile are on their way.
+Two programs of 4 warps fit on a processor, so that one multiplies while the other scales, adds and stores.
 
-Each program has whole tiles, as many as all can have alike; the steps of the tiles that are left are shared equally
-("stream-K", Osama et al., arXiv 2301.03598) where that ends sooner. A shared tile's parts meet in `sums`, in int32 and
-so exactly in any order, and the program that adds the last part finishes the tile.
+Every program has the same number of whole tiles. The steps of the tiles that are left are shared equally ("stream-K",
+Osama et al., arXiv 2301.03598) where that ends sooner. The parts of a shared tile are added in `sums`, in int32 and
+therefore exactly in any order, and the program that adds the last part finishes the tile.
 
 Letters: M rows, K inputs, N output channels.
 """
@@ -19,13 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from qalign_kernels.contract.linear import Modal
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.cuda.launch import cdiv, row_stride
 from qalign_kernels.cuda.runtime import (
     Pointer,
     TensorDescriptor,
     Value,
     at_compile_time,
-    cdiv,
     constexpr,
     gdc_launch_dependents,
     gdc_wait,
@@ -41,17 +41,17 @@ from qalign_kernels.cuda.runtime import (
 from qalign_kernels.cuda.tile_order import gluon_origin
 from qalign_kernels.cuda.tiles import RESERVED, SHARED_COST, Shares, Tile, tiles_of
 
-_PARTS = constexpr(4)  # of a tile's columns, finished one after another: all at once need more registers than there are
-_PER_PROCESSOR = 228 * 1024  # bytes of shared memory of a processor
+_PARTS = constexpr(4)  # of a tile's columns, finished one after another: the whole needs more registers than there are
+_PER_PROCESSOR = 228 * 1024  # bytes of a processor's shared memory
 
 
 def launch(
-    x: Rows, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor,
+    x: QuantizedRows, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor,
     tile: Tile, shares: Shares, gelu: bool, modal: Modal | None,
 ) -> None:  # fmt: skip
-    """y [M, N] = residual + activation(x̂ ŵᵀ + bias), x [M, K] and weight [N, K] int8.
+    """y [M, N] = residual + activation(x̂ ŵᵀ + bias), with x [M, K] and weight [N, K] in int8.
 
-    A row begins a multiple of 16 bytes after the one before it, as TMA asks.
+    A row begins a multiple of 16 bytes after the one before it: TMA asks for that.
     """
     (m, k), n = x.values.shape, y.shape[1]
     tiles, steps = tiles_of(m, n, tile, modal), cdiv(k, tile.inputs)
@@ -63,25 +63,25 @@ def launch(
     _multiply_hopper[(programs if shared or whole else rest,)](
         _boxes(x.values, tile.rows, tile.inputs), _boxes(weight, tile.columns, tile.inputs),
         y, x.scale, scale, bias, residual, shares.sums, shares.arrived,
-        m, n, steps, tiles, whole, split, common, x.scale.stride(0), 0 if residual is None else residual.stride(0),
+        m, n, steps, tiles, whole, split, common, x.scale.stride(0), row_stride(residual),
         gelu, shared, modal is not None, tile.stages, num_warps=tile.warps, **overlap(),
     )  # fmt: skip
 
 
 def per_processor(tile: Tile) -> int:
-    """Programs of 4 warps that a processor holds at once: two, as registers allow, or one."""
+    """How many programs a processor holds at once: two of 4 warps where shared memory has room for both, else one."""
     size = (tile.rows + tile.columns) * tile.inputs * tile.stages + tile.rows * 32 + RESERVED
     return 2 if tile.warps == 4 and 2 * size <= _PER_PROCESSOR else 1
 
 
 def _boxes(x: Tensor, rows: int, inputs: int) -> Any:
-    """int8 [M, K] as TMA reads it, zeros past its ends."""
+    """int8 [M, K] as TMA reads it, in boxes [rows, inputs], with zeros past its ends."""
     layout = gl.NVMMASharedLayout.get_default_for([rows, inputs], gl.int8)
     return TensorDescriptor(x, list(x.shape), [x.stride(0), 1], [rows, inputs], layout)
 
 
 @gluon_jit
-def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
+def _multiply_hopper(  # noqa: PLR0912 (branches on a constexpr are not compiled)
     x: Value, w: Value, y: Pointer, row_scale: Pointer, column_scale: Pointer, bias: Pointer, residual: Pointer,
     sums: Pointer, arrived: Pointer, m: Value, n: Value, steps: Value, tiles: Value, whole: Value, split: Value,
     common: Value, scale_stride: Value, residual_stride: Value,
@@ -110,7 +110,7 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
     ready = gl.allocate_shared_memory(gl.int64, [stages, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(stages):
         mbarrier.init(ready.index(i), count=1)
-    # weights come while the kernel before this one still writes x
+    # weights are loaded while the kernel before this one still writes x
     for i in gl.static_range(stages - 1):
         _load(x, w, a, b, ready, i, total, steps, whole, first, m, n, split, common, modal, True, False)
     if pdl:
@@ -128,7 +128,7 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
             mbarrier.wait(ready.index(stage), s // stages & 1)
             acc = warpgroup_mma(a.index(stage), b.index(stage).permute((1, 0)), acc, use_acc=step > 0, is_async=True)
             acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
-            # the product before is done, and with what it read
+            # the earlier product is done, and what it read may be overwritten
             ahead = s + stages - 1
             _load(x, w, a, b, ready, ahead, total, steps, whole, first, m, n, split, common, modal, True, True)
             s += 1
@@ -153,7 +153,7 @@ def _multiply_hopper(  # noqa: PLR0912 (what is not true is not compiled)
 
 @gluon_jit
 def _place(s: Value, steps: Value, whole: Value, first: Value) -> Value:
-    """The tile of this program's step s, and which of the tile's steps it is."""
+    """The tile that this program's step s belongs to, and which of the tile's steps it is."""
     program, programs = gl.program_id(0), gl.num_programs(0)
     own = s < whole * steps
     at = gl.where(own, s, first + s - whole * steps)
@@ -166,7 +166,7 @@ def _load(
     x: Value, w: Value, a: Value, b: Value, ready: Value, s: Value, total: Value, steps: Value, whole: Value,
     first: Value, m: Value, n: Value, split: Value, common: Value, modal: constexpr, of_w: constexpr, of_x: constexpr,
 ) -> None:  # fmt: skip
-    """Sends for step s's boxes. Nothing where there is no such step. That of w says how much both are."""
+    """Asks TMA for the boxes of step s, if there is such a step. `of_w` also announces the bytes of both boxes."""
     stages: constexpr = a.shape[0]
     tile, k = _place(s, steps, whole, first)
     row, _, channel, _, _ = gluon_origin(tile, m, n, split, common, modal, a.shape[1], b.shape[1])
@@ -180,9 +180,9 @@ def _load(
 
 @gluon_jit
 def _add_part(acc: Value, sums: Pointer, arrived: Pointer, height: Value, count: Value, steps: Value) -> Value:
-    """Adds a part of `count` steps, of a tile's first `height` rows.
+    """Adds a part of `count` steps to a tile's first `height` rows -> the sums, and whether they are complete.
 
-    The last program to come gets the sum, and leaves zeros for the next product.
+    The last program to come reads the sums, and leaves zeros for the next product.
     """
     rows: constexpr = acc.shape[0]
     columns: constexpr = acc.shape[1]
@@ -191,7 +191,7 @@ def _add_part(acc: Value, sums: Pointer, arrived: Pointer, height: Value, count:
     place = sums + i[:, None] * columns + j[None, :]
     inside = (i < height)[:, None] & (j < columns)[None, :]
     gl.atomic_add(place, acc, inside, sem="relaxed")
-    thread_barrier()  # all threads' parts are there before it is said
+    thread_barrier()  # the parts of all threads are in memory before the program says so
     complete = gl.atomic_add(arrived, count, sem="acq_rel") + count == steps
     if complete:
         acc = gl.load(place, inside, 0, cache_modifier=".cg")
@@ -202,7 +202,7 @@ def _add_part(acc: Value, sums: Pointer, arrived: Pointer, height: Value, count:
 
 @gluon_jit
 def _halves(x: Value) -> Value:
-    """[rows, columns] -> the left and the right columns; each thread has as many of both."""
+    """[rows, columns] -> the left and the right columns, of which each thread has the same number."""
     return x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute((0, 2, 1)).split()
 
 
@@ -212,7 +212,7 @@ def _finish(
     row: Value, row_end: Value, channel: Value, column: Value, column_end: Value, n: Value, scale_stride: Value,
     residual_stride: Value, gelu: constexpr, num_warps: constexpr,
 ) -> None:  # fmt: skip
-    """`epilogue_triton.finish`, in its order, of a part of a tile."""
+    """`epilogue.finish`, in its order, for a part of a tile."""
     rows: constexpr = acc.shape[0]
     columns: constexpr = acc.shape[1]
     layout: constexpr = acc.type.layout
@@ -239,7 +239,7 @@ def _finish(
 
 @at_compile_time
 def _lines(rows: int, columns: int, warps: int) -> Any:
-    """[rows, columns] for loads and stores: 8 columns a thread, whole rows a warp, those that it multiplied."""
+    """The layout of [rows, columns] for loads and stores: 8 columns for a thread, whole rows of its own for a warp."""
     along = _powers(8, columns, 1)
     down = _powers(1, 1 << (5 - len(along)), 0)
     return gl.DistributedLinearLayout(
@@ -253,7 +253,7 @@ def _lines(rows: int, columns: int, warps: int) -> Any:
 
 @at_compile_time
 def _powers(first: int, end: int, dim: int) -> list[list[int]]:
-    """Steps of first, 2 first, ... below end along rows (0) or columns (1)."""
+    """Steps of first, 2 first, 4 first, ... below `end`, along rows (dim 0) or columns (dim 1)."""
     found = []
     while first < end:
         found.append([first * (dim == 0), first * (dim == 1)])

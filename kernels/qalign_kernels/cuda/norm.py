@@ -1,24 +1,30 @@
-"""`contract.norm` on a GPU, one program a row: any float in; out the same type, or rows through 8 bits."""
+"""`contract.norm` on a GPU, one program for each row. Rows of any float come in; floats or rows in 8 bits go out.
+
+Letters: N rows, D width.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.quantized_rows import Rows
-from qalign_kernels.cuda.rows import empty_rows, store_row
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
+from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.cuda.launch import block_of, row_view
+from qalign_kernels.cuda.quantized_rows import empty_rows, store_row
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., D] -> the same shape, as dtype or x's own."""
+    """Any float [..., D] -> the same shape, in `dtype` or x's own; gain and bias [D]."""
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     _launch_layer_norm(x, gain, bias, eps, y, None)
     return y
 
 
-def layer_norm_rows(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.int8) -> Rows:
-    """quantize_rows(layer_norm(x)), x [..., D]."""
+def layer_norm_rows(
+    x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.int8
+) -> QuantizedRows:
+    """quantize_rows(layer_norm(x)) in one kernel, for x [..., D]."""
     rows = empty_rows(x.shape, dtype, x.device)
     _launch_layer_norm(x, gain, bias, eps, rows.values, rows.scale)
     return rows
@@ -27,7 +33,7 @@ def layer_norm_rows(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: to
 def rms_norm(
     x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Rows [N, D], the first `split` of them visual, the rest text -> [N, D], as dtype or x's own."""
+    """Any float [N, D], of which the first `split` rows are visual -> [N, D], in `dtype` or x's own; gains [D]."""
     y = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     _launch_rms_norm(x, visual_gain, text_gain, split, eps, y, None)
     return y
@@ -35,8 +41,8 @@ def rms_norm(
 
 def rms_norm_rows(
     x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float, dtype: torch.dtype = torch.int8
-) -> Rows:
-    """quantize_rows(rms_norm(x)), x [N, D]."""
+) -> QuantizedRows:
+    """quantize_rows(rms_norm(x)) in one kernel, for x [N, D]."""
     rows = empty_rows(x.shape, dtype, x.device)
     _launch_rms_norm(x, visual_gain, text_gain, split, eps, rows.values, rows.scale)
     return rows

@@ -1,18 +1,24 @@
-"""`qalign_kernels.contract.patches` on a GPU: uint8 pixels to rows as their reader takes them, one program a patch."""
+"""`contract.patches` on a GPU, one program for each patch: uint8 pixels in, rows as their reader takes them out.
+
+Letters: B pictures, S side of a picture, p side of a patch, n patches of a picture.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.linear import LARGEST
-from qalign_kernels.contract.quantized_rows import Rows
-from qalign_kernels.cuda.rows import empty_rows, store_row
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, tl
+from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.cuda.launch import block_of
+from qalign_kernels.cuda.quantized_rows import empty_rows, store_row
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
 
-def split_patches(pixels: Tensor, patch: int, width: int, dtype: torch.dtype) -> Tensor | Rows:
-    """uint8 [B, S, S, 3] -> [B, n, width], zeros after a patch's p*p*3 values: floats, or through 8 bits."""
+def split_patches(
+    pixels: Tensor, patch: int, width: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor | QuantizedRows:
+    """uint8 [B, S, S, 3] -> [B, n, width], with zeros after a patch's p*p*3 values: floats, or rows in 8 bits."""
+    width = width or 3 * patch * patch
     pixels = pixels.contiguous()
     batch, side = pixels.shape[:2]
     grid = side // patch

@@ -1,18 +1,19 @@
-"""A tile's number in, its place in the product out: for kernels in Triton, and in Gluon from the same text."""
+"""A tile's number in, its place in the product out: one text for kernels in Triton and in Gluon."""
 
 from __future__ import annotations
 
-from qalign_kernels.cuda.runtime import Value, constexpr, gluon_jit, jit, tl
+from qalign_kernels.cuda.runtime import Pointer, Value, constexpr, gluon_jit, jit, tl
 
-_BAND = constexpr(8)  # tiles of rows that walk the columns together, so that they find the weights in the cache
+_BAND = constexpr(8)  # tiles of rows that go along the columns together, so that they find weights in the cache
 
 
 def _origin(
     tile: Value, m: Value, n: Value, split: Value, common: Value, modal: constexpr, rows: constexpr, columns: constexpr
 ) -> Value:
-    """Its first row, where its rows end, its first channel of w, its first column of y [m, n], where its columns end.
+    """A tile's first row, end of rows, first channel of w, first column of y [m, n], and end of columns.
 
-    With `modal` the tiles of all rows' columns come first, then visual rows', then text rows': see `linear.Modal`.
+    With `modal`, the tiles of the columns that all rows have come first, then those of visual rows, then those of text
+    rows: see `contract.linear.Modal`.
     """
     height, width, above, before, skipped = m, n, 0, 0, 0
     if modal:
@@ -36,3 +37,10 @@ def _origin(
 
 origin = jit(_origin)
 gluon_origin = gluon_jit(_origin)
+
+
+@jit
+def row_places(x: Pointer, row: Value, row_end: Value, stride: Value, rows: constexpr) -> Value:
+    """The addresses [rows, 1] of x's rows from `row` on; from `row_end` on it is the first row's again."""
+    i = row + tl.arange(0, rows)
+    return x + tl.where(i < row_end, i, row).to(tl.int64)[:, None] * stride

@@ -1,319 +1,16 @@
-// Attention of one head at a time: keys and values packed once, some queries' scores by some keys in the first cache.
+// Attention of one head at a time: keys and values packed once, then some queries by some keys, in the first cache.
 //
-// What is kept of a query is its largest score so far, and sums over e^(score - that one); a larger score scales them
-// down (Milakov and Gimelshein's online softmax, with values as in FlashAttention).
+// Of each query are kept its largest score so far, and sums over e^(score - that one). A larger score scales the sums down
+// (Milakov and Gimelshein's online softmax, with values as in FlashAttention).
 #pragma once
 
-#include "linear.h"
+#include "attention_numbers.h"
 #include "pool.h"
 #include "rows.h"
 #include "table.h"
 
 namespace qk {
 namespace QK_ISA {
-
-enum AttentionSlot {
-  kKeySlot = 3,
-  kValueSlot,
-  kScoreSlot,
-  kHeadSlot,
-  kWeightSlot,
-  kQuerySlot,
-  kScalesSlot,
-  kGatheredSlot,
-  kContextSlot
-};
-
-constexpr int kChunk = 256;          // keys at a time
-constexpr int kPitch = kChunk + 16;  // scores of a query; a power of two would share a few sets of the cache
-constexpr int kQueries = kBlockRows > 24 ? kBlockRows : (24 / kRows) * kRows;  // at a time
-
-// What ways to multiply have in common, where sums are the numbers themselves.
-struct Unscaled {
-  // Told of a head's keys and values before they are packed.
-  void meet_keys(const float*, int64_t /*keys*/, int64_t /*width*/) {}
-  void meet_values(const float*, int64_t, int64_t) {}
-
-  // Query i's sums by 16 keys from `at` on -> their scores, over query_scale(i).
-  static F16 score(const float* sums, int64_t /*at*/) { return load(sums); }
-  static float query_scale(int64_t /*i*/) { return 1; }
-
-  // Told of query i's row of a chunk's weights, with zeros up to `end`, and of their sum.
-  static void meet_weights(char*, int64_t /*end*/, int64_t /*i*/, float) {}
-
-  // Where sums of values go.
-  static Store adding(float* to, int64_t pitch) { return {to, pitch, true}; }
-
-  // What those of 16 columns are multiplied by.
-  static F16 scale(int64_t) { return splat(1.f); }
-};
-
-constexpr int64_t kAhead = 16;  // rows that are asked for before they are read
-
-// Rows [count][width], `pitch` floats apart, will be read: a head's lie too far apart for a CPU to foresee the next.
-inline void fetch(const float* rows, int64_t pitch, int64_t count, int64_t width) {
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t d = 0; d < width; d += kLine / 4) __builtin_prefetch(rows + i * pitch + d, 0, 2);
-}
-
-// Such rows one after another: where they lay they would share a few sets of the caches.
-inline const float* gather(const float* rows, int64_t pitch, int64_t count, int64_t width) {
-  auto* to = static_cast<float*>(scratch(kGatheredSlot, count * width * 4));
-  fetch(rows, pitch, least(kAhead, count), width);
-  for (int64_t i = 0; i < count; i++) {
-    if (i + kAhead < count) fetch(rows + (i + kAhead) * pitch, pitch, 1, width);
-    std::memcpy(to + i * width, rows + i * pitch, width * 4);
-  }
-  return to;
-}
-
-// Numbers i .. i + 15 of a row, zeros past its end.
-inline F16 there(const float* row, int64_t numbers, int64_t i) {
-  return i < numbers ? load_part(row + i, numbers - i) : F16{};
-}
-
-// 32 numbers of 16 bits as a line: a unit has two of them, 16 apart.
-inline I16 twos(const I16& first, const I16& second) { return (first & 0xffff) | second << 16; }
-
-// Of a line of such numbers, the first one in unit `unit`.
-inline int64_t first_in(int64_t unit) { return unit / 16 * 32 + unit % 16; }
-
-// Products of float32 numbers as they are.
-struct Plain : Unscaled {
-  using Dot = Float32;
-
-  static int64_t units(int64_t numbers) { return numbers; }
-
-  // Line `line` of a key, 16 units; `index` is the key's.
-  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t /*index*/) {
-    return as_ints(there(key, width, line * 16));
-  }
-
-  // Unit `unit` of `count` values, 16 columns from `column` on.
-  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
-    return as_ints(unit < count ? load_part(values + unit * width + column, width - column) : F16{});
-  }
-
-  // Queries as they are multiplied, and the bytes from one to the next.
-  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
-    *stride = stride_of(width * 4);
-    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < queries; r++) std::memcpy(to + r * *stride, q + r * pitch, width * 4);
-    return to;
-  }
-
-  // Where a chunk's weights go, rows like those of an operand: where their scores are.
-  static char* weights(float* scores, int64_t* stride) {
-    *stride = kPitch * 4;
-    return reinterpret_cast<char*>(scores);
-  }
-
-  // Weights j .. j + 31 of a row of `keys`, as they are multiplied; returns their sums by 16.
-  static F16 put(char* row, int64_t /*keys*/, int64_t j, const F16& x, const F16& y) {
-    store(reinterpret_cast<float*>(row) + j, x);
-    store(reinterpret_cast<float*>(row) + j + 16, y);
-    return x + y;
-  }
-};
-
-#if defined(QK_BYTES) && defined(__x86_64__) && !defined(__AMX_INT8__)
-#define QK_WHOLE16
-// Each number as a whole one of 16 bits, as large as 32 bits of the sums allow, in half the instructions. A query and a
-// key have a scale each, values one a column. Enough for engines of 16 bits and fewer.
-struct Whole16 {
-  using Dot = Pairs;
-  static constexpr float kSum = 2147483000.f, kItem = 32767.f, kValue = 4095.f;
-  static constexpr float kWeight = kItem / 2;  // large scores are rounded before the largest one is taken off
-
-  float* query;  // scales
-  float* key;
-  float* weight;  // of a chunk's, a query each
-  float* value;
-  float* to_value;  // and what takes values to whole numbers
-
-  void meet_keys(const float* k, int64_t keys, int64_t width) {
-    const int64_t columns = up(width, 16);
-    query = static_cast<float*>(scratch(kScalesSlot, (2 * kQueries + up(keys, 16) + 2 * columns) * 4));
-    weight = query + kQueries, key = weight + kQueries, value = key + up(keys, 16), to_value = value + columns;
-    for (int64_t i = 0; i < keys; i++) key[i] = scale_of(k + i * width, width);
-  }
-
-  void meet_values(const float* v, int64_t keys, int64_t width) {
-    for (int64_t d = 0; d < width; d += 16) {
-      F16 most = splat(kTiny);
-      for (int64_t i = 0; i < keys; i++) most = max(most, magnitude(load_part(v + i * width + d, width - d)));
-      store(value + d, most / kValue);
-      store(to_value + d, kValue / most);
-    }
-  }
-
-  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
-
-  I16 key_line(const float* row, int64_t width, int64_t line, int64_t index) const {
-    return line_of(row, width, line, 1 / key[index]);
-  }
-
-  I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) const {
-    const F16 factor = load(to_value + column);
-    const auto number = [&](int64_t i) {
-      return i < count ? nearest(load_part(values + i * width + column, width - column) * factor) : I16{};
-    };
-    return twos(number(first_in(unit)), number(first_in(unit) + 16));
-  }
-
-  const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) const {
-    *stride = stride_of(units(width) * kUnit);
-    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < queries; r++) {
-      query[r] = scale_of(q + r * pitch, width);
-      for (int64_t line = 0; line < units(width) / 16; line++)
-        store_bytes(to + r * *stride + line * kLine, line_of(q + r * pitch, width, line, 1 / query[r]));
-    }
-    return to;
-  }
-
-  static char* weights(float* scores, int64_t* stride) { return Plain::weights(scores, stride); }
-
-  static F16 put(char* row, int64_t keys, int64_t j, const F16& x, const F16& y) {
-    return Plain::put(row, keys, j, x, y);
-  }
-
-  void meet_weights(char* row, int64_t end, int64_t i, float total) const {
-    const float factor = std::fmin(kWeight, (kSum / kValue - end / 2) / total);  // each is rounded up by a half at most
-    const auto number = [&](int64_t j) { return nearest(load(reinterpret_cast<float*>(row) + j) * factor); };
-    for (int64_t j = 0; j < end; j += 32) store_bytes(row + j * 2, twos(number(j), number(j + 16)));
-    weight[i] = 1 / factor;
-  }
-
-  F16 score(const float* sums, int64_t at) const { return to_floats(load_bytes(sums)) * load(key + at); }
-  float query_scale(int64_t i) const { return query[i]; }
-
-  struct Adding {
-    float* to;
-    int64_t pitch;
-    const float* weight;
-
-    void operator()(int64_t row, int64_t column, Ints sum) const {
-      auto* at = reinterpret_cast<FloatsThere*>(to + row * pitch + column);
-      *at = fused(__builtin_convertvector(sum, Floats), all_of(weight[row]), *at);
-    }
-
-    Adding moved(int64_t row, int64_t column) const { return {to + row * pitch + column, pitch, weight + row}; }
-  };
-
-  Adding adding(float* to, int64_t pitch) const { return {to, pitch, weight}; }
-
-  F16 scale(int64_t column) const { return load(value + column); }
-
- private:
-  static constexpr float kTiny = 1e-30f;
-
-  // Line `line` of a query or a key.
-  static I16 line_of(const float* row, int64_t width, int64_t line, float factor) {
-    const auto number = [&](int64_t i) { return nearest(there(row, width, i) * factor); };
-    return twos(number(line * 32), number(line * 32 + 16));
-  }
-
-  static float scale_of(const float* x, int64_t width) {
-    return std::fmax(reach(x, width), kTiny) / std::fmin(kItem, std::floor(std::sqrt(kSum / width)));
-  }
-};
-#endif
-
-#if defined(__AMX_INT8__)
-// Each number as one bfloat16: enough for engines of 16 bits and fewer.
-struct Half : Unscaled {
-  using Dot = BFloat16;
-
-  static int64_t units(int64_t numbers) { return up(numbers, 32) / 2; }
-
-  static I16 pair(const F16& first, const F16& second) {
-    return twos(to_bfloat16(first) >> 16, to_bfloat16(second) >> 16);
-  }
-
-  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t) {
-    return pair(there(key, width, line * 32), there(key, width, line * 32 + 16));
-  }
-
-  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
-    const auto number = [&](int64_t i) {
-      return i < count ? load_part(values + i * width + column, width - column) : F16{};
-    };
-    return pair(number(first_in(unit)), number(first_in(unit) + 16));
-  }
-
-  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
-    *stride = stride_of(units(width) * kUnit);
-    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < queries; r++)
-      for (int64_t line = 0; line < units(width) / 16; line++)
-        store_bytes(to + r * *stride + line * kLine, key_line(q + r * pitch, width, line, r));
-    return to;
-  }
-
-  static char* weights(float*, int64_t* stride) {
-    *stride = stride_of(units(kChunk) * kUnit);
-    return static_cast<char*>(scratch(kWeightSlot, kQueries * *stride));
-  }
-
-  static F16 put(char* row, int64_t, int64_t j, const F16& x, const F16& y) {
-    store_bytes(row + j * 2, pair(x, y));
-    return x + y;
-  }
-};
-
-// Each number as the sum of two bfloat16, high and low: a b = ah bh + ah bl + al bh, to about 2^-16, as one product
-// three times as long: [ah ah al] by [bh bl bh]. The matrix instructions take it faster than float32 all the same.
-struct Split : Unscaled {
-  using Dot = BFloat16;
-
-  static int64_t third(int64_t numbers) { return Half::units(numbers); }
-  static int64_t units(int64_t numbers) { return 3 * third(numbers); }
-
-  static F16 part(const F16& x, bool low) {
-    const F16 high = as_floats(to_bfloat16(x));
-    return low ? x - high : high;
-  }
-
-  static I16 pair(const F16& first, const F16& second, bool low) {
-    return Half::pair(part(first, low), part(second, low));
-  }
-
-  static I16 key_line(const float* key, int64_t width, int64_t line, int64_t) {
-    const int64_t lines = third(width) / 16, first = line % lines * 32;
-    return pair(there(key, width, first), there(key, width, first + 16), line / lines == 1);
-  }
-
-  static I16 value_line(const float* values, int64_t width, int64_t count, int64_t unit, int64_t column) {
-    const auto number = [&](int64_t i) {
-      return i < count ? load_part(values + i * width + column, width - column) : F16{};
-    };
-    const int64_t first = first_in(unit % third(count));
-    return pair(number(first), number(first + 16), unit / third(count) == 1);
-  }
-
-  static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
-    *stride = stride_of(units(width) * kUnit);
-    auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
-    for (int64_t r = 0; r < queries; r++)
-      for (int64_t i = 0; i < width; i += 32)
-        put(to + r * *stride, width, i, there(q + r * pitch, width, i), there(q + r * pitch, width, i + 16));
-    return to;
-  }
-
-  static char* weights(float*, int64_t* stride) {
-    *stride = stride_of(units(kChunk) * kUnit);
-    return static_cast<char*>(scratch(kWeightSlot, kQueries * *stride));
-  }
-
-  // High, high, low.
-  static F16 put(char* row, int64_t numbers, int64_t j, const F16& x, const F16& y) {
-    const int64_t bytes = third(numbers) * kUnit;
-    for (int64_t i = 0; i < 3; i++) store_bytes(row + i * bytes + j * 2, pair(x, y, i == 2));
-    return x + y;
-  }
-};
-#endif
 
 // Keys [Tk][Dh] -> panels of 16 keys.
 template <class How>
@@ -506,7 +203,7 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t w
 struct Gathered {
   float *keys, *values, *queries, *context;
 
-  Gathered(const PackedAttention& a, int64_t b, int64_t h) {
+  Gathered(const AttentionByModality& a, int64_t b, int64_t h) {
     const int64_t w = a.width, row = a.heads * w, rows = a.visual + a.text, all = a.prefix + rows;
     keys = static_cast<float*>(scratch(kHeadSlot, (all * 2 + rows * 2) * w * 4));
     values = keys + all * w, queries = values + all * w, context = queries + rows * w;
@@ -533,13 +230,13 @@ struct Gathered {
   }
 
   // The row of q and of the result that token t of sequence b has.
-  static int64_t place(const PackedAttention& a, int64_t b, int64_t t) {
+  static int64_t place(const AttentionByModality& a, int64_t b, int64_t t) {
     if (a.last) return b;
     return t < a.visual ? b * a.visual + t : a.batch * a.visual + b * a.text + t - a.visual;
   }
 };
 
-inline void packed_attention(const PackedAttention& a) {
+inline void attention_by_modality(const AttentionByModality& a) {
   parallel(a.batch * a.heads, [&](int64_t task) {
     const int64_t b = task / a.heads, h = task % a.heads, w = a.width, rows = a.visual + a.text, all = a.prefix + rows;
     const Gathered g(a, b, h);

@@ -11,6 +11,6 @@ namespace qk {
 extern const Table QK_JOIN(table, QK_ISA);
 const Table QK_JOIN(table, QK_ISA) = {
     QK_NAME(QK_ISA), QK_ISA::linear,    QK_ISA::layer_norm,       QK_ISA::rms_norm,
-    QK_ISA::swiglu,  QK_ISA::attention, QK_ISA::packed_attention,
+    QK_ISA::swiglu,  QK_ISA::attention, QK_ISA::attention_by_modality,
 };
 }  // namespace qk

@@ -20,7 +20,7 @@ constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
 enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot, kTotalSlot };
 
 // The rows of A as `block` reads them.
-struct Rows {
+struct RoundedRows {
   const char* data;
   int64_t stride;        // bytes from one to the next
   int64_t units;         // in a row
@@ -31,7 +31,7 @@ struct Rows {
 // Whole lines, an odd number of them: rows a power of two apart would share a few sets of the cache.
 inline int64_t stride_of(int64_t bytes) { return (up(bytes, kLine) / kLine | 1) * kLine; }
 
-inline Rows whole_rows(const Linear& a) {
+inline RoundedRows whole_rows(const Linear& a) {
   using Item = Whole::Item;
   const int64_t items = up(a.inputs, a.kind == kInt4 ? kBlockInputs : kLineItems);
   const int64_t stride = stride_of(items * sizeof(Item));
@@ -63,7 +63,7 @@ inline void float_row(const float* x, int64_t width, int64_t bytes, Kind kind, b
   }
 }
 
-inline Rows float_rows(const Linear& a) {
+inline RoundedRows float_rows(const Linear& a) {
   const bool short_rows = a.kind == kBFloat16 && kShortFloats;
   const int64_t bytes = up(a.inputs * (short_rows ? 2 : 4), kLine), stride = stride_of(bytes);
   auto* to = static_cast<char*>(scratch(kRowSlot, a.rows * stride));
@@ -166,7 +166,7 @@ struct Piece {
 // Rows first .. first + count - 1 by 32 columns, a piece of them; `sums` [kBlockRows][kColumns] keeps what earlier
 // pieces came to.
 template <class Dot>
-void tile(const Linear& a, const Rows& rows, const Piece& piece, int64_t first, int64_t count, int64_t column,
+void tile(const Linear& a, const RoundedRows& rows, const Piece& piece, int64_t first, int64_t count, int64_t column,
           const Right& packed, const Columns& c, float* sums, Ahead& ahead) {
   constexpr bool kWhole = std::is_same_v<typename Dot::Sum, Ints>;
   const int32_t* start = kStarted && kWhole && piece.first == 0 ? rows.start + first : nullptr;
@@ -205,7 +205,7 @@ inline int64_t column_bytes(const Linear& a) {
 struct Shares {
   int64_t columns, height, across, down, piece;
 
-  Shares(const Linear& a, const Rows& rows) {
+  Shares(const Linear& a, const RoundedRows& rows) {
     const int64_t most = kCacheBytes / (2 * kLine), pieces = (rows.units + most - 1) / most;
     piece = up((rows.units + pieces - 1) / pieces, kBlockLines * 16);  // whole blocks of 4-bit weights
     const int64_t fair = up((a.outputs + 4 * threads() - 1) / (4 * threads()), kColumns);
@@ -220,7 +220,7 @@ struct Shares {
 
 // One task: its columns packed, then all its rows; meanwhile the columns of the thread's next task come into the cache.
 template <class Dot>
-void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t task, int64_t next) {
+void multiply_share(const Linear& a, const RoundedRows& rows, const Shares& s, int64_t task, int64_t next) {
   const int64_t panel = s.piece * kLine, first = task / s.down * s.columns;
   const int64_t end = least(first + s.columns, a.outputs), pairs = (end - first + kColumns - 1) / kColumns;
   const int64_t top = task % s.down * s.height, bottom = least(top + s.height, a.rows);
@@ -252,7 +252,7 @@ void multiply_share(const Linear& a, const Rows& rows, const Shares& s, int64_t 
 }
 
 template <class Dot>
-void multiply(const Linear& a, const Rows& rows) {
+void multiply(const Linear& a, const RoundedRows& rows) {
   const Shares s(a, rows);
   std::atomic<int64_t> free{0};
   parallel(threads(), [&](int64_t) {
@@ -268,7 +268,7 @@ void multiply(const Linear& a, const Rows& rows) {
 // Few rows by weights that need no unpacking: the weights are the left operand, as the file has them, and the rows are
 // packed instead. What comes out lies across: 16 outputs by Tiles * 16 rows.
 template <class Dot, int Tiles>
-void sweep_across(const Linear& a, const Rows& rows, int64_t output, int64_t first, const char* panels, int64_t panel,
+void sweep_across(const Linear& a, const RoundedRows& rows, int64_t output, int64_t first, const char* panels, int64_t panel,
                   const Columns& c, int p) {
   alignas(64) int32_t sums[16 * Tiles * 16];
   alignas(64) I16 lines[16];
@@ -288,14 +288,14 @@ void sweep_across(const Linear& a, const Rows& rows, int64_t output, int64_t fir
 }
 
 template <class Dot, int Tiles = 5>
-void sweep_up_to(int64_t tiles, const Linear& a, const Rows& rows, int64_t output, int64_t first, const char* panels,
+void sweep_up_to(int64_t tiles, const Linear& a, const RoundedRows& rows, int64_t output, int64_t first, const char* panels,
                  int64_t panel, const Columns& c, int p) {
   if (tiles >= Tiles) return sweep_across<Dot, Tiles>(a, rows, output, first, panels, panel, c, p);
   if constexpr (Tiles > 1) sweep_up_to<Dot, Tiles - 1>(tiles, a, rows, output, first, panels, panel, c, p);
 }
 
 template <class Dot>
-void multiply_across(const Linear& a, const Rows& rows) {
+void multiply_across(const Linear& a, const RoundedRows& rows) {
   const int64_t panel = rows.units * kLine, count = up(a.rows, 16) / 16;
   const int64_t sweeps = (count + 4) / 5, tiles = (count + sweeps - 1) / sweeps;
   auto* panels = static_cast<char*>(scratch(kPanelSlot, count * panel));

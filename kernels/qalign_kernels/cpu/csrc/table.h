@@ -30,7 +30,7 @@ struct Attention {
   float* out;     // [B, Tq, H*Dh]
 };
 
-struct PackedAttention {
+struct AttentionByModality {
   int64_t batch, heads, width, visual, text, prefix, last;  // B, H, Dh, V, S, P; last: 1 where q is [B, D]
   const float *q, *kv_visual, *kv_text, *prefix_kv, *turns;
   float* out;
@@ -44,7 +44,7 @@ struct Table {
   void (*rms_norm)(const float* x, const float* gain, float eps, int64_t rows, int64_t width, float* out);
   void (*swiglu)(const float* gate_up, int64_t rows, int64_t width, float* out);
   void (*attention)(const Attention&);
-  void (*packed_attention)(const PackedAttention&);
+  void (*attention_by_modality)(const AttentionByModality&);
 };
 
 }  // namespace qk

@@ -21,7 +21,7 @@ from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_kernels.contract.attention import rotate
 from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import PLAIN, Activation, Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
 
 
 class FoldedModel:
@@ -61,7 +61,7 @@ class FoldedModel:
         return turns_of(self.config.decoder, prefix.shape[2], visual + len(suffix), suffix.device)
 
     def linear(
-        self, name: str, x: Tensor | Rows, activation: Activation = None, residual: Tensor | None = None
+        self, name: str, x: Tensor | QuantizedRows, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         """x [..., K] -> [..., N], by the weight called name."""
         return self.ops.linear(x, self.weight(name), activation=activation, residual=residual)
@@ -126,14 +126,14 @@ class FoldedModel:
         q, kv_visual, kv_text = self.queries_keys_values(name, normed, split, asking)
         if asking != slice(None):
             split = 0
-        context = self.ops.packed_attention(q, kv_visual, kv_text, prefix, layout.turns, layout.batch)
+        context = self.ops.attention_by_modality(q, kv_visual, kv_text, prefix, layout.turns, layout.batch)
         rows = self.linear(f"{name}o", context, residual=rows)
         gate_up = self.linear(f"{name}gate_up", self.modal_norm_for(("gate_up",), name, "mlp_norm", rows, split))
         n = self.ops.swiglu_for((self.weight(f"{name}down"),), gate_up)
         return self.linear(f"{name}down", n, residual=rows)
 
     def queries_keys_values(
-        self, name: str, normed: Tensor | Rows, split: int, asking: slice
+        self, name: str, normed: Tensor | QuantizedRows, split: int, asking: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normed rows [N, D] -> q of the asking ones, kv_visual [split, 2D] and kv_text [N - split, 2D]."""
         kv_visual = self.linear(f"{name}kv_visual", normed[:split])
@@ -163,7 +163,9 @@ class FoldedModel:
         """Rows [N, D], the first `split` of them visual, each normed with its modality's gain."""
         return self.rms_norm(rows, f"{name}_visual", f"{name}_text", split)
 
-    def modal_norm_for(self, readers: Sequence[str], layer: str, norm: str, rows: Tensor, split: int) -> Tensor | Rows:
+    def modal_norm_for(
+        self, readers: Sequence[str], layer: str, norm: str, rows: Tensor, split: int
+    ) -> Tensor | QuantizedRows:
         """The same for nothing but some linears of a layer."""
         visual, text = (self.tensors[f"{layer}{norm}_{modality}"] for modality in ("visual", "text"))
         weights = [self.weight(f"{layer}{reader}") for reader in readers]

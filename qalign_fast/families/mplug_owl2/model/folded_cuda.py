@@ -10,11 +10,11 @@ from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_kernels.contract.linear import Modal
 from qalign_kernels.contract.ops import Ops
-from qalign_kernels.contract.quantized_rows import Rows
+from qalign_kernels.contract.quantized_rows import QuantizedRows
 
 
 class CudaModel(FoldedModel):
-    """The folded model with its logits in float32: of 16 bits a score would show the steps."""
+    """The folded model with its logits in float32: float16 logits would make scores visibly stepped."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> None:
         """`exact`: operations whose results are float32."""
@@ -22,7 +22,7 @@ class CudaModel(FoldedModel):
         self._exact = exact
 
     def queries_keys_values(
-        self, name: str, normed: Tensor | Rows, split: int, asking: slice
+        self, name: str, normed: Tensor | QuantizedRows, split: int, asking: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
         """In one product where the three weights lie in one."""
         if f"{name}qkv.weight" not in self.tensors:

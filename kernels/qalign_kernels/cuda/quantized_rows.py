@@ -1,9 +1,6 @@
-"""Rows in, the same through 8 bits out: `qalign_kernels.contract.linear.quantize_rows`.
+"""`contract.quantized_rows` on a GPU, one program for each row, to the contract's bits.
 
-    s = max(|x|, 1e-30) / 127        x̂ = round(x / s)
-    s = max(|x|, 1e-30) / 448        x̂ = e4m3(x / s)        in fp8
-
-the divisions as IEEE has them, the rounding to the nearest, ties to even: bit by bit what the contract gives.
+Divisions are IEEE's, and numbers are rounded to the nearest, ties to even.
 """
 
 from __future__ import annotations
@@ -13,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.linear import LARGEST
-from qalign_kernels.contract.quantized_rows import Rows
-from qalign_kernels.cuda.runtime import Pointer, Value, begin, block_of, constexpr, jit, overlap, row_view, tl
+from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.cuda.launch import block_of, row_view
+from qalign_kernels.cuda.runtime import Pointer, Value, begin, constexpr, jit, overlap, tl
 
 
-def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
-    """Any float [..., K] -> int8 or fp8 [..., K] and the scale of each row [..., 1]."""
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> QuantizedRows:
+    """Any float [..., K] -> the same in int8 or e4m3, with a scale for each row."""
     rows = row_view(x)
     out = empty_rows(x.shape, dtype, x.device)
     _quantize_rows[(len(rows),)](
@@ -28,10 +25,10 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> Rows:
     return out
 
 
-def empty_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rows:
-    """Room for rows [..., K]."""
+def empty_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> QuantizedRows:
+    """Memory for rows [..., K] and their scales."""
     assert dtype in LARGEST, dtype
-    return Rows(
+    return QuantizedRows(
         torch.empty(tuple(shape), dtype=dtype, device=device),
         torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device),
     )
@@ -39,37 +36,39 @@ def empty_rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 @jit
 def scale_of(largest: Value, most: constexpr) -> Value:
+    """A row's scale, from its largest magnitude and the dtype's largest number."""
     return tl.math.div_rn(tl.maximum(largest, 1e-30), most)
 
 
 @jit
-def to_steps(x: Value, scale: Value) -> Value:
-    # 1.5 * 2^23 leaves a float32 no bit for fractions: the sum is rounded, ties to even
+def to_int8(x: Value, scale: Value) -> Value:
+    """round(x / scale)."""
+    # 1.5 * 2^23 leaves a float32 no bit for fractions, so that the sum is rounded, ties to even
     return ((tl.math.div_rn(x, scale) + 12582912.0) - 12582912.0).to(tl.int8)
 
 
 @jit
 def to_e4m3(x: Value, scale: Value) -> Value:
-    """Rounded before it is converted: sm_89 does that by way of float16, and the interpreter cuts small values off."""
+    """e4m3(x / scale), rounded before it is converted: sm_89 converts through float16, and the interpreter cuts off."""
     v = tl.math.div_rn(x, scale)
-    power = (v.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # of two, v's own
+    power = (v.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)  # the power of two below |v|
     spread = tl.maximum(power, 0.015625) * 1572864.0  # 1.5 * 2^20: 2^-6 is the smallest normal value, of 3 bits
     return ((v + spread) - spread).to(tl.float8e4nv)
 
 
 @jit
 def store_row(values: Pointer, scales: Pointer, row: Value, i: Value, x: Value, width: Value) -> None:
-    """A whole row x, zero past its width, through 8 bits where `scales` is given, else in the type of `values`."""
+    """Stores a whole row x, which is zero past its width: in 8 bits where `scales` is given, else in values' dtype."""
     largest = tl.max(tl.abs(x), 0)
     if scales is None:
         tl.store(values + row * width + i, x.to(values.dtype.element_ty), i < width)
-    elif values.dtype.element_ty.is_fp8():
+    elif values.dtype.element_ty == tl.float8e4nv:
         scale = scale_of(largest, 448.0)
         tl.store(values + row * width + i, to_e4m3(x, scale), i < width)
         tl.store(scales + row, scale)
     else:
         scale = scale_of(largest, 127.0)
-        tl.store(values + row * width + i, to_steps(x, scale), i < width)
+        tl.store(values + row * width + i, to_int8(x, scale), i < width)
         tl.store(scales + row, scale)
 
 
