@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import spearman
 from qalign_fast import Scorer
 
 FAMILIES = ("blur", "noise", "jpeg", "rescale")

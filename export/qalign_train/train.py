@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import spearman
 from qalign_fast.families.mplug_owl2.config_json import parse_config
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt

@@ -8,9 +8,8 @@ from qalign_export.rounding.quantizer import (
     choose_migration,
     expand,
     gram,
-    quantize_fp8,
+    quantize,
     quantize_int4,
-    quantize_int8,
     read_rows,
     relative_error,
 )
@@ -55,7 +54,7 @@ def _squares(weight, quantized, rows):
 
 def test_int8_is_within_half_a_step_of_each_weight():
     weight = _random(16, 96)
-    quantized = quantize_int8(weight)
+    quantized = quantize(weight, "int8")
     assert quantized["weight"].dtype == torch.int8
     assert quantized["weight"].abs().amax(1).eq(127).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 127)
@@ -70,7 +69,7 @@ def _e4m3(x):
 
 def test_fp8_is_the_nearest_value_of_each_weight():
     weight = _random(16, 96) * torch.logspace(-6, 3, 16).unsqueeze(1)
-    quantized = quantize_fp8(weight)
+    quantized = quantize(weight, "fp8")
     assert quantized["weight"].dtype == FP8
     assert quantized["weight"].float().abs().amax(1).eq(448).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 448)
@@ -250,14 +249,14 @@ def test_gptq_with_fewer_rows_than_inputs_and_inputs_never_used():
 
 
 def test_int8_linear_is_the_fake_quantized_linear():
-    rows, quantized = _random(9, 96, seed=5), quantize_int8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "int8")
     bias = _random(24, seed=6)
     expected = F.linear(fake_rows(rows), expand(quantized, 96), bias)
     torch.testing.assert_close(int8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_fp8_linear_is_the_fake_quantized_linear():
-    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "fp8")
     bias = _random(24, seed=6)
     expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96), bias)
     torch.testing.assert_close(fp8_linear(rows, **quantized, bias=bias), expected, atol=1e-5, rtol=1e-5)
@@ -267,7 +266,7 @@ def test_fp8_linear_is_the_fake_quantized_linear():
 
 def test_fp8_linear_of_many_output_channels_is_that_of_each(monkeypatch):
     monkeypatch.setattr("qalign_kernels.contract.linear._CHUNK", 96 * 10)  # ten channels are widened together
-    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "fp8")
     expected = F.linear(fake_fp8_rows(rows), expand(quantized, 96))
     torch.testing.assert_close(fp8_linear(rows, **quantized), expected, atol=1e-5, rtol=1e-5)
 
@@ -298,7 +297,7 @@ def test_one_loud_row_does_not_cost_the_others_their_precision():
     """Per token: a scale per tensor would round the quiet rows to nothing."""
     rows, weight = _random(8, 64), _random(16, 64)
     rows[0] *= 1000
-    quantized = quantize_int8(weight)
+    quantized = quantize(weight, "int8")
     assert relative_error(weight, quantized, rows[1:]) < 3e-4
     per_tensor = rows.abs().max() / 127
     rounded = (rows / per_tensor).round() * per_tensor
@@ -309,15 +308,19 @@ def test_one_loud_row_does_not_cost_the_others_their_precision():
     assert scale.shape == (8, 1)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4, quantize_fp8])
-def test_relative_error_is_the_share_of_squares(quantize):
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
+def test_relative_error_is_the_share_of_squares(precision):
     weight, rows = _random(16, 256), _random(40, 256, seed=2)
-    quantized = quantize(weight)
-    x = (fake_fp8_rows if quantize is quantize_fp8 else fake_rows)(rows).double()
+    quantized = quantize(weight, precision)
+    x = (fake_fp8_rows if precision == "fp8" else fake_rows)(rows).double()
     assert torch.equal(read_rows(rows, quantized), x.float())
     y = rows.double() @ weight.double().T
     expected = float((x @ expand(quantized, 256).double().T - y).square().sum() / y.square().sum())
     assert relative_error(weight, quantized, rows) == pytest.approx(expected, rel=1e-3)
+
+
+def _error(weight, precision, rows):
+    return relative_error(weight, quantize(weight, precision), rows)
 
 
 def _with_outliers(rows, width, seed):
@@ -331,12 +334,11 @@ def test_migration_moves_outliers_and_is_exact_in_float(precision):
     weights = [_random(48, 256), _random(600, 256, seed=4)]  # more than are sampled
     s = choose_migration(weights, _with_outliers(128, 256, seed=1), precision)
     unseen = _with_outliers(64, 256, seed=2)
-    quantize = quantize_int8 if precision == "int8" else quantize_int4
     assert float(s.log().mean()) == pytest.approx(0, abs=1e-4)
     assert s[:3].min() > s[3:].max()
     for w in weights:
         torch.testing.assert_close(F.linear(unseen / s, w * s), F.linear(unseen, w), atol=1e-3, rtol=1e-4)
-        assert relative_error(w * s, quantize(w * s), unseen / s) < 0.9 * relative_error(w, quantize(w), unseen)
+        assert _error(w * s, precision, unseen / s) < 0.9 * _error(w, precision, unseen)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -364,12 +366,12 @@ def test_migration_needs_rows_that_say_something(rows, precision):
 def test_constant_weights_are_kept(hessian):
     weight = torch.stack([torch.zeros(128), torch.full((128,), 0.3), torch.full((128,), -2.0)])
     torch.testing.assert_close(expand(quantize_int4(weight, hessian), 128), weight)
-    torch.testing.assert_close(expand(quantize_int8(weight), 128), weight)
-    torch.testing.assert_close(expand(quantize_fp8(weight), 128), weight)
+    torch.testing.assert_close(expand(quantize(weight, "int8"), 128), weight)
+    torch.testing.assert_close(expand(quantize(weight, "fp8"), 128), weight)
 
 
 def test_one_row_of_zeros_has_no_error():
     weight, rows = _random(4, 64), torch.zeros(1, 64)
-    assert relative_error(weight, quantize_int8(weight), rows) == 0
-    assert relative_error(weight, quantize_fp8(weight), rows) == 0
+    assert relative_error(weight, quantize(weight, "int8"), rows) == 0
+    assert relative_error(weight, quantize(weight, "fp8"), rows) == 0
     assert relative_error(weight, quantize_int4(weight), rows) == 0

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qalign_export.fidelity import compare, generate_pictures
-from qalign_export.rounding.pack import Recipe
+from qalign_export.fidelity import compare
+from qalign_export.options import ExportOptions
+from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import EMBEDDED, open_artifact
@@ -82,8 +83,8 @@ def rounded_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini model in 8 and 4 bits, as `qalign-fast export` makes them."""
     out = tmp_path_factory.mktemp("mini")
     for precision in ("int8", "int4"):
-        options = {"engines": ("onnx", "torch"), "tasks": ["quality"], "calibration": generate_pictures(16)}
-        export_artifact(MINI, out / precision, recipe=Recipe(precision), **options)
+        options = ExportOptions(precision, ("onnx", "torch"), ["quality"], calibration=generate_pictures(16))
+        export_artifact(MINI, out / precision, options)
     return out
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import dead_leaves
+from qalign_export.pictures import dead_leaves
 from qalign_fast.families.mplug_owl2.config_json import parse_config, read_config
 from qalign_fast.families.mplug_owl2.model.checkpoint import load_model, origins
 from qalign_fast.families.mplug_owl2.model.reference import Model

@@ -100,13 +100,13 @@ def _vision_layer(config: ModelConfig, i: int) -> Block:
 
 def fold_vision_layer(w: Tensors, name: str, heads: int) -> Tensors:
     """qkv's rows go from [heads, 3, Dh], upstream's order, to [3, heads, Dh], with attention's scale in q's."""
-    packed = dict(w)
+    folded = dict(w)
     for part in ("weight", "bias"):
         rows = w[f"{name}qkv.{part}"]
         split = rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).double()
         split[0] *= split.shape[2] ** -0.5
-        packed[f"{name}qkv.{part}"] = split.reshape(rows.shape).float()
-    return packed
+        folded[f"{name}qkv.{part}"] = split.reshape(rows.shape).float()
+    return folded
 
 
 _FEATURES = ("feature_norm.weight", "feature_norm.bias", "key_positions", "k.weight", "k.bias", "v.weight", "v.bias")
@@ -169,9 +169,9 @@ def _abstractor_layer(config: ModelConfig, i: int) -> Block:
 
 def fold_abstractor_layer(w: Tensors, name: str, heads: int) -> Tensors:
     part = {key.removeprefix(name): value for key, value in w.items()}
-    packed = {f"{name}{n}": part[n] for n in ("out.weight", "out.bias", "down.weight", "down.bias")}
-    packed |= {f"{name}{norm}.{n}": part[f"{norm}.{n}"] for norm in ("mlp_norm", "inner_norm") for n in _PARTS}
-    packed |= {f"{name}gate_up.{n}": torch.cat((part[f"gate.{n}"], part[f"up.{n}"])) for n in _PARTS}
+    folded = {f"{name}{n}": part[n] for n in ("out.weight", "out.bias", "down.weight", "down.bias")}
+    folded |= {f"{name}{norm}.{n}": part[f"{norm}.{n}"] for norm in ("mlp_norm", "inner_norm") for n in _PARTS}
+    folded |= {f"{name}gate_up.{n}": torch.cat((part[f"gate.{n}"], part[f"up.{n}"])) for n in _PARTS}
     scale = (len(part["q.weight"]) // heads) ** -0.5
     weight = torch.cat((part["q.weight"].double() * scale, part["k.weight"].double(), part["v.weight"].double()))
     bias = torch.cat((part["q.bias"].double() * scale, part["k.bias"].double(), part["v.bias"].double()))
@@ -181,9 +181,9 @@ def fold_abstractor_layer(w: Tensors, name: str, heads: int) -> Tensors:
     if "abstractor.queries" in w:
         x = _layer_norm(w["abstractor.queries"].double(), part["query_norm.weight"], part["query_norm.bias"])
         q, k, v = (x @ weight.T + bias + table).chunk(3, dim=-1)
-        return packed | {f"{name}{n}": t.float().contiguous() for n, t in zip("xqkv", (x, q, k, v), strict=True)}
-    packed |= {f"{name}query_norm.{n}": part[f"query_norm.{n}"] for n in _PARTS}
-    return packed | {
+        return folded | {f"{name}{n}": t.float().contiguous() for n, t in zip("xqkv", (x, q, k, v), strict=True)}
+    folded |= {f"{name}query_norm.{n}": part[f"query_norm.{n}"] for n in _PARTS}
+    return folded | {
         f"{name}qkv.weight": weight.float(),
         f"{name}qkv.bias": bias.float(),
         f"{name}qkv_table": table.float(),
@@ -228,14 +228,14 @@ def _decoder_layer(config: ModelConfig, i: int) -> Block:
 
 def fold_decoder_layer(w: Tensors, name: str, heads: int) -> Tensors:
     """Takes the parameters out of w as it goes: at full size each copy of them is a gigabyte."""
-    packed = {key: w.pop(key) for key in list(w) if "_norm_" in key}
+    folded = {key: w.pop(key) for key in list(w) if "_norm_" in key}
     q = w.pop(f"{name}q.weight")
-    packed[f"{name}q.weight"] = (q.double() * (len(q) // heads) ** -0.5).float()
+    folded[f"{name}q.weight"] = (q.double() * (len(q) // heads) ** -0.5).float()
     for modality in _MODALITIES:
         pair = [w.pop(f"{name}{n}_{modality}.weight") for n in ("k", "v")]
-        packed[f"{name}kv_{modality}.weight"] = torch.cat(pair)
-    packed[f"{name}gate_up.weight"] = torch.cat([w.pop(f"{name}{n}.weight") for n in ("gate", "up")])
-    return packed | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
+        folded[f"{name}kv_{modality}.weight"] = torch.cat(pair)
+    folded[f"{name}gate_up.weight"] = torch.cat([w.pop(f"{name}{n}.weight") for n in ("gate", "up")])
+    return folded | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
 
 
 def _head() -> Block:
