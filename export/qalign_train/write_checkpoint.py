@@ -1,4 +1,4 @@
-"""A model in, an upstream-form checkpoint directory out: the two config files and model.safetensors."""
+"""A model in, a checkpoint directory as upstream's out: the two config files and model.safetensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qalign_fast.levels import LEVEL_IDS
 
 
 def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -> None:
-    """Writes what `checkpoint.load_model` reads, weights rounded to float16; `config` is config.json's."""
+    """Writes what `checkpoint.load_model` reads. Weights are rounded to float16; `config` is config.json's content."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     tensors = {}

@@ -1,4 +1,4 @@
-"""From a checkpoint, or random weights of a geometry, to folded tensors: folding, precisions, streaming, prompts."""
+"""Exports of checkpoints and of random weights: folding, precisions, options, memory, prompts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_folding_changes_nothing(folder: str) -> None:
 
 
 def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every migration with random scales, the constant prefix's values included."""
+    """Every migration gets random scales, those of the constant prefix's values too."""
     from qalign_export.rounding import blockwise as module
 
     source = open_parameters(GOLDEN / "outlier-112")
@@ -186,7 +186,7 @@ def test_random_weights_have_the_true_sizes_and_are_the_same_at_every_reading() 
 
 
 def test_random_numbers_are_the_same_with_any_numpy() -> None:
-    """They are whole numbers before they are scaled; a version that gave others would make peers' scores others too."""
+    """They are whole before they are scaled. If a version of numpy gave others, peers' scores would change too."""
     noise = random_numbers._noise("model.norm.weight", 70_000)
     assert noise[[0, 1, 65_535, 65_536, -1]].tolist() == [35, 35, 336, -92, -150]
     assert abs(noise.mean()) < 2
@@ -225,7 +225,7 @@ def test_exports_are_the_same_at_every_run(narrow: Golden, tmp_path: Path) -> No
 
 
 def test_an_export_holds_a_few_blocks_in_memory_not_the_model(tmp_path: Path) -> None:
-    """25 layers of 52 MB each, in float32: the whole would be 1.3 GB."""
+    """25 layers of 52 MB each in float32: the whole model is 1.3 GB."""
     config = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
     config |= {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
     peaks = []

@@ -1,4 +1,4 @@
-"""The report must be right, and must notice a model that is not the one it came from."""
+"""The report is right, and shows if an artifact was not made from the model that it is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quantizer against its definition in `qalign_kernels.contract.linear` and against errors computed directly."""
+"""The quantizer against its definition in `qalign_kernels.contract.linear`, and against errors computed directly."""
 
 import pytest
 import torch
@@ -43,12 +43,12 @@ def _random(*shape, seed=0):
 
 
 def _correlated(rows, width, seed=1):
-    """Inputs that tell about each other, as a real layer's do."""
+    """Inputs that correlate with each other, as a real layer's do."""
     return _random(rows, 24, seed=seed) @ _random(24, width, seed=99) + 0.3 * _random(rows, width, seed=seed + 1)
 
 
 def _squares(weight, quantized, rows):
-    """By direct computation, weights only."""
+    """The squared error of the output by direct computation, with rounded weights and exact rows."""
     return float(((weight - expand(quantized, weight.shape[1])).double() @ rows.double().T).square().sum())
 
 
@@ -62,7 +62,7 @@ def test_int8_is_within_half_a_step_of_each_weight():
 
 
 def _e4m3(x):
-    """To the nearest of float8_e4m3fn's values, ties to even, from its definition: 4 exponent bits, 3 of fraction."""
+    """The nearest of float8_e4m3fn's values, ties to even, from its definition: 4 bits of exponent, 3 of fraction."""
     step = torch.exp2(x.abs().clamp_min(2.0**-6).log2().floor() - 3)
     return (x / step).round() * step
 
@@ -80,7 +80,7 @@ def test_fp8_is_the_nearest_value_of_each_weight():
 
 @pytest.mark.parametrize("largest", [1e-38, 1e-20, 0.3, 448.0, 1e20, 3e38])
 def test_fp8_rows_are_finite_at_any_size(largest):
-    """Past 464 some conversions to e4m3 give NaN: the largest value's quotient must not round up to there."""
+    """Some conversions to e4m3 give NaN above 464: the largest value's quotient must not round up to that."""
     rows = torch.rand(500, 32) * 0.4 * largest
     rows[:, 7], rows[0] = -largest * torch.linspace(0.5, 1, 500), 0
     values, scale = quantize_rows(rows, FP8)
@@ -92,7 +92,7 @@ def test_fp8_rows_are_finite_at_any_size(largest):
 
 
 def _grid(quantized):
-    """What `pack_int4` was given: w [N, G, 32], k and z [N, G, 1], in float32, by the layout's own words."""
+    """The w [N, G, 32], k and z [N, G, 1] that `pack_int4` was given, in float32, read as the layout is described."""
     weight, groups = quantized["weight"].int(), quantized["groups"].int().unsqueeze(-1)
     codes = torch.empty(len(weight), weight.shape[1] * BLOCK)
     for j in range(64):
@@ -109,7 +109,7 @@ def test_packing_four_bits_is_undone_by_spreading(blocks):
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (40, blocks * BLOCK), generator=generator, dtype=torch.uint8)
     multiplier = torch.randint(1, 8, (40, 4 * blocks), generator=generator)
-    multiplier[0], multiplier[1] = 16, 8  # at most 127: 15 · 8, and of 16 what is below
+    multiplier[0], multiplier[1] = 16, 8  # k (w - z) is at most 127: 8 · 15, and with k = 16 only a part of the codes
     zero = torch.randint(0, 16, (40, 4 * blocks), generator=generator)
     zero[0], codes[0] = 8, codes[0].clamp(1, 15)
     weight, groups = pack_int4(codes, multiplier, zero)
@@ -165,7 +165,7 @@ def test_int4_reaches_all_weights_and_is_near_them(rows, width):
 @pytest.mark.parametrize("rows, width", SHAPES)
 @pytest.mark.parametrize("gptq", [False, True])
 def test_no_multiplier_that_is_tried_has_a_smaller_error(rows, width, gptq):
-    """By direct computation, of a diagonal Hessian: each weight then stands alone."""
+    """By direct computation with a diagonal Hessian, where each weight stands alone."""
     weight, importance = _random(rows, width), torch.logspace(-1, 1, width) if gptq else torch.ones(width)
     quantized = quantize_int4(weight, torch.diag(importance) if gptq else None, damping=0)
     target, scale = _blocks(weight).unflatten(1, (-1, GROUP)), quantized["scale"].view(-1, 1, 1)
@@ -206,7 +206,7 @@ def test_gptq_beats_rounding_to_nearest_on_rows_it_has_not_seen():
     weight, seen, unseen = _random(48, 512), _correlated(1024, 512), _correlated(512, 512, seed=7)
     nearest = _squares(weight, quantize_int4(weight), unseen)
     by_block = [_squares(weight, quantize_int4(weight, hessian=gram(seen, b)), unseen) for b in (128, 256, 512)]
-    assert sorted(by_block, reverse=True) == by_block  # the more of the rows' correlations, the better
+    assert sorted(by_block, reverse=True) == by_block  # the more of the rows' correlations are used, the better
     assert by_block[0] < 0.9 * nearest
     assert by_block[-1] < 0.5 * nearest
 
@@ -281,7 +281,7 @@ def test_int4_linear_is_the_fake_quantized_linear(rows, width):
 
 
 def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
-    """Over all of a row's inputs, more than float32's sums hold, and some output channels after others."""
+    """Also where a row's sum is more than float32 holds, and where output channels are computed in parts."""
     monkeypatch.setattr("qalign_kernels.contract.linear._CHUNK", 4224 * 10)
     weight = _random(24, 4224)
     x, quantized = _random(17, 4224, seed=5), quantize_int4(weight + 3 * weight.sign())
@@ -294,7 +294,7 @@ def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
 
 
 def test_one_loud_row_does_not_cost_the_others_their_precision():
-    """Per token: a scale per tensor would round the quiet rows to nothing."""
+    """Each row has a scale: one scale for the whole tensor would round the quiet rows to zero."""
     rows, weight = _random(8, 64), _random(16, 64)
     rows[0] *= 1000
     quantized = quantize(weight, "int8")
@@ -352,7 +352,7 @@ def test_migration_is_exactly_none_where_nothing_is_gained(precision):
 def test_migration_is_none_where_the_gain_is_only_on_the_rows_it_was_found_on():
     rows = _random(128, 256, seed=1)
     rows[:64, :3] *= 40
-    rows[64:, 3:6] *= 40  # the other half's outliers are others: moving the first ones makes it worse
+    rows[64:, 3:6] *= 40  # the other half has other outliers: moving those of the first half makes it worse
     assert choose_migration([_random(32, 256)], rows, "int8").eq(1).all()
 
 

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model, in small: its samples, its steps, and the checkpoint it leaves."""
+"""The recipe of the embedded model, in small: its samples, its training steps and the checkpoint that it writes."""
 
 from __future__ import annotations
 

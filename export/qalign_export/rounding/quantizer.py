@@ -1,6 +1,6 @@
 """A linear's float32 weight and rows that it reads in, its tensors of a precision out.
 
-    quantize          any precision: whole or 8-bit numbers are to the nearest, per output channel
+    quantize          any precision: floats, 8-bit numbers with a scale for each output channel, or quantize_int4
     quantize_int4     groups of 32 inputs, to the nearest, or by GPTQ if the rows' Gram matrix is given
     choose_migration  the scale s of each input with which x / s and W·s round better, or ones
     relative_error    how far quantization moves a linear's output: the linear's sensitivity
@@ -36,8 +36,8 @@ _CHUNK = 4096  # groups, of output channels or of inputs, that are quantized tog
 def quantize(weight: Tensor, precision: str, rows: Tensor | None = None) -> dict[str, Tensor]:
     """float32 [N, K] -> the linear's tensors in that precision, by their names in `qalign_kernels.contract.linear`.
 
-    Where the weights' dtype holds 8-bit numbers, `scale` is max|w| / the largest of them, for each output channel.
-    `rows` [R, K], float32: rows that the linear reads; 4 bits use them for GPTQ.
+    `rows` [R, K], float32, are rows that the linear reads: 4 bits use them for GPTQ. 8-bit weights have the scale
+    max|w| / (the largest number of their dtype) [N], for each output channel.
     """
     dtype: torch.dtype = getattr(torch, PRECISIONS[precision].weight)
     if not PRECISIONS[precision].rounded:
@@ -86,7 +86,7 @@ def choose_migration(weights: Sequence[Tensor], rows: Tensor, precision: str) ->
     The product (x / s)(W·s)ᵀ is the same, but its rows and its weights in `precision` round differently. Akin to
     SmoothQuant (Xiao et al. 2023): s_j = |x_j|^a / |W_j|^(1-a), but with root mean squares, and with that a of the
     precision's `shares` whose error on the first half of the rows is the least. Ones, unless the error on the second
-    half falls by 20 % or more.
+    half falls by more than 20 %.
     """
     half = max(1, len(rows) // 2)
     seen, unseen = rows[:half], rows[half:]
