@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from qalign_export.fidelity import generate_pictures
-from qalign_export.rounding.pack import Recipe
+from qalign_export.options import ExportOptions
+from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast.engines import torch_cuda
 from qalign_fast.engines.contract import Engine
@@ -61,12 +61,11 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
     @cache
     def make(folder: str, precision: str) -> Path:
+        engines = ("torch",) if precision == "fp8" else ("onnx", "torch")
         return export_artifact(
             GOLDEN / folder,
             out / f"{folder}-{precision}",
-            recipe=Recipe(precision),
-            engines=("torch",) if precision == "fp8" else ("onnx", "torch"),
-            calibration=generate_pictures(16),
+            ExportOptions(precision, engines, calibration=generate_pictures(16)),
         )
 
     return make

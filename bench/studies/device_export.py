@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qalign_bench.contestants.random_model import DeviceParameters, manifest_of, pack_on_device
+from qalign_bench.contestants.random_model import DeviceParameters, manifest_of, round_on_device
 from qalign_export.atomic import unfinished
-from qalign_export.rounding.pack import PRECISIONS, Packed
+from qalign_export.onnx_graphs.graph_files import write_graphs
+from qalign_export.options import ENGINES
+from qalign_export.rounding.blockwise import RoundingResult
 from qalign_export.tensor_file import TensorFile
-from qalign_export.writer import ENGINES, write_graphs
 from qalign_fast.artifact.manifest import MANIFEST, PROMPTS, PromptEntry, hash_file
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
+from qalign_kernels.contract.precisions import PRECISIONS
 
 
 def main() -> None:
@@ -47,22 +49,22 @@ def export(source: DeviceParameters, out: Path, precision: str, engine: str = "t
         weights = partial / f"torch/model_{precision}.safetensors"
         weights.parent.mkdir()
         with TensorFile(weights, most=8 * len(parameter_shapes(source.config))) as file:
-            packed = pack_on_device(source, precision, prompts, lambda name, x: file.write(name, x.cpu()))
+            rounded = round_on_device(source, precision, prompts, lambda name, x: file.write(name, x.cpu()))
         parts = {"weights": weights.relative_to(partial).as_posix()}
         if engine != "torch":
             parts = write_graphs(engine, weights, source.config, partial, f"_{precision}")
             shutil.rmtree(weights.parent)
-        _write_prompts(packed, partial / PROMPTS, manifest.prompts)
+        _write_prompts(rounded, partial / PROMPTS, manifest.prompts)
         paths = [path for path in partial.rglob("*") if path.is_file()]
         files = {path.relative_to(partial).as_posix(): hash_file(path) for path in paths}
         written = replace(manifest, engines={engine: parts}, files=files)
         (partial / MANIFEST).write_text(written.to_json(), "utf-8")
 
 
-def _write_prompts(packed: Packed, path: Path, entries: Sequence[PromptEntry]) -> None:
+def _write_prompts(rounded: RoundingResult, path: Path, entries: Sequence[PromptEntry]) -> None:
     tensors = {}
     for entry in entries:
-        prefix, suffix = packed.prefixes[entry.prompt.prefix], packed.suffixes[entry.prompt.suffix]
+        prefix, suffix = rounded.prefixes[entry.prompt.prefix], rounded.suffixes[entry.prompt.suffix]
         tensors[entry.prefix] = prefix.cpu().clone(memory_format=torch.contiguous_format)
         tensors[entry.suffix] = suffix.cpu().clone(memory_format=torch.contiguous_format)
     save_file(tensors, path)

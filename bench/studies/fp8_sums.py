@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_bench.figures.environment import environment
-from qalign_export.rounding.quantizer import quantize_fp8
+from qalign_export.rounding.quantizer import quantize
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.torch_cpu import load_folded
@@ -113,7 +113,7 @@ def cut(x: Tensor, bits: int) -> Tensor:
 def errors(name: str, x: Tensor, weight: Tensor) -> Errors:
     """Of x [M, K] by weight [N, K], both float32, in fp8."""
     y = x.double() @ weight.double().T
-    rows, rounded = quantize_rows(x, E4M3), quantize_fp8(weight)
+    rows, rounded = quantize_rows(x, E4M3), quantize(weight, "fp8")
     a, b, scales = rows.values.float(), rounded["weight"].float(), rows.scale.double() * rounded["scale"]
     exact = (a.double() @ b.double().T) * scales
 
@@ -185,7 +185,7 @@ def of_prediction(model: Llama, ids: Tensor, prefix: int) -> dict[str, float]:
 
 def in_fp8(layer: Layer, core: Core | None, prefix: int) -> Linear:
     """The layer's linears in fp8 but for the prefix's rows, which OneAlign's engine has from its artifact."""
-    weights = {kind: Weight(kind, **quantize_fp8(weight)) for kind, weight in layer.weights.items()}
+    weights = {kind: Weight(kind, **quantize(weight, "fp8")) for kind, weight in layer.weights.items()}
 
     def linear(kind: str, x: Tensor) -> Tensor:
         rest = x[:, prefix:]
@@ -207,17 +207,17 @@ class Summed(Ops):
 
 def of_scores(model: Path, every: int) -> dict[str, Any]:
     """The mini model's scores of its held-out pictures, each `every`th: how far from float32's."""
-    from qalign_export.fidelity import compare, generate_pictures
-    from qalign_export.rounding.pack import Recipe
+    from qalign_export.fidelity import compare
+    from qalign_export.options import ExportOptions
+    from qalign_export.pictures import generate_pictures
     from qalign_export.writer import export_artifact
     from qalign_train.evaluate import distorted
 
     pictures = tuple(distorted(18)[::every])
     kinds: dict[str, Ops] = {"exact": PLAIN, "slow": Summed(SLOW), "fast": Summed(FAST)}
     with TemporaryDirectory() as folder:
-        recipe, calibration = Recipe("fp8"), generate_pictures(16)
-        path = Path(folder, "fp8")
-        export_artifact(model, path, recipe=recipe, engines=("torch",), tasks=["quality"], calibration=calibration)
+        path, calibration = Path(folder, "fp8"), generate_pictures(16)
+        export_artifact(model, path, ExportOptions("fp8", ("torch",), ["quality"], calibration=calibration))
         artifact = open_artifact(path)
         found: dict[str, list[Score]] = {
             name: Scorer(load_folded(artifact, ops=ops)).score(pictures) for name, ops in kinds.items()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qalign_export.fidelity import compare, generate_pictures
-from qalign_export.rounding.pack import Recipe
+from qalign_export.fidelity import compare
+from qalign_export.options import ExportOptions
+from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
 from qalign_fast.engines.contract import Engine
@@ -63,8 +64,8 @@ def rounding() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("fp16", "int8", "int4"):
             out, calibration = Path(folder) / precision, generate_pictures(16)
-            options = {"engines": ("onnx", "torch"), "tasks": ["quality"], "calibration": calibration}
-            export_artifact(ROOT / "models/mini", out, recipe=Recipe(precision), **options)
+            options = ExportOptions(precision, ("onnx", "torch"), ["quality"], calibration=calibration)
+            export_artifact(ROOT / "models/mini", out, options)
             for engine in ("onnx", "torch"):
                 found = {"quality": Scorer.load(out, engine=engine).score(pictures)}
                 r = compare(found, exact, against="mini", pictures="")

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gguf_llama import KINDS, Layer, Linear, Llama, load
-from qalign_export.rounding.quantizer import choose_migration, expand, gram, quantize_int4, quantize_int8
+from qalign_export.rounding.quantizer import choose_migration, expand, gram, quantize, quantize_int4
 from qalign_kernels.contract.quantized_rows import fake_rows
 
 PREFIX = "USER: How would you rate the quality of this image?\n"
@@ -121,7 +121,7 @@ def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Ite
     moved4 = migration(layer, kinds, weights, rows, partial(choose_migration, precision="int4"))
     for kind, w in zip(kinds, weights, strict=True):
         for s, suffix in ((none, ""), (moved, " migrated")):
-            w_hat = expand(quantize_int8(w * s), width)
+            w_hat = expand(quantize(w * s, "int8"), width)
             yield Rounded("int8" + suffix, kind, s, w_hat, by_row)
             yield Rounded("int8 tensor" + suffix, kind, s, w_hat, by_tensor)
             yield Rounded("int8 tensor after prefix" + suffix, kind, s, w_hat, by_tensor_after_prefix)

@@ -1,1 +1,1 @@
-"""Export tooling: an upstream checkpoint in, an artifact directory out; and the recipe of the embedded model."""
+"""An upstream checkpoint in, an artifact directory out."""

@@ -1,4 +1,4 @@
-"""A target in, a folder beside it to write into out; what a killed process left is removed by the next to that name."""
+"""Write into a temporary sibling folder and rename it at the end; remove what killed runs left."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from qalign_fast.errors import ArtifactError
 
 @contextlib.contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, which becomes `out` where the block ends well, and is removed where it does not.
+    """A new folder beside `out`. It is renamed to `out` when the block ends, or removed when the block raises.
 
-    It is locked while this process lives, so that folders of the same target whose lock is free are known to be a
-    killed one's, and go. Where the file system has no such locks, they stay. Raises ArtifactError where `out` exists.
+    The folder is locked while this process lives. A folder of the same target whose lock is free was left by a process
+    that was killed, and is removed. Where the file system has no such locks, such folders stay. Raises ArtifactError if
+    `out` exists at the end.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out.parent, wait=True) as alone, contextlib.ExitStack() as locks:
-        if alone:  # else another process may be between the next two lines
+        if alone:  # otherwise another process may have made its folder and not yet locked it
             _remove_left(out)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}{PARTIAL}", dir=out.parent))
         locks.enter_context(_locked(partial, wait=False))
@@ -55,7 +56,7 @@ def _remove_left(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether the directory's lock was had, until the block ends or the process does."""
+    """Whether the directory could be locked. The lock is held until the block or the process ends."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows

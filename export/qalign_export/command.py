@@ -1,4 +1,4 @@
-"""What `qalign-fast export` was asked in, an artifact and remarks on it out."""
+"""What `qalign-fast export` does: it turns the command's words into options, exports, and remarks on the artifact."""
 
 from __future__ import annotations
 
@@ -8,52 +8,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qalign_export.custom_prompt import TOKENIZER, tokenize_prompt
-from qalign_export.fidelity import generate_pictures, verify
+from qalign_export.fidelity import verify
+from qalign_export.options import ExportOptions
 from qalign_export.parameters import RANDOM
-from qalign_export.rounding.pack import Recipe
-from qalign_export.writer import UNKNOWN_LICENSE, export_artifact
+from qalign_export.pictures import generate_pictures
+from qalign_export.writer import export_artifact
 from qalign_fast.errors import ImageError, TaskError
-from qalign_fast.families.mplug_owl2.prompts import TASKS
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.pixels.clip import spread
 from qalign_fast.pixels.picture import Picture
 from qalign_fast.references import find_model
 from qalign_fast.sources import find_sources, is_video
+from qalign_kernels.contract.precisions import PRECISIONS
 
-_SMALL = 400 << 20  # bytes of weights; below, comparing with the source takes seconds
+_SMALL = 400 << 20  # bytes of an artifact; below, a comparison with the source takes seconds
 
 
 def export(
     source: str,
     out: Path,
+    options: ExportOptions,
     *,
-    precision: str,
-    engines: Sequence[str],
-    tasks: Sequence[str] | None,
-    texts: Sequence[str],
-    tokenizer: Path | None,
-    calibration: str | None,
-    calibration_count: int,
-    name: str | None,
-    license: str | None,
     remark: Callable[[str], None],
     done: Callable[[int, int], None],
 ) -> None:
-    """Raises what `export_artifact` and `verify` raise."""
+    """Makes the artifact and, if it is small, compares it with its source.
+
+    `remark` hears lines for the user. Raises what `export_artifact` and `verify` raise.
+    """
     started = time.perf_counter()
-    pictures = [] if precision in ("fp32", "bf16") else _calibration(calibration, calibration_count)
-    made = export_artifact(
-        source,
-        out,
-        recipe=Recipe(precision),
-        engines=engines,
-        tasks=TASKS if tasks is None else tasks,
-        prompts=[prompt for text in texts for prompt in _custom(text, tokenizer, source)],
-        calibration=pictures,
-        name=name,
-        license=license or UNKNOWN_LICENSE,
-        done=done,
-    )
+    made = export_artifact(source, out, options, done=done)
     size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     remark(f"made {made}: {size / 1e6:.1f} MB in {time.perf_counter() - started:.0f} s")
     if source.startswith(RANDOM):
@@ -68,8 +52,13 @@ def export(
         )
 
 
-def _calibration(folder: str | None, count: int) -> list[Picture]:
-    """That many pictures of a folder, spread evenly over it, or generated ones."""
+def find_calibration(folder: str | None, count: int, precision: str) -> list[Picture]:
+    """`count` pictures, spread evenly over a folder, or generated ones; none if the precision needs no calibration.
+
+    Raises ImageError for a folder without pictures.
+    """
+    if not PRECISIONS[precision].calibrated:
+        return []
     if folder is None:
         return list(generate_pictures(count))
     found = [source for source in find_sources([folder], io.StringIO(), recursive=True) if not is_video(source)]
@@ -78,7 +67,15 @@ def _calibration(folder: str | None, count: int) -> list[Picture]:
     return [found[i] for i in spread(len(found), count)]
 
 
-def _custom(text: str, tokenizer: Path | None, source: str) -> tuple[Prompt, ...]:
+def read_prompts(texts: Sequence[str], tokenizer: Path | None, source: str) -> list[Prompt]:
+    """The prompts of each NAME=TEXT, by a tokenizer file, or the one in the source checkpoint.
+
+    Raises TaskError for another form, or if there is no tokenizer; and what `tokenize_prompt` raises.
+    """
+    return [prompt for text in texts for prompt in _read_prompt(text, tokenizer, source)]
+
+
+def _read_prompt(text: str, tokenizer: Path | None, source: str) -> tuple[Prompt, ...]:
     name, equals, words = text.partition("=")
     if not equals:
         raise TaskError(f"--prompt {text!r}: expected NAME=TEXT")

@@ -1,4 +1,4 @@
-"""A prompt's text in, the token ids around its image slot out, as the family tokenizes: for tasks of one's own."""
+"""The text of a user's own task in, the token ids around its image slot out, tokenized as the family does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ TOKENIZER = "tokenizer.model"  # its name in a checkpoint
 
 
 def tokenize_prompt(task: str, text: str, tokenizer: Path) -> tuple[Prompt, ...]:
-    """The prompt for each medium. What stands before and after the slot is tokenized by itself, the first with BOS.
+    """The task's prompt for each medium.
 
-    `text` is for example "USER: How sharp is this?\\n<image>\\nASSISTANT: The sharpness of the image is"; the five
-    level words are read as the token after it. Raises TaskError for a text without one slot, a name that is taken, or a
-    tokenizer that cannot be read; MissingExtraError without sentencepiece.
+    `text` is for example "USER: How sharp is this?\\n<image>\\nASSISTANT: The sharpness of the image is"; the token
+    after it is one of the five level words. The texts before and after the slot are tokenized separately, the first
+    with BOS. `tokenizer` is a sentencepiece file. Raises TaskError for a text without exactly one slot, a name that is
+    taken or not allowed, or a tokenizer that cannot be read; MissingExtraError without sentencepiece.
     """
     if task in TASKS or not task.replace("-", "_").isidentifier():
         raise TaskError(f"task {task!r}: a custom task needs a name of letters, digits, - and _ that is not {TASKS}")

@@ -31,7 +31,7 @@ ONE_ALIGN = ModelConfig(
 
 
 class ParameterSource(Protocol):
-    """Parameters by the reference model's names, read when asked for."""
+    """A model's parameters, by the reference model's names, read when they are asked for."""
 
     name: str
     config: ModelConfig
@@ -41,13 +41,15 @@ class ParameterSource(Protocol):
         ...
 
     def sha256(self) -> str:
-        """What identifies the parameters, for the manifest."""
+        """Identifies the parameters in the manifest, 64 hexadecimal digits."""
         ...
 
 
 def open_parameters(reference: str | Path) -> ParameterSource:
-    """A checkpoint directory, a Hub id (fetched, resumably), or `random:one-align`, `random:mini`, `random:` and a
-    directory with a config.json. Raises CheckpointError, ArtifactError or MissingExtraError.
+    """The parameters of a checkpoint directory, of a Hub id, or random ones of a known geometry.
+
+    A Hub id is downloaded; a download that was interrupted goes on. Geometries are `random:one-align`, `random:mini`,
+    or `random:` and a directory with a config.json. Raises CheckpointError, ArtifactError or MissingExtraError.
     """
     if str(reference).startswith(RANDOM):
         return RandomParameters(str(reference))
@@ -55,11 +57,13 @@ def open_parameters(reference: str | Path) -> ParameterSource:
 
 
 def weight_count(config: ModelConfig) -> int:
-    """Parameters that an artifact holds: all but the vocabulary's embeddings."""
+    """The number of parameters that an artifact holds: all but the vocabulary's embeddings."""
     return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if name != "decoder.embed")
 
 
 class CheckpointParameters(Checkpoint):
+    """The parameters of a checkpoint directory, named after the directory."""
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.name = directory.resolve().name
@@ -73,9 +77,9 @@ class CheckpointParameters(Checkpoint):
 
 
 class RandomParameters:
-    """Random parameters of a known geometry, each made when it is read: true sizes, no download.
+    """Random parameters of a known geometry, each made when it is read: true sizes without a download.
 
-    They are those of a checkpoint whose tensors `random_numbers` made by their names there, as a peer's are.
+    `random_numbers` makes each tensor by its name in a checkpoint. A peer of the bench makes the same ones.
     """
 
     def __init__(self, reference: str) -> None:
@@ -87,7 +91,7 @@ class RandomParameters:
         return {name: self._make(self._origins[name]) for name in names}
 
     def sha256(self) -> str:
-        """Of the name and a sample: other numbers are another model."""
+        """The hash of the name and of a sample, because other numbers are another model."""
         sample = random_numbers.parameter("model.norm.weight", (64,)).tobytes()
         return hashlib.sha256(self.name.encode() + sample).hexdigest()
 

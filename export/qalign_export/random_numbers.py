@@ -1,11 +1,11 @@
-"""A tensor's name and shape in a checkpoint in, its random numbers out: the same wherever, and in whatever order, made.
+"""A tensor's name and shape in a checkpoint in, its random numbers out: the same on every machine and in any order.
 
-`parameter` makes them on a CPU, by numpy alone, and of it no more than the bits of a generator, which every version
-gives alike; `counted` makes others on any device of torch's, for 8 billion are a minute and more of one core's work. A
+`parameter` makes them on a CPU with numpy alone. It uses only a generator's bits, which are the same in every version
+of numpy. `counted` makes other numbers, on any device of torch: 8 billion of them take one core more than a minute. A
 peer of the bench runs this file in an interpreter of its own.
 
-Models of such numbers have true sizes, and so true speed; rows keep a size near 1 through their layers; scores mean
-nothing.
+Models of such numbers have true sizes and therefore true speed. Their rows keep a size near 1 through all layers. Their
+scores mean nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 1 << 16  # numbers made at a time: what a core's cache holds
+_BLOCK = 1 << 16  # numbers made at a time: a core's cache holds them
 _SUM = 147.8  # the deviation of four bytes' sum
 _PART = 1 << 26  # numbers made at a time on a device
 _MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # Wellons' lowbias32, as int32
 
 
 def parameter(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Float32, a norm's gains around 1, all else around 0."""
+    """Float32 numbers of that shape: around 1 if they are a norm's gains, else around 0."""
     values = _noise(name, math.prod(shape)).reshape(shape)
     values *= np.float32(deviation(name, shape) / _SUM)
     if is_gain(name, shape):
@@ -36,7 +36,7 @@ def parameter(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 
 def counted(name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The same on every device: each number is a hash of its place, in whole numbers, rounded once."""
+    """Other numbers of that kind, the same on every device: hashes of their indices, in whole numbers, rounded once."""
     import torch
 
     values = torch.empty(math.prod(shape), dtype=torch.float32, device=device)
@@ -51,7 +51,7 @@ def counted(name: str, shape: tuple[int, ...], device: torch.device) -> torch.Te
 
 
 def _hashed(x: torch.Tensor, name: str) -> torch.Tensor:
-    """int32 in place, each to another."""
+    """Replaces each int32 by its hash, in place."""
     digest = hashlib.sha256(name.encode()).digest()
     before, between = (int.from_bytes(digest[i : i + 4], "big", signed=True) for i in (0, 4))
     x ^= before
@@ -65,7 +65,10 @@ def _hashed(x: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def deviation(name: str, shape: tuple[int, ...]) -> float:
-    """1 / sqrt(inputs) for weights, less where the wide layers add to the residual rows; attention adds averages."""
+    """The standard deviation: 1 / sqrt(inputs) for weights, and less for those that end a wide MLP.
+
+    An MLP's output is added to the residual rows, which would grow. Attention's is too, but it adds averages.
+    """
     if name == "model.embed_tokens.weight":
         return 1.0
     if len(shape) in (1, 3):  # gains, biases, tokens and positions
@@ -75,12 +78,12 @@ def deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def is_gain(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a norm multiplies by it."""
+    """Whether it is a norm's gain."""
     return len(shape) == 1 and name.endswith(".weight")
 
 
 def _noise(name: str, count: int) -> npt.NDArray[np.float32]:
-    """Sums of four random bytes, around 0: near enough to a normal distribution, of the same numbers on any machine."""
+    """Sums of four random bytes, around 0: close to a normal distribution, and the same on every machine."""
     bits = np.random.SFC64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
     out = np.empty(count, np.float32)
     for start in range(0, count, _BLOCK):

@@ -1,6 +1,7 @@
-"""Tensors in one at a time, one safetensors file out: safetensors' own writer wants all of them in memory at once.
+"""Tensors in one at a time, one safetensors file out: safetensors' own writer needs all of them in memory at once.
 
-The header stands at the file's start and is written last, into space kept for it; until then the file is not readable.
+The header stands at the file's start. It is written last, into space that was kept for it; until then nobody can read
+the file.
 Format: https://huggingface.co/docs/safetensors (an 8-byte length, a JSON header padded with spaces, the data).
 """
 
@@ -14,8 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_ALIGN = 64  # bytes: what vector instructions like; the format itself knows no alignment, so gaps are named tensors
-_ENTRY = 192  # bytes of a tensor's entry in the header at most, a gap's included
+_ALIGN = 64  # bytes, good for vector instructions; the format has no alignment, so each gap is a tensor with a name
+_ENTRY = 192  # bytes in the header that a tensor and its gap need at most
 _NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -28,8 +29,10 @@ GAP = "gap."
 
 
 class TensorFile:
+    """A safetensors file being written. Leaving its `with` block by an error leaves a file that cannot be read."""
+
     def __init__(self, path: Path, most: int) -> None:
-        """`most`: how many tensors there will be at most."""
+        """`most`: the largest number of tensors that will be written."""
         self._start = -(-(8 + _ENTRY * most) // _ALIGN) * _ALIGN
         self._end = 0
         self._entries: dict[str, object] = {}
@@ -37,12 +40,14 @@ class TensorFile:
         self._file.seek(self._start)
 
     def write(self, name: str, tensor: Tensor) -> None:
+        """Appends a tensor of any shape and of a dtype in _NAMES, at an address that is a multiple of _ALIGN."""
         assert name not in self._entries, name
         if gap := -self._end % _ALIGN:
             self._append(f"{GAP}{len(self._entries)}", torch.zeros(gap, dtype=torch.uint8))
         self._append(name, tensor)
 
     def close(self) -> None:
+        """Writes the header."""
         header = json.dumps(self._entries, separators=(",", ":")).encode()
         room = self._start - 8
         assert len(header) <= room

@@ -1,6 +1,6 @@
 """Photographs in, an endless pool of distorted 448-pixel samples with their ratings out.
 
-One worker process cuts tiles once, then keeps overwriting a pool in shared memory; training draws from the pool and
+One worker process cuts tiles once and then keeps overwriting a pool in shared memory. Training draws from the pool and
 never waits.
 """
 
@@ -21,7 +21,7 @@ from qalign_export.distortions import DISTORTIONS
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.pixels.picture import to_pixels
 
-# Debian packages (GPL-2+ or Creative Commons): trained from and named in the model card, never shipped.
+# Debian packages (GPL-2+ or Creative Commons): used for training and named in the model card, never shipped.
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
 _NATURE = "usr/share/backgrounds/mate/nature"
 _PLASMA = "usr/share/wallpapers"
@@ -67,11 +67,12 @@ def fetch_photographs(folder: Path) -> list[Path]:
 
 
 def is_validation(photograph: Path) -> bool:
+    """Whether the photograph is one of those that are never trained on."""
     return any(name in str(photograph) for name in VALIDATION)
 
 
 def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """Sharp tiles, 384 to 640 pixels on the long side, cut at many scales where there is something to see."""
+    """Up to `count` sharp tiles, 384 to 640 pixels on the long side, cut at many scales where there is detail."""
     picture = Image.open(photograph).convert("RGB")
     tiles: list[Image.Image] = []
     for _ in range(20 * count):
@@ -91,7 +92,7 @@ def cut_tiles(photograph: Path, count: int, rng: np.random.Generator) -> list[Im
 
 
 def detail(tile: Image.Image) -> float:
-    """How much fine structure a picture has: the 70th percentile of 32-pixel blocks' mean absolute gradient."""
+    """How much fine structure a picture has: the 70th percentile, over blocks of 32 pixels, of the mean gradient."""
     grey = np.asarray(tile.convert("L"), np.float32)
     gradient = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
     h, w = (n // 32 * 32 for n in gradient.shape)
@@ -100,7 +101,7 @@ def detail(tile: Image.Image) -> float:
 
 
 def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A tile, distorted at random: uint8 [S, S, 3] and each family's severity, in DISTORTIONS' order."""
+    """A tile, distorted at random, as pixels uint8 [S, S, 3], and each family's severity in DISTORTIONS' order."""
     severities = np.zeros(len(DISTORTIONS), np.float32)
     for family in rng.choice(len(DISTORTIONS), rng.choice(3, p=(0.1, 0.75, 0.15)), replace=False, p=_SHARES):
         severities[family] = rng.random()
@@ -111,7 +112,7 @@ def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) ->
 
 
 def rating(severities: np.ndarray) -> np.ndarray:
-    """[..., families] -> the rating on 1..5: what is left of the quality after each of the distortions."""
+    """Severities [..., families] -> the rating on 1..5: each distortion leaves a share 1 - s of the quality."""
     return np.asarray(1 + 4 * np.prod(1 - severities, axis=-1))
 
 
@@ -146,7 +147,7 @@ class Pool:
         cut = [tile for photograph in photographs for tile in cut_tiles(photograph, tiles, rng)]
         for count in itertools.count():
             while count > self.slots + self._drawn[0] and os.getppid() == trainer:
-                time.sleep(0.01)  # a fresh sample for each one drawn is enough; the cores are the trainer's
+                time.sleep(0.01)  # one fresh sample for each drawn one is enough; the trainer needs the cores
             if os.getppid() != trainer:  # it was killed
                 return
             slot, turn = count % self.slots, count // self.slots
@@ -156,10 +157,11 @@ class Pool:
             self._written[slot] = turn + 1
 
     def filled(self) -> int:
+        """The number of samples that can be drawn."""
         return int((self._written > 0).sum())
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [<= count, S, S, 3] and severities [<= count, families], without any that was overwritten meanwhile."""
+        """uint8 [<= count, S, S, 3] and severities [<= count, families]. Those overwritten meanwhile are left out."""
         assert self._worker.is_alive()
         chosen = rng.choice(np.flatnonzero(self._written > 0), count, replace=False)
         self._drawn += count
@@ -169,6 +171,7 @@ class Pool:
         return pixels[whole], severities[whole]
 
     def close(self) -> None:
+        """Ends the worker and frees the memory."""
         self._worker.terminate()
         self._worker.join()
         del self.pixels, self.severities, self._written, self._drawn

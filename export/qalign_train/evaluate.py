@@ -1,8 +1,9 @@
-"""A model in, how well it ranks damage on photographs it never saw out: the figures of MODEL_CARD.md.
+"""A model in, the figures of MODEL_CARD.md out: how well it ranks damage on photographs that it never saw.
 
     python -m qalign_train.evaluate [MODEL]
 
-For each held-out picture and family, Spearman's correlation of score and severity over five severities; -1 is perfect.
+They are Spearman's correlation of score and severity, over five severities of each held-out picture and family. -1 is
+perfect.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import spearman
 from qalign_fast import Scorer
 
 FAMILIES = ("blur", "noise", "jpeg", "rescale")
@@ -23,18 +24,19 @@ SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Result:
-    """One picture: the pristine score, and per family the scores [5] from mild to ruined."""
+    """One picture's scores on 1..5: pristine, and for each family five from mild to ruined."""
 
     name: str
     pristine: float
     scores: dict[str, list[float]]
 
     def spearman(self, family: str) -> float:
+        """Of severity and score; -1 is perfect."""
         return spearman(SEVERITIES, self.scores[family])
 
     @property
     def margin(self) -> float:
-        """How far the pristine picture stands above its worst version."""
+        """The pristine picture's score minus that of its worst version."""
         return self.pristine - min(min(scores) for scores in self.scores.values())
 
 
@@ -51,6 +53,7 @@ def held_out() -> dict[str, Image.Image]:
 
 
 def evaluate(scorer: Scorer) -> list[Result]:
+    """The held-out pictures' scores, pristine and distorted."""
     rng = np.random.default_rng(0)
     results = []
     for name, picture in held_out().items():
@@ -62,17 +65,19 @@ def evaluate(scorer: Scorer) -> list[Result]:
 
 
 def distorted(severities: int = 16) -> list[Image.Image]:
-    """The held-out pictures in every family at that many severities: what a precision is judged by."""
+    """The held-out pictures, each in every family at that many severities, to judge a precision by."""
     rng = np.random.default_rng(0)
     steps = np.linspace(0.05, 1, severities)
     return [DISTORTIONS[f](picture, s, rng) for picture in held_out().values() for f in FAMILIES for s in steps]
 
 
 def family_means(results: list[Result]) -> dict[str, float]:
+    """Each family's correlation, in the mean over pictures."""
     return {family: float(np.mean([r.spearman(family) for r in results])) for family in FAMILIES}
 
 
 def main() -> None:
+    """Prints the model card's table."""
     results = evaluate(Scorer.load(sys.argv[1] if len(sys.argv) > 1 else None))
     print("| picture | pristine | " + " | ".join(FAMILIES) + " | above its worst |")
     print("|---|---|" + "---|" * (len(FAMILIES) + 1))

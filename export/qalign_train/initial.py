@@ -1,7 +1,7 @@
 """Sizes in, a mini model with its first weights out: filters of every frequency, and a layer that reads a spectrum.
 
-What blur, noise and compression change is a picture's spectrum. A start that shows it lets a model this small learn in
-minutes what it does not find in hours from random weights.
+Blur, noise and compression change a picture's spectrum. If the first weights show the spectrum, a model this small
+learns in minutes what it does not find in hours from random weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REFERENCES = 8  # channels that see nothing
 
 
 def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
-    """Small normal weights; patch filters are localized waves of every frequency, to see fine detail from the start."""
+    """A model with small normal weights, whose patch filters are local waves of every frequency and see fine detail."""
     model = Model(config)
     residual = 1 / math.sqrt(2 * (config.vision.layers + config.decoder.layers))
     for name, p in model.named_parameters():
@@ -40,7 +40,7 @@ def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
                 p.normal_(0, scale, generator=generator)
     with torch.no_grad():
         model.vision.patch.copy_(wave_filters(config.vision.width, config.vision.patch, generator))
-        # a few channels see nothing and are constant, so that the first norm keeps how strong the others' responses are
+        # a few channels see nothing and are constant: through them the first norm keeps the strength of the others
         model.vision.patch[:REFERENCES] = 0
         signs = torch.tensor([1.0, -1.0]).repeat(REFERENCES // 2)
         model.vision.positions[:, :REFERENCES] = signs * 0.4 * math.sqrt(config.vision.width / REFERENCES)
@@ -56,10 +56,10 @@ def initialize(config: ModelConfig, generator: torch.Generator) -> Model:
 
 @torch.no_grad()
 def compress_responses(model: Model) -> None:
-    """The first MLP begins as min(|x|, t) of each filter's response x, two ramps less two that start at t.
+    """The first MLP becomes min(|x|, t) of each filter's response x: two ramps minus two ramps that start at t.
 
-    Its mean over a picture tells blur, noise and compression apart almost by itself; random weights would have to find
-    that first.
+    Its mean over a picture alone nearly tells blur, noise and compression apart; random weights would first have to
+    find that.
     """
     first, width = model.vision.layers[0], model.config.vision.width
     eye, slope, t = torch.eye(width), 6.0, 0.3
@@ -70,7 +70,7 @@ def compress_responses(model: Model) -> None:
 
 
 def keep_used_rows(model: Model) -> None:
-    """Zeroes the embeddings of all tokens the prompts do not use, so that the checkpoint compresses."""
+    """Zeroes the embeddings of all tokens that the prompts do not use, so that the checkpoint compresses well."""
     used = {i for medium in ("image", "video") for p in [prompt("quality", medium)] for i in p.prefix + p.suffix}
     unused = torch.ones(len(model.decoder.embed), dtype=torch.bool)
     unused[list(used)] = False
@@ -79,7 +79,7 @@ def keep_used_rows(model: Model) -> None:
 
 
 def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
-    """[count, 3, patch, patch] Gabor filters: random places, directions, phases and frequencies up to Nyquist's."""
+    """Gabor filters [count, 3, patch, patch] with random places, directions, phases and frequencies up to Nyquist's."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
@@ -99,8 +99,10 @@ def wave_filters(count: int, patch: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def whiten_filters(model: Model, pixels: np.ndarray) -> None:
-    """Scales each patch filter to an even response over pictures, whose spectrum falls as 1/f: without this the first
-    norm would drown fine detail in what is coarse."""
+    """Scales all patch filters to equally strong responses to pixels uint8 [B, S, S, 3].
+
+    The spectrum of pictures falls as 1/f: without this, coarse structure would drown fine detail in the first norm.
+    """
     weight, bias = fold_normalization(model.vision.patch, model.config.pixels)
     patches = split_patches(torch.from_numpy(pixels), model.config.vision.patch).to(weight)
     spread = F.linear(patches, weight, bias).flatten(0, 1).std(0)

@@ -2,11 +2,12 @@
 
     python -m qalign_train.train work/mini --steps 6000
 
-Trains from scratch on distorted photographs (mini_data), cross-entropy on the five level tokens as the paper trains,
-with the quality prompts for images and videos; a clip's frames are samples of like rating, its rating their mean. A
-head that is thrown away afterwards reads each family's severity off the mean vision feature: the tower learns far
-sooner what damage looks like than through the decoder alone. bf16 autocast, AdamW at a constant rate that falls to zero
-over the last 30 %. Stop it at any time; it goes on from its last checkpoint, and --steps may have changed by then.
+It trains from scratch on distorted photographs (data.py). The loss is cross-entropy on the five level tokens, as in
+the paper, with the quality prompts for images and videos. A clip's frames are samples of similar ratings; the clip's
+rating is their mean. An extra head, thrown away afterwards, reads each family's severity off the mean vision feature:
+with it the tower learns what damage looks like far sooner than through the decoder alone. Autocast is bf16; AdamW's
+rate is constant and falls to zero over the last 30 %. You can stop it at any time: it goes on from its last checkpoint,
+even if --steps has changed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import spearman
 from qalign_fast.families.mplug_owl2.config_json import parse_config
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
@@ -67,11 +68,11 @@ SIZES = {
     "rope_theta": 10000.0,
 }
 WARMUP, DECAY, RATE = 100, 0.3, 3e-4
-PATCH_SHARE = 0.02  # of the rate: a filter has 3072 inputs that all move together, and Adam's steps add up over them
+PATCH_SHARE = 0.02  # of the rate: a filter's 3072 inputs all move together, and Adam's steps add up over them
 
 
 def main() -> None:
-    """Trains, or goes on with what an earlier run left in the folder."""
+    """Trains, or continues an earlier run in the same folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for photographs, checkpoints and the result")
     parser.add_argument("--steps", type=int, default=2800)
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def train(work: Path, steps: int, batch: int, slots: int, device: str) -> None:
-    """Trains up to `steps` in all, then writes the upstream-form checkpoint to work/checkpoint."""
+    """Trains up to `steps` in all, then writes a checkpoint as upstream's to work/checkpoint."""
     config = parse_config(SIZES, {})
     photographs = fetch_photographs(work / "photographs")
     learn = [p for p in photographs if not is_validation(p)]
@@ -119,13 +120,13 @@ def train(work: Path, steps: int, batch: int, slots: int, device: str) -> None:
 
 
 class Trained(nn.Module):
-    """The model and the head that only training has."""
+    """The model, and the head that is used only in training."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
         width = model.config.vision.width
-        # features share a large constant part; without it taken out the head learns nothing for thousands of steps
+        # BatchNorm removes the large constant part of the features; with it the head learns nothing for 1000s of steps
         head = nn.Linear(width, len(DISTORTIONS))
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, 0.17)  # the mean severity
@@ -135,7 +136,10 @@ class Trained(nn.Module):
 def train_step(
     trained: Trained, optimizer: torch.optim.Optimizer, pixels: np.ndarray, severities: np.ndarray
 ) -> tuple[float, float]:
-    """One update on a batch as pictures and, its samples sorted by rating, as clips of 2 to 4 frames."""
+    """One update on a batch [B, S, S, 3], as pictures and, after sorting by rating, as clips of 2 to 4 frames.
+
+    Returns the loss on levels and the loss on severities.
+    """
     model = trained.model
     ratings = rating(severities)
     order = np.argsort(ratings, kind="stable")
@@ -161,18 +165,18 @@ def train_step(
 
 
 def level_loss(logits: Tensor, ratings: np.ndarray) -> Tensor:
-    """Cross-entropy between the five logits [B, 5] and the words of the ratings on 1..5."""
+    """Cross-entropy of the logits [B, 5] and the level words of the ratings [B] on 1..5."""
     words = [LEVELS.index(level_of(float(r), 1, 5)) for r in ratings]
     return F.cross_entropy(logits, torch.tensor(words, device=logits.device))
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the full rate: up over WARMUP steps, constant, down to zero over the last DECAY of them."""
+    """The share of the full rate: it grows over WARMUP steps, stays, and falls to zero over the last share DECAY."""
     return min(1.0, (step + 1) / WARMUP, (steps - step) / (DECAY * steps))
 
 
 def in_bfloat16(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the device has them; other CPUs are faster in float32."""
+    """Products are in bfloat16 if the device has such instructions; other CPUs are faster in float32."""
     has_them = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=has_them)
 
@@ -183,7 +187,7 @@ def report(step: int, **figures: float) -> None:
 
 
 def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str, float]:
-    """Loss and rank correlation on samples of photographs never trained on."""
+    """Loss and rank correlation on samples of photographs that are never trained on."""
     device = model.decoder.embed.device
     with torch.inference_mode(), in_bfloat16(device):
         parts = [torch.from_numpy(part).to(device) for part in np.array_split(pixels, 10)]
@@ -199,7 +203,7 @@ def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str,
 
 
 def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed set of samples."""
+    """A fixed set of samples: pixels [count, S, S, 3] and ratings [count]."""
     pool = Pool(photographs, rule, count, tiles=24, seed=seed)
     while pool.filled() < count:
         time.sleep(0.2)
@@ -209,7 +213,7 @@ def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tup
 
 
 def parameter_groups(trained: Trained) -> list[dict[str, object]]:
-    """Weight decay on matrices only; the patch filters move slowly."""
+    """Only matrices have weight decay; the patch filters move slowly."""
     patch = trained.model.vision.patch
     rest = [(n, p) for n, p in trained.named_parameters() if p is not patch]
     matrices = [p for n, p in rest if p.ndim > 1 and "positions" not in n and "embed" not in n]
@@ -222,7 +226,7 @@ def parameter_groups(trained: Trained) -> list[dict[str, object]]:
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes the state that `resume` goes on from, whole or not at all."""
+    """Writes the state that `resume` reads, whole or not at all."""
     partial = path.with_suffix(".partial")
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
     partial.rename(path)

@@ -1,4 +1,4 @@
-"""A model in, an upstream-form checkpoint directory out: the two config files and model.safetensors."""
+"""A model in, a checkpoint directory as upstream's out: the two config files and model.safetensors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qalign_export.preprocessor import write_preprocessor
 from qalign_fast.families.mplug_owl2.model.checkpoint import origins
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 
 
 def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -> None:
-    """Writes what `checkpoint.load_model` reads, weights rounded to float16; `config` is config.json's."""
+    """Writes what `checkpoint.load_model` reads. Weights are rounded to float16; `config` is config.json's content."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     tensors = {}
@@ -30,12 +31,4 @@ def write_checkpoint(model: Model, config: Mapping[str, Any], directory: Path) -
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)  # safetensors made it private
     (directory / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-    rule = model.config.pixels
-    preprocessor = {
-        "size": rule.side,
-        "crop_size": rule.side,
-        "resample": 3,
-        "image_mean": rule.mean,
-        "image_std": rule.std,
-    }
-    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    write_preprocessor(model.config.pixels, directory)

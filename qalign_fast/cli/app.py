@@ -212,26 +212,24 @@ def export(
     qalign-fast export path/to/one-align one-align-int8 --precision int8
     qalign-fast export q-future/one-align one-align-int4 --precision int4 --engine all --calibration photos/
     """
+    from qalign_fast.families.mplug_owl2.prompts import TASKS
+
     try:
         from qalign_export import command
+        from qalign_export.options import UNKNOWN_LICENSE, ExportOptions
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"export needs torch and onnx: pip install 'qalign-fast[export]' ({error})") from error
+    options = ExportOptions(
+        precision=precision.value,
+        engines=("onnx", "torch") if engine == EngineChoice.all else (engine.value,),
+        tasks=TASKS if task is None else task,
+        calibration=command.find_calibration(calibration, calibration_count, precision.value),
+        prompts=command.read_prompts(prompt or [], tokenizer, source),
+        name=name,
+        license=license or UNKNOWN_LICENSE,
+    )
     with _progress_bar("rounding and writing") as done:
-        command.export(
-            source,
-            out,
-            precision=precision.value,
-            engines=("onnx", "torch") if engine == EngineChoice.all else (engine.value,),
-            tasks=task,
-            texts=prompt or [],
-            tokenizer=tokenizer,
-            calibration=calibration,
-            calibration_count=calibration_count,
-            name=name,
-            license=license,
-            remark=_remark,
-            done=done,
-        )
+        command.export(source, out, options, remark=_remark, done=done)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qalign_bench.figures.count import Work, our_work, upstream_work
+from qalign_export.options import ExportOptions
 from qalign_export.parameters import ONE_ALIGN
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import open_artifact
@@ -46,7 +47,7 @@ def counted(call: Callable[[], Any]) -> tuple[int, Any]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     out = tmp_path_factory.mktemp("packed") / "narrow"
-    made = export_artifact(GOLDEN / "narrow-112", out, engines=("torch",), tasks=["quality"])
+    made = export_artifact(GOLDEN / "narrow-112", out, ExportOptions(engines=("torch",), tasks=["quality"]))
     return load_folded(open_artifact(made), ops=PLAIN)
 
 

@@ -21,6 +21,7 @@ from qalign_bench.peers import bnb
 from qalign_bench.peers.hf_eager import EagerPeer, load
 from qalign_bench.peers.loop import Clock, PeerError, parse_spec, random_pictures
 from qalign_export import random_numbers
+from qalign_export.options import ExportOptions
 from qalign_export.parameters import open_parameters
 from qalign_export.writer import export_artifact
 from qalign_fast.engines.load import load_engine
@@ -241,7 +242,7 @@ def test_upstream_without_a_model_has_pixels_alone() -> None:
 
 @pytest.fixture(scope="module")
 def random_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_artifact(RANDOM, tmp_path_factory.mktemp("random") / "narrow", tasks=TASKS)
+    return export_artifact(RANDOM, tmp_path_factory.mktemp("random") / "narrow", ExportOptions(tasks=TASKS))
 
 
 def test_upstreams_way_scores_as_ours_does_on_random_numbers(random_artifact: Path) -> None:

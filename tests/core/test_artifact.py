@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from qalign_export import writer
+from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, Scorer, TaskError, __version__
 from qalign_fast.artifact.manifest import MANIFEST, open_artifact, parse_manifest
@@ -58,7 +59,7 @@ def test_plain_onnxruntime_runs_the_graphs(narrow: Golden) -> None:
 
 
 def test_weights_beside_the_graph_give_the_same_logits(narrow: Golden, tmp_path: Path) -> None:
-    out = export_artifact(narrow.checkpoint, tmp_path / "external", external_from=0)
+    out = export_artifact(narrow.checkpoint, tmp_path / "external", ExportOptions(external_from=0))
     assert (out / "onnx/vision_encoder.onnx_data").stat().st_size > (out / "onnx/vision_encoder.onnx").stat().st_size
     pixels = narrow.expected["resized_uint8"]
     inside, beside = (load_engine(path) for path in (narrow.artifact, out))
@@ -67,13 +68,13 @@ def test_weights_beside_the_graph_give_the_same_logits(narrow: Golden, tmp_path:
 
 
 def test_chosen_tasks_only(narrow: Golden, tmp_path: Path) -> None:
-    out = export_artifact(narrow.checkpoint, tmp_path / "one", tasks=["aesthetics"])
+    out = export_artifact(narrow.checkpoint, tmp_path / "one", ExportOptions(tasks=["aesthetics"]))
     scorer = Scorer.load(out)
     assert scorer.tasks() == scorer.tasks("video") == ("aesthetics",)
     with pytest.raises(TaskError, match="it has: aesthetics"):
         scorer.score(narrow.pictures[0])
     with pytest.raises(TaskError, match="the family has: quality, aesthetics"):
-        export_artifact(narrow.checkpoint, tmp_path / "none", tasks=["beauty"])
+        ExportOptions(tasks=["beauty"])
 
 
 def test_an_export_never_overwrites(narrow: Golden, copy: Path) -> None:
@@ -85,7 +86,7 @@ def test_an_interrupted_export_leaves_nothing(narrow: Golden, tmp_path: Path, mo
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_write_preprocessor", interrupt)
+    monkeypatch.setattr(writer, "write_preprocessor", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_artifact(narrow.checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from qalign_export.options import ExportOptions
 from qalign_export.parameters import ONE_ALIGN
-from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
 from qalign_fast.engines.load import load_engine
@@ -33,7 +33,7 @@ def weights_of(artifact: Path) -> Path:
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
 def test_every_tensor_of_an_export_is_one_that_is_asked_for(folder: str, precision: str, tmp_path: Path) -> None:
-    artifact = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
+    artifact = export_artifact(GOLDEN / folder, tmp_path / "a", ExportOptions(precision, ("torch",)))
     tensors, config = load_file(weights_of(artifact)), open_artifact(artifact).manifest.config
     check_tensors(schema(config), found_in(tensors))
     written = {name for name in tensors if not name.startswith("gap.")}  # what aligns the others in the file

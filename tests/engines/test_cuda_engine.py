@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qalign_export.rounding.pack import FLOAT, Recipe
+from qalign_export.options import ExportOptions
 from qalign_export.rounding.quantizer import quantize_int4
 from qalign_export.writer import export_artifact
 from qalign_fast import DeviceError, Scorer
@@ -66,7 +66,7 @@ class Watched(Direct):
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """narrow-112 in float32, as torch weights."""
     out = tmp_path_factory.mktemp("packed") / "narrow"
-    return export_artifact(GOLDEN / "narrow-112", out, recipe=FLOAT, engines=("torch",))
+    return export_artifact(GOLDEN / "narrow-112", out, ExportOptions("fp32", ("torch",)))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_any_batch_gives_upstreams_logits(packed: Path, expected: dict[str, np.n
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_golden_in_every_mix(folder: str, tmp_path: Path) -> None:
     """Pictures in other company and another order, of every image prompt, in float32."""
-    path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=FLOAT, engines=("torch",))
+    path = export_artifact(GOLDEN / folder, tmp_path / "a", ExportOptions("fp32", ("torch",)))
     engine, golden = engine_of(path, Direct(torch.device("cpu"))), np.load(GOLDEN / folder / "expected.npz")
     for which in ([2], [5, 0, 3], [1, 1, 4, 2, 0], [*range(6)][::-1]):
         tokens = engine.encode(golden["resized_uint8"][which])
@@ -491,8 +491,8 @@ def test_a_named_device_is_never_replaced(packed: Path, narrow: Golden) -> None:
 
 @pytest.fixture(scope="module")
 def in_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out, recipe = tmp_path_factory.mktemp("fp8") / "narrow", Recipe("fp8")
-    return export_artifact(GOLDEN / "narrow-112", out, recipe=recipe, engines=("torch",), tasks=["quality"])
+    out = tmp_path_factory.mktemp("fp8") / "narrow"
+    return export_artifact(GOLDEN / "narrow-112", out, ExportOptions("fp8", ("torch",), ["quality"]))
 
 
 def has_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
@@ -625,7 +625,7 @@ def scores(engine: Engine, pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("folder", ["narrow-112", "narrow-448"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 1e-2), ("bf16", 1e-1)])
 def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tolerance: float, tmp_path: Path) -> None:
-    path = export_artifact(GOLDEN / folder, tmp_path / "a", recipe=Recipe(precision), engines=("torch",))
+    path = export_artifact(GOLDEN / folder, tmp_path / "a", ExportOptions(precision, ("torch",)))
     golden = np.load(GOLDEN / folder / "expected.npz")
     engine = load_engine(path, LoadOptions(device="cuda"))
     attention = attention_of(precision, "cuda:0")

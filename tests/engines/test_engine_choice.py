@@ -13,7 +13,7 @@ from qalign_bench.contestants import models
 from qalign_bench.contestants.models import prepare
 from qalign_bench.figures import engine_times as receipts
 from qalign_bench.figures.report import notes
-from qalign_export.rounding.pack import Recipe
+from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
 from qalign_fast import MissingExtraError
 from qalign_fast.artifact.manifest import Artifact, open_artifact
@@ -39,7 +39,7 @@ TIMES = (
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("both") / "a"
-    made = export_artifact(GOLDEN / "narrow-112", out, recipe=Recipe("int8"), engines=("onnx", "torch"))
+    made = export_artifact(GOLDEN / "narrow-112", out, ExportOptions("int8", ("onnx", "torch")))
     return open_artifact(made)
 
 

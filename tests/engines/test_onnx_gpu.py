@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from qalign_export.fidelity import generate_pictures
-from qalign_export.rounding.pack import Recipe
+from qalign_export.options import ExportOptions
+from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
 from qalign_fast.artifact.manifest import open_artifact
@@ -42,9 +42,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder: export_artifact(
             GOLDEN / folder,
             out / folder,
-            recipe=Recipe("fp16"),
-            engines=("onnx-cuda",),
-            calibration=generate_pictures(4),
+            ExportOptions("fp16", ("onnx-cuda",), calibration=generate_pictures(4)),
         )
         for folder in FOLDERS
     }
@@ -174,14 +172,12 @@ def test_clips_and_tasks_are_scored(fused: dict[str, Path], expected: dict[str, 
 def test_the_cuda_graphs_are_fp16s(tmp_path: Path) -> None:
     for precision in ("fp32", "int8", "bf16"):
         with pytest.raises(DeviceError, match=f"do not compute in {precision}; available: fp16"):
-            export_artifact(GOLDEN / "narrow-112", tmp_path / "a", recipe=Recipe(precision), engines=("onnx-cuda",))
+            export_artifact(GOLDEN / "narrow-112", tmp_path / "a", ExportOptions(precision, ("onnx-cuda",)))
 
 
 def test_both_kinds_of_graph_lie_in_one_artifact(tmp_path: Path) -> None:
     engines = ("onnx", "onnx-cuda")
-    path = export_artifact(
-        GOLDEN / "narrow-112", tmp_path / "a", recipe=Recipe("fp16"), engines=engines, external_from=0
-    )
+    path = export_artifact(GOLDEN / "narrow-112", tmp_path / "a", ExportOptions("fp16", engines, external_from=0))
     manifest = open_artifact(path).manifest
     assert tuple(manifest.engines) == engines
     names = [name for parts in manifest.engines.values() for name in parts.values()]
@@ -228,7 +224,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
     monkeypatch.setattr(onnx_session, "has_cuda", lambda: True)
     monkeypatch.setattr(devices, "cuda_problem", lambda *_: "none")
     all_of_them = export_artifact(
-        GOLDEN / "narrow-112", tmp_path / "a", recipe=Recipe("fp16"), engines=("onnx", "onnx-cuda", "torch")
+        GOLDEN / "narrow-112", tmp_path / "a", ExportOptions("fp16", ("onnx", "onnx-cuda", "torch"))
     )
     chosen = [
         choose(open_artifact(artifact), device, engine)

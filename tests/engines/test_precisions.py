@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_export.parameters import open_parameters
-from qalign_export.rounding.pack import Recipe, pack
+from qalign_export.rounding.blockwise import fold_and_round
 from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines import onnx_session
 from qalign_fast.engines.contract import Engine
@@ -308,12 +308,12 @@ def level_scores_by_picture(engine: Engine, pixels: np.ndarray) -> np.ndarray:
 def blind_engine(folder: str, precision: str) -> Engine:
     """The torch form without calibration: plain rounding to the nearest."""
     source, tensors = open_parameters(GOLDEN / folder), {}
-    packed = pack(source, Recipe(precision), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
+    rounded = fold_and_round(source, precision, ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
     engine = load_engine(GOLDEN / folder)
     model = FoldedModel(source.config, tensors)
     engine._decode, engine._model = model.decode, model  # type: ignore[attr-defined]
     engine._constants = {  # type: ignore[attr-defined]
-        p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in ALL_PROMPTS
+        p.name: (rounded.prefixes[p.prefix], rounded.suffixes[p.suffix]) for p in ALL_PROMPTS
     }
     return engine
 

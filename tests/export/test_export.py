@@ -1,10 +1,11 @@
-"""From a checkpoint, or random weights of a geometry, to folded tensors: folding, precisions, streaming, prompts."""
+"""Exports of checkpoints and of random weights: folding, precisions, options, memory, prompts."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from qalign_export import random_numbers
 from qalign_export.custom_prompt import tokenize_prompt
-from qalign_export.fidelity import generate_pictures
+from qalign_export.options import ExportOptions
 from qalign_export.parameters import ONE_ALIGN, open_parameters, weight_count
+from qalign_export.pictures import generate_pictures
+from qalign_export.rounding.blockwise import fold_and_round
 from qalign_export.rounding.fold import blocks
-from qalign_export.rounding.pack import Recipe, pack
 from qalign_export.tensor_file import TensorFile
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError
@@ -29,6 +31,7 @@ from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS, prompt
 from qalign_kernels.contract.ops import PLAIN
+from qalign_kernels.contract.precisions import PRECISIONS
 from support.goldens import FOLDERS, GOLDEN, Golden, assert_goldens
 
 TOKENIZER = GOLDEN / "tokenizer.model"
@@ -40,8 +43,8 @@ def test_folding_changes_nothing(folder: str) -> None:
 
 
 def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every migration with random scales, the constant prefix's values included."""
-    from qalign_export.rounding import pack as module
+    """Every migration gets random scales, those of the constant prefix's values too."""
+    from qalign_export.rounding import blockwise as module
 
     source = open_parameters(GOLDEN / "outlier-112")
     pixels = torch.from_numpy(np.load(GOLDEN / "outlier-112" / "expected.npz")["resized_uint8"])
@@ -57,11 +60,11 @@ def test_moving_outliers_changes_nothing_before_rounding(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_round", lambda *_: None)
     monkeypatch.setattr(module, "sensitive_linears", lambda *_: {})
     results = []
-    for recipe in (Recipe("fp32"), Recipe("int8")):
+    for precision in ("fp32", "int8"):
         tensors: dict[str, torch.Tensor] = {}
-        packed = pack(source, recipe, ALL_PROMPTS, pixels, tensors.__setitem__)
+        rounded = fold_and_round(source, precision, ALL_PROMPTS, pixels, tensors.__setitem__)
         model, p = FoldedModel(source.config, tensors), prompt("quality")
-        results.append(model.decode(model.encode(pixels), packed.prefixes[p.prefix], packed.suffixes[p.suffix]))
+        results.append(model.decode(model.encode(pixels), rounded.prefixes[p.prefix], rounded.suffixes[p.suffix]))
     assert moved == sum(len(block.migrations) for block in blocks(source.config))
     torch.testing.assert_close(*results, rtol=0, atol=2e-4)
 
@@ -78,9 +81,7 @@ def test_what_would_overflow_float16_stays_in_float32(narrow: Golden, tmp_path: 
     out = export_artifact(
         checkpoint,
         tmp_path / "half",
-        recipe=Recipe("fp16"),
-        engines=("onnx", "torch"),
-        calibration=generate_pictures(4),
+        ExportOptions("fp16", ("onnx", "torch"), calibration=generate_pictures(4)),
     )
     quantization = open_artifact(out).manifest.quantization
     assert quantization is not None
@@ -93,8 +94,8 @@ def test_what_would_overflow_float16_stays_in_float32(narrow: Golden, tmp_path: 
 
 def test_fp8_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"does not compute in fp8 .*--engine torch, or int8"):
-        export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("fp8"), engines=["onnx", "torch"])
-    out = export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("fp8"), engines=["torch"])
+        ExportOptions("fp8", ["onnx", "torch"])
+    out = export_artifact(narrow.checkpoint, tmp_path / "b", ExportOptions("fp8", ["torch"]))
     tensors = load_file(out / "torch/model_fp8.safetensors")
     down = "decoder.layers.0.down"
     assert (tensors[f"{down}.weight"].dtype, tensors[f"{down}.scale"].dtype) == (torch.float8_e4m3fn, torch.float32)
@@ -104,30 +105,44 @@ def test_fp8_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Pat
 
 
 def test_a_linear_that_rounds_badly_in_fp8_stays_in_float32(narrow: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qalign_export.rounding import pack as module
+    from qalign_export.rounding import blockwise as module
 
-    monkeypatch.setitem(module._WORST, "fp8", 1e-3)  # of what e4m3 does to random rows and weights, the middle
+    table = replace(PRECISIONS["fp8"], worst=1e-3)  # of what e4m3 does to random rows and weights, the middle
+    monkeypatch.setattr(module, "PRECISIONS", {**PRECISIONS, "fp8": table})
     source, tensors = open_parameters(narrow.checkpoint), {}
     pixels = torch.from_numpy(narrow.expected["resized_uint8"])
-    packed = pack(source, Recipe("fp8"), [prompt("quality")], pixels, tensors.__setitem__)
-    assert 0 < len(packed.higher) < len(packed.errors)
-    assert set(packed.higher.values()) == {"fp32"}
-    for name, error in packed.errors.items():
+    rounded = fold_and_round(source, "fp8", [prompt("quality")], pixels, tensors.__setitem__)
+    assert 0 < len(rounded.higher) < len(rounded.errors)
+    assert set(rounded.higher.values()) == {"fp32"}
+    for name, error in rounded.errors.items():
         assert (tensors[f"{name}.weight"].dtype == torch.float8_e4m3fn) == (error <= 1e-3), name
 
 
 def test_bfloat16_runs_on_torch_and_is_refused_for_onnx(narrow: Golden, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="onnxruntime does not compute in bf16"):
-        export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("bf16"))
-    out = export_artifact(narrow.checkpoint, tmp_path / "b", recipe=Recipe("bf16"), engines=["torch"])
+        ExportOptions("bf16")
+    out = export_artifact(narrow.checkpoint, tmp_path / "b", ExportOptions("bf16", ["torch"]))
     engine = load_engine(out)
     assert (engine.name, engine.precision) == ("torch", "bf16")
     logits = engine.decode(engine.encode(narrow.expected["resized_uint8"]), prompt("quality"))
     np.testing.assert_allclose(logits, narrow.expected["logits_quality_image"], rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int2"}, "precision 'int2' is not known; available: fp32, fp16, bf16, fp8, int8, int4"),
+        ({"engines": ["tensorrt"]}, "engine 'tensorrt' is not known; available: onnx, onnx-cuda, torch"),
+        ({"precision": "int8", "engines": ["onnx-cuda"]}, "CUDA kernels do not compute in int8; available: fp16"),
+    ],
+)
+def test_options_that_no_engine_has_are_refused_before_anything_is_read(options: dict, message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        ExportOptions(**options)
+
+
 def test_four_bits_on_both_engines(narrow: Golden, tmp_path: Path) -> None:
-    out = export_artifact(narrow.checkpoint, tmp_path / "g", recipe=Recipe("int4"), engines=("onnx", "torch"))
+    out = export_artifact(narrow.checkpoint, tmp_path / "g", ExportOptions("int4", ("onnx", "torch")))
     weights = load_file(out / "torch/model_int4.safetensors")
     assert weights["decoder.layers.0.down.weight"].shape == (32, 1, 64)  # of 88 inputs, the narrow decoder's MLP width
     assert weights["decoder.layers.0.down.groups"].shape == (32, 4)
@@ -136,17 +151,17 @@ def test_four_bits_on_both_engines(narrow: Golden, tmp_path: Path) -> None:
 
 
 def test_an_artifact_says_which_engines_and_precision_it_has(narrow: Golden, tmp_path: Path) -> None:
-    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("int8"), engines=["torch"])
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", ExportOptions("int8", ["torch"]))
     assert load_engine(out).name == "torch"
     for choice in ({"engine": "onnx"}, {"precision": "fp32"}):
         with pytest.raises(DeviceError, match=r"available: (torch|int8)"):
             load_engine(out, LoadOptions(**choice))  # type: ignore[arg-type]
 
 
-def test_packed_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tmp_path: Path) -> None:
+def test_folded_weights_that_do_not_fit_are_an_artifact_error(narrow: Golden, tmp_path: Path) -> None:
     from qalign_fast.engines.torch_cpu import load_folded
 
-    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("int8"), engines=["torch"])
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", ExportOptions("int8", ["torch"]))
     opened, file = open_artifact(out), out / "torch/model_int8.safetensors"
     whole = load_file(file)
     down = "decoder.layers.1.down.weight"
@@ -172,7 +187,7 @@ def test_random_weights_have_the_true_sizes_and_are_the_same_at_every_reading() 
 
 
 def test_random_numbers_are_the_same_with_any_numpy() -> None:
-    """They are whole numbers before they are scaled; a version that gave others would make peers' scores others too."""
+    """They are whole before they are scaled. If a version of numpy gave others, peers' scores would change too."""
     noise = random_numbers._noise("model.norm.weight", 70_000)
     assert noise[[0, 1, 65_535, 65_536, -1]].tolist() == [35, 35, 336, -92, -150]
     assert abs(noise.mean()) < 2
@@ -198,20 +213,20 @@ def test_random_parameters_keep_rows_near_one(name: str, shape: tuple, mean: flo
 
 
 def test_a_random_model_exports_and_scores(tmp_path: Path, narrow: Golden) -> None:
-    out = export_artifact(f"random:{narrow.checkpoint}", tmp_path / "r", recipe=Recipe("int8"), tasks=["quality"])
+    out = export_artifact(f"random:{narrow.checkpoint}", tmp_path / "r", ExportOptions("int8", tasks=["quality"]))
     scores = Scorer.load(out).score(narrow.pictures)
     assert len({round(score.value, 6) for score in scores}) == len(scores)
 
 
 def test_exports_are_the_same_at_every_run(narrow: Golden, tmp_path: Path) -> None:
-    options = {"recipe": Recipe("int4"), "engines": ("onnx", "torch"), "calibration": generate_pictures(4)}
-    first, again = (export_artifact(narrow.checkpoint, tmp_path / n, **options) for n in "ab")  # type: ignore[arg-type]
+    options = ExportOptions("int4", ("onnx", "torch"), calibration=generate_pictures(4))
+    first, again = (export_artifact(narrow.checkpoint, tmp_path / n, options) for n in "ab")
     files = [open_artifact(out).manifest.files for out in (first, again)]
     assert files[0] == files[1]
 
 
 def test_an_export_holds_a_few_blocks_in_memory_not_the_model(tmp_path: Path) -> None:
-    """25 layers of 52 MB each, in float32: the whole would be 1.3 GB."""
+    """25 layers of 52 MB each in float32: the whole model is 1.3 GB."""
     config = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
     config |= {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 8}
     peaks = []
@@ -221,10 +236,10 @@ def test_an_export_holds_a_few_blocks_in_memory_not_the_model(tmp_path: Path) ->
         (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
         code = (
             "import resource, sys\n"
-            "from qalign_export.rounding.pack import Recipe\n"
+            "from qalign_export.options import ExportOptions\n"
             "from qalign_export.writer import export_artifact\n"
-            "options = dict(engines=('onnx', 'torch'), tasks=['quality'], external_from=0)\n"
-            f"export_artifact('random:{folder}', sys.argv[1], recipe=Recipe('int8'), **options)\n"
+            "options = ExportOptions('int8', ('onnx', 'torch'), ['quality'], external_from=0)\n"
+            f"export_artifact('random:{folder}', sys.argv[1], options)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
         )
         command = [sys.executable, "-c", code, str(tmp_path / f"out-{layers}")]
@@ -237,7 +252,7 @@ def test_the_disk_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     with pytest.raises(ArtifactError, match=r"about 15\.9 GB are written; .* has 1\.0 GB free"):
-        export_artifact("random:one-align", tmp_path / "new/o", recipe=Recipe("int8"))
+        export_artifact("random:one-align", tmp_path / "new/o", ExportOptions("int8"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,7 +296,7 @@ def test_a_custom_prompt_is_tokenized_as_the_family_does() -> None:
 
 def test_a_custom_task_scores(narrow: Golden, tmp_path: Path) -> None:
     prompts = tokenize_prompt("sharpness", "How sharp is it?\n<image>\nIt is", TOKENIZER)
-    out = export_artifact(narrow.checkpoint, tmp_path / "o", tasks=["quality"], prompts=prompts)
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", ExportOptions(tasks=["quality"], prompts=prompts))
     reference = load_engine(narrow.checkpoint)
     pixels = narrow.expected["resized_uint8"]
     engine = load_engine(out)

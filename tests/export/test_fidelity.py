@@ -1,4 +1,4 @@
-"""The report must be right, and must notice a model that is not the one it came from."""
+"""The report is right, and shows if an artifact was not made from the model that it is compared with."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 
-from qalign_export.fidelity import bundled_pictures, compare, generate_pictures, pearson, ranks, spearman, verify
-from qalign_export.rounding.pack import Recipe
+from qalign_export.fidelity import compare, verify
+from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.levels import score_of
 from support.command_line import run
 from support.goldens import Golden
-
-
-def test_correlations_are_scipys_ties_included() -> None:
-    rng = np.random.default_rng(0)
-    for levels in (3, 10, 10_000):
-        x, y = rng.integers(0, levels, (2, 200))
-        assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
-        assert pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-12)
-        np.testing.assert_array_equal(ranks(x), scipy.stats.rankdata(x))
-    assert (spearman([1, 1], [2, 2]), spearman([1, 1], [2, 3])) == (1, 0)
 
 
 def test_a_report_counts_what_changed() -> None:
@@ -40,18 +29,6 @@ def test_a_report_counts_what_changed() -> None:
     assert report.max_logit_delta == 4
     assert report.max_delta == pytest.approx(expected[0].value - expected[1].value)
     assert report.mean_delta == pytest.approx(2 / 3 * report.max_delta)
-
-
-def test_generated_pictures_are_the_same_every_time_and_unlike_each_other() -> None:
-    for make in (generate_pictures, bundled_pictures):
-        once, again = make(15), make(15)
-        assert [p.tobytes() for p in once] == [p.tobytes() for p in again]
-        assert len({p.tobytes() for p in once}) == 15
-
-
-def test_what_is_judged_by_is_not_what_was_calibrated_on() -> None:
-    calibration, judged = ({p.tobytes() for p in make(60)} for make in (generate_pictures, bundled_pictures))
-    assert not calibration & judged
 
 
 @pytest.fixture
@@ -68,7 +45,7 @@ def test_an_export_is_its_source_to_float32_rounding(narrow: Golden, artifact: P
 
 
 def test_each_engine_and_precision_has_its_report(narrow: Golden, tmp_path: Path) -> None:
-    out = export_artifact(narrow.checkpoint, tmp_path / "o", recipe=Recipe("fp16"), engines=("onnx", "torch"))
+    out = export_artifact(narrow.checkpoint, tmp_path / "o", ExportOptions("fp16", ("onnx", "torch")))
     reports = verify(out, narrow.checkpoint, narrow.pictures)
     assert reports.keys() == open_artifact(out).manifest.fidelity.keys() == {"onnx", "torch"}
     assert all(0 < report.max_delta < 1e-2 for report in reports.values())

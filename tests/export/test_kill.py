@@ -1,4 +1,4 @@
-"""`kill -9` at any moment of an export: nothing that is not whole loads, and the next export is not hindered."""
+"""`kill -9` at any moment of an export: what is not whole does not load, and the next export works."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from qalign_fast.artifact.manifest import PARTIAL, open_artifact
 from support.goldens import GOLDEN
 
 KILLS = 20
-# a server that has torch and onnx imported forks the processes, each of which is then killed within the export itself
+# a server that has imported torch and onnx forks each process, so that the kill comes within the export itself
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["qalign_fast.cli.app", "qalign_export.writer"])
 
 
 def export(out: str) -> None:
-    """What `qalign-fast export` runs."""
+    """Runs `qalign-fast export`."""
     import torch
 
     from qalign_fast.cli.app import app
@@ -61,7 +61,7 @@ def wait_for_partial(folder: Path, known: list[Path] = []) -> Path:  # noqa: B00
 
 
 def whole_run(out: Path) -> tuple[float, float]:
-    """Seconds before the export begins to write, and those it writes."""
+    """The seconds before an export begins to write, and the seconds that it writes."""
     started = time.monotonic()
     process = start(out)
     wait_for_partial(out.parent)
@@ -72,7 +72,7 @@ def whole_run(out: Path) -> tuple[float, float]:
 
 
 def judge(out: Path) -> str:
-    """How far the killed export had come; whatever it left loads only if that is the whole."""
+    """Says how far the killed export had come, and holds that only a whole artifact loads."""
     for path in out.parent.iterdir():
         if path != out:
             for load in (open_artifact, Scorer.load):
@@ -103,12 +103,12 @@ def test_killed_exports_leave_nothing_that_loads(tmp_path: Path) -> None:
         finish(process)
         state = judge(out)
         came[state] += 1
-        if state == "finished":  # on a machine that was busy when the whole run was measured
+        if state == "finished":  # the machine was busy when the whole run was measured
             writing *= 0.8
     assert came.total() == KILLS
-    assert came["writing"] >= KILLS // 4, came  # else this test tests nothing
+    assert came["writing"] >= KILLS // 4, came  # otherwise this test tests nothing
     assert finish(start(out)) == 0
-    assert list(tmp_path.iterdir()) == [out]  # what the killed ones left is gone
+    assert list(tmp_path.iterdir()) == [out]  # the folders of the killed ones are gone
     Scorer.load(out)
 
 
@@ -116,7 +116,7 @@ def test_an_export_that_still_runs_is_let_be(tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     slow = start(out)
     partial = wait_for_partial(tmp_path)
-    while not list(partial.iterdir()):  # it holds the lock of the folder that both share until it has its own
+    while not list(partial.iterdir()):  # until it has its own lock, it holds that of the folder that both share
         time.sleep(0.0005)
     assert slow.pid is not None
     os.kill(slow.pid, signal.SIGSTOP)
@@ -124,6 +124,6 @@ def test_an_export_that_still_runs_is_let_be(tmp_path: Path) -> None:
     assert finish(fast) == 0
     assert partial.exists()
     os.kill(slow.pid, signal.SIGCONT)
-    assert finish(slow) == 1  # its target has appeared meanwhile
+    assert finish(slow) == 1  # its target appeared meanwhile
     assert list(tmp_path.iterdir()) == [out]
     Scorer.load(out)

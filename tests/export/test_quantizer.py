@@ -1,4 +1,4 @@
-"""The quantizer against its definition in `qalign_kernels.contract.linear` and against errors computed directly."""
+"""The quantizer against its definition in `qalign_kernels.contract.linear`, and against errors computed directly."""
 
 import pytest
 import torch
@@ -8,9 +8,8 @@ from qalign_export.rounding.quantizer import (
     choose_migration,
     expand,
     gram,
-    quantize_fp8,
+    quantize,
     quantize_int4,
-    quantize_int8,
     read_rows,
     relative_error,
 )
@@ -31,18 +30,18 @@ def _random(*shape, seed=0):
 
 
 def _correlated(rows, width, seed=1):
-    """Inputs that tell about each other, as a real layer's do."""
+    """Inputs that correlate with each other, as a real layer's do."""
     return _random(rows, 24, seed=seed) @ _random(24, width, seed=99) + 0.3 * _random(rows, width, seed=seed + 1)
 
 
 def _squares(weight, quantized, rows):
-    """By direct computation, weights only."""
+    """The squared error of the output by direct computation, with rounded weights and exact rows."""
     return float(((weight - expand(quantized, weight.shape[1])).double() @ rows.double().T).square().sum())
 
 
 def test_int8_is_within_half_a_step_of_each_weight():
     weight = _random(16, 96)
-    quantized = quantize_int8(weight)
+    quantized = quantize(weight, "int8")
     assert quantized["weight"].dtype == torch.int8
     assert quantized["weight"].abs().amax(1).eq(127).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 127)
@@ -50,14 +49,14 @@ def test_int8_is_within_half_a_step_of_each_weight():
 
 
 def _e4m3(x):
-    """To the nearest of float8_e4m3fn's values, ties to even, from its definition: 4 exponent bits, 3 of fraction."""
+    """The nearest of float8_e4m3fn's values, ties to even, from its definition: 4 bits of exponent, 3 of fraction."""
     step = torch.exp2(x.abs().clamp_min(2.0**-6).log2().floor() - 3)
     return (x / step).round() * step
 
 
 def test_fp8_is_the_nearest_value_of_each_weight():
     weight = _random(16, 96) * torch.logspace(-6, 3, 16).unsqueeze(1)
-    quantized = quantize_fp8(weight)
+    quantized = quantize(weight, "fp8")
     assert quantized["weight"].dtype == E4M3
     assert quantized["weight"].float().abs().amax(1).eq(448).all()
     torch.testing.assert_close(quantized["scale"], weight.abs().amax(1) / 448)
@@ -68,7 +67,7 @@ def test_fp8_is_the_nearest_value_of_each_weight():
 
 @pytest.mark.parametrize("largest", [1e-38, 1e-20, 0.3, 448.0, 1e20, 3e38])
 def test_fp8_rows_are_finite_at_any_size(largest):
-    """Past 464 some conversions to e4m3 give NaN: the largest value's quotient must not round up to there."""
+    """Some conversions to e4m3 give NaN above 464: the largest value's quotient must not round up to that."""
     rows = torch.rand(500, 32) * 0.4 * largest
     rows[:, 7], rows[0] = -largest * torch.linspace(0.5, 1, 500), 0
     found = quantize_rows(rows, E4M3)
@@ -80,7 +79,7 @@ def test_fp8_rows_are_finite_at_any_size(largest):
 
 
 def _grid(quantized):
-    """What `pack_int4` was given: w [N, G, 32], k and z [N, G, 1], in float32, by the layout's own words."""
+    """The w [N, G, 32], k and z [N, G, 1] that `pack_int4` was given, in float32, read as the layout is described."""
     weight, groups = quantized["weight"].int(), quantized["groups"].int().unsqueeze(-1)
     codes = torch.empty(len(weight), weight.shape[1] * BLOCK)
     for j in range(64):
@@ -97,7 +96,7 @@ def test_packing_four_bits_is_undone_by_spreading(blocks):
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (40, blocks * BLOCK), generator=generator, dtype=torch.uint8)
     multiplier = torch.randint(1, 8, (40, 4 * blocks), generator=generator)
-    multiplier[0], multiplier[1] = 16, 8  # at most 127: 15 · 8, and of 16 what is below
+    multiplier[0], multiplier[1] = 16, 8  # k (w - z) is at most 127: 8 · 15, and with k = 16 only a part of the codes
     zero = torch.randint(0, 16, (40, 4 * blocks), generator=generator)
     zero[0], codes[0] = 8, codes[0].clamp(1, 15)
     weight, groups = pack_int4(codes, multiplier, zero)
@@ -153,7 +152,7 @@ def test_int4_reaches_all_weights_and_is_near_them(rows, width):
 @pytest.mark.parametrize("rows, width", SHAPES)
 @pytest.mark.parametrize("gptq", [False, True])
 def test_no_multiplier_that_is_tried_has_a_smaller_error(rows, width, gptq):
-    """By direct computation, of a diagonal Hessian: each weight then stands alone."""
+    """By direct computation with a diagonal Hessian, where each weight stands alone."""
     weight, importance = _random(rows, width), torch.logspace(-1, 1, width) if gptq else torch.ones(width)
     quantized = quantize_int4(weight, torch.diag(importance) if gptq else None, damping=0)
     target, scale = _blocks(weight).unflatten(1, (-1, GROUP)), quantized["scale"].view(-1, 1, 1)
@@ -194,7 +193,7 @@ def test_gptq_beats_rounding_to_nearest_on_rows_it_has_not_seen():
     weight, seen, unseen = _random(48, 512), _correlated(1024, 512), _correlated(512, 512, seed=7)
     nearest = _squares(weight, quantize_int4(weight), unseen)
     by_block = [_squares(weight, quantize_int4(weight, hessian=gram(seen, b)), unseen) for b in (128, 256, 512)]
-    assert sorted(by_block, reverse=True) == by_block  # the more of the rows' correlations, the better
+    assert sorted(by_block, reverse=True) == by_block  # the more of the rows' correlations are used, the better
     assert by_block[0] < 0.9 * nearest
     assert by_block[-1] < 0.5 * nearest
 
@@ -237,7 +236,7 @@ def test_gptq_with_fewer_rows_than_inputs_and_inputs_never_used():
 
 
 def test_int8_linear_is_the_fake_quantized_linear():
-    rows, quantized = _random(9, 96, seed=5), quantize_int8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "int8")
     bias = _random(24, seed=6)
     expected = F.linear(fake_rows(rows), expand(quantized, 96), bias)
     found = linear(rows, Weight("int8", **quantized, bias=bias))
@@ -245,7 +244,7 @@ def test_int8_linear_is_the_fake_quantized_linear():
 
 
 def test_fp8_linear_is_the_fake_quantized_linear():
-    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "fp8")
     bias = _random(24, seed=6)
     expected = F.linear(fake_rows(rows, E4M3), expand(quantized, 96), bias)
     w = Weight("fp8", **quantized, bias=bias)
@@ -255,7 +254,7 @@ def test_fp8_linear_is_the_fake_quantized_linear():
 
 def test_fp8_linear_of_many_output_channels_is_that_of_each(monkeypatch):
     monkeypatch.setattr("qalign_kernels.contract.linear._CHUNK", 96 * 10)  # ten channels are widened together
-    rows, quantized = _random(9, 96, seed=5), quantize_fp8(_random(24, 96))
+    rows, quantized = _random(9, 96, seed=5), quantize(_random(24, 96), "fp8")
     expected = F.linear(fake_rows(rows, E4M3), expand(quantized, 96))
     torch.testing.assert_close(linear(rows, Weight("fp8", **quantized)), expected, atol=1e-5, rtol=1e-5)
 
@@ -270,7 +269,7 @@ def test_int4_linear_is_the_fake_quantized_linear(rows, width):
 
 
 def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
-    """Over all of a row's inputs, more than float32's sums hold, and some output channels after others."""
+    """Also where a row's sum is more than float32 holds, and where output channels are computed in parts."""
     monkeypatch.setattr("qalign_kernels.contract.linear._CHUNK", 4224 * 10)
     weight = _random(24, 4224)
     x, quantized = _random(17, 4224, seed=5), quantize_int4(weight + 3 * weight.sign())
@@ -283,10 +282,10 @@ def test_int4_linear_sums_whole_numbers_exactly(monkeypatch):
 
 
 def test_one_loud_row_does_not_cost_the_others_their_precision():
-    """Per token: a scale per tensor would round the quiet rows to nothing."""
+    """Each row has a scale: one scale for the whole tensor would round the quiet rows to zero."""
     rows, weight = _random(8, 64), _random(16, 64)
     rows[0] *= 1000
-    quantized = quantize_int8(weight)
+    quantized = quantize(weight, "int8")
     assert relative_error(weight, quantized, rows[1:]) < 3e-4
     per_tensor = rows.abs().max() / 127
     rounded = (rows / per_tensor).round() * per_tensor
@@ -297,15 +296,19 @@ def test_one_loud_row_does_not_cost_the_others_their_precision():
     assert read.scale.shape == (8, 1)
 
 
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4, quantize_fp8])
-def test_relative_error_is_the_share_of_squares(quantize):
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
+def test_relative_error_is_the_share_of_squares(precision):
     weight, rows = _random(16, 256), _random(40, 256, seed=2)
-    quantized = quantize(weight)
-    x = fake_rows(rows, E4M3 if quantize is quantize_fp8 else torch.int8).double()
+    quantized = quantize(weight, precision)
+    x = fake_rows(rows, E4M3 if precision == "fp8" else torch.int8).double()
     assert torch.equal(read_rows(rows, quantized), x.float())
     y = rows.double() @ weight.double().T
     expected = float((x @ expand(quantized, 256).double().T - y).square().sum() / y.square().sum())
     assert relative_error(weight, quantized, rows) == pytest.approx(expected, rel=1e-3)
+
+
+def _error(weight, precision, rows):
+    return relative_error(weight, quantize(weight, precision), rows)
 
 
 def _with_outliers(rows, width, seed):
@@ -319,12 +322,11 @@ def test_migration_moves_outliers_and_is_exact_in_float(precision):
     weights = [_random(48, 256), _random(600, 256, seed=4)]  # more than are sampled
     s = choose_migration(weights, _with_outliers(128, 256, seed=1), precision)
     unseen = _with_outliers(64, 256, seed=2)
-    quantize = quantize_int8 if precision == "int8" else quantize_int4
     assert float(s.log().mean()) == pytest.approx(0, abs=1e-4)
     assert s[:3].min() > s[3:].max()
     for w in weights:
         torch.testing.assert_close(F.linear(unseen / s, w * s), F.linear(unseen, w), atol=1e-3, rtol=1e-4)
-        assert relative_error(w * s, quantize(w * s), unseen / s) < 0.9 * relative_error(w, quantize(w), unseen)
+        assert _error(w * s, precision, unseen / s) < 0.9 * _error(w, precision, unseen)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -338,7 +340,7 @@ def test_migration_is_exactly_none_where_nothing_is_gained(precision):
 def test_migration_is_none_where_the_gain_is_only_on_the_rows_it_was_found_on():
     rows = _random(128, 256, seed=1)
     rows[:64, :3] *= 40
-    rows[64:, 3:6] *= 40  # the other half's outliers are others: moving the first ones makes it worse
+    rows[64:, 3:6] *= 40  # the other half has other outliers: moving those of the first half makes it worse
     assert choose_migration([_random(32, 256)], rows, "int8").eq(1).all()
 
 
@@ -352,12 +354,12 @@ def test_migration_needs_rows_that_say_something(rows, precision):
 def test_constant_weights_are_kept(hessian):
     weight = torch.stack([torch.zeros(128), torch.full((128,), 0.3), torch.full((128,), -2.0)])
     torch.testing.assert_close(expand(quantize_int4(weight, hessian), 128), weight)
-    torch.testing.assert_close(expand(quantize_int8(weight), 128), weight)
-    torch.testing.assert_close(expand(quantize_fp8(weight), 128), weight)
+    torch.testing.assert_close(expand(quantize(weight, "int8"), 128), weight)
+    torch.testing.assert_close(expand(quantize(weight, "fp8"), 128), weight)
 
 
 def test_one_row_of_zeros_has_no_error():
     weight, rows = _random(4, 64), torch.zeros(1, 64)
-    assert relative_error(weight, quantize_int8(weight), rows) == 0
-    assert relative_error(weight, quantize_fp8(weight), rows) == 0
+    assert relative_error(weight, quantize(weight, "int8"), rows) == 0
+    assert relative_error(weight, quantize(weight, "fp8"), rows) == 0
     assert relative_error(weight, quantize_int4(weight), rows) == 0

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qalign_export.rounding.quantizer import quantize_fp8, quantize_int8
+from qalign_export.rounding.quantizer import quantize
 from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
@@ -121,9 +121,9 @@ def weight_of(w: torch.Tensor, kind: str, bias: torch.Tensor | None) -> Weight:
     if kind in floats:
         return Weight(kind, w.to(floats[kind]), bias=bias)
     if kind == "fp8":  # which has no C++ kernel
-        return Weight(kind, **quantize_fp8(w), bias=bias)
+        return Weight(kind, **quantize(w, "fp8"), bias=bias)
     if kind == "int8":
-        return Weight(kind, **quantize_int8(w), bias=bias)
+        return Weight(kind, **quantize(w, "int8"), bias=bias)
     return random_int4(*w.shape, bias)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qalign_export.parameters import open_parameters
-from qalign_export.rounding.pack import Recipe, pack
+from qalign_export.rounding.blockwise import fold_and_round
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_kernels.contract.ops import Ops
@@ -37,14 +37,14 @@ class Golden:
 def assert_goldens(folder: str, ops: Ops) -> None:
     """The folded model in float32 gives upstream's numbers on these operations."""
     source, tensors = open_parameters(GOLDEN / folder), {}
-    packed = pack(source, Recipe("fp32"), ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
+    rounded = fold_and_round(source, "fp32", ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
     model, expected = FoldedModel(source.config, tensors, ops), np.load(GOLDEN / folder / "expected.npz")
     tokens = model.encode(torch.from_numpy(expected["resized_uint8"]))
     size = np.abs(expected["visual_tokens"]).max()
     np.testing.assert_allclose(tokens, expected["visual_tokens"], rtol=0, atol=2e-5 * size)
     for p in ALL_PROMPTS:
         inputs = [tokens] if p.medium == "image" else [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
-        logits = [model.decode(x, packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for x in inputs]
+        logits = [model.decode(x, rounded.prefixes[p.prefix], rounded.suffixes[p.suffix]) for x in inputs]
         if (name := f"logits_{p.task}_{p.medium}") in expected:
             np.testing.assert_allclose(torch.cat(logits), expected[name], rtol=0, atol=2e-4)
 

@@ -1,4 +1,4 @@
-"""The embedded model on photographs it never saw: it must rank damage, and know what is undamaged."""
+"""The embedded model on photographs that it never saw: it ranks damage and recognizes undamaged pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qalign_export.fidelity import compare, generate_pictures
-from qalign_export.rounding.pack import Recipe
+from qalign_export.fidelity import compare
+from qalign_export.options import ExportOptions
+from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import open_artifact
@@ -47,7 +48,7 @@ def test_every_pristine_picture_stands_a_level_above_its_worst_version(results: 
 
 @pytest.fixture(scope="module")
 def judged() -> tuple[list[Image.Image], list[Score]]:
-    """More than 500 damaged pictures never trained on, and their scores in float32."""
+    """More than 500 damaged pictures that were never trained on, and their scores in float32."""
     pictures = distorted(18)
     assert len(pictures) >= 500
     return pictures, Scorer.load(MINI).score(pictures)
@@ -70,7 +71,7 @@ def test_what_rounding_costs(
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_both_engines_round_alike(precision: str, rounded_mini: Path, judged: tuple) -> None:
-    """To what another order of float32's sums costs: it turns some values' rounding, which the next rows see."""
+    """But for float32's sums in another order: they round some values differently, and later layers see that."""
     some = judged[0][:: len(judged[0]) // 60]
     engines = [Scorer.load(rounded_mini / precision, engine=engine) for engine in ("onnx", "torch")]
     found, expected = (np.array([score.value for score in scorer.score(some)]) for scorer in engines)
@@ -80,11 +81,11 @@ def test_both_engines_round_alike(precision: str, rounded_mini: Path, judged: tu
 
 @pytest.fixture(scope="module")
 def rounded_mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini model in 8 and 4 bits, as `qalign-fast export` makes them."""
+    """The mini model in 8 and 4 bits, as `qalign-fast export` makes it."""
     out = tmp_path_factory.mktemp("mini")
     for precision in ("int8", "int4"):
-        options = {"engines": ("onnx", "torch"), "tasks": ["quality"], "calibration": generate_pictures(16)}
-        export_artifact(MINI, out / precision, recipe=Recipe(precision), **options)
+        options = ExportOptions(precision, ("onnx", "torch"), ["quality"], calibration=generate_pictures(16))
+        export_artifact(MINI, out / precision, options)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model, in small: its samples, its steps, and the checkpoint it leaves."""
+"""The recipe of the embedded model, in small: its samples, its training steps and the checkpoint that it writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qalign_export.distortions import DISTORTIONS
-from qalign_export.fidelity import dead_leaves
+from qalign_export.pictures import dead_leaves
 from qalign_fast.families.mplug_owl2.config_json import parse_config, read_config
 from qalign_fast.families.mplug_owl2.model.checkpoint import load_model, origins
 from qalign_fast.families.mplug_owl2.model.reference import Model

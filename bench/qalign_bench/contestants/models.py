@@ -176,14 +176,14 @@ def _export(
     remark: Callable[[str], None],
     done: Callable[[int, int], None],
 ) -> Path:
-    from qalign_export.rounding.pack import Recipe
+    from qalign_export.options import ExportOptions
     from qalign_export.writer import export_artifact
 
     if is_artifact(out):
         return out
     remark(f"exporting {checkpoint} in {precision} for {engine}, uncalibrated, into {out} (kept for the next time)")
     try:
-        return export_artifact(checkpoint, out, recipe=Recipe(precision), engines=(engine,), tasks=TASKS, done=done)
+        return export_artifact(checkpoint, out, ExportOptions(precision, (engine,), TASKS), done=done)
     except OSError as error:
         raise ArtifactError(f"{out}: {error.strerror}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qalign_export.fidelity import dead_leaves
+from qalign_export.pictures import dead_leaves
 
 _NOISE = 4  # of 255
 _QUALITY = 90

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qalign_export import random_numbers
 from qalign_export.parameters import RANDOM, RandomParameters
-from qalign_export.rounding.pack import Packed, Recipe, pack
+from qalign_export.rounding.blockwise import RoundingResult, fold_and_round
 from qalign_fast.artifact.manifest import Manifest, PromptEntry
 from qalign_fast.engines import torch_cpu
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
@@ -71,12 +71,12 @@ def make(reference: str, precision: str, device: torch.device) -> RandomModel:
     source, tensors = DeviceParameters(reference, device), dict[str, Tensor]()
     manifest = manifest_of(source, precision)
     prompts = [entry.prompt for entry in manifest.prompts]
-    packed = pack_on_device(source, precision, prompts, tensors.__setitem__)
-    if device.type == "cuda":  # what packing took is no part of what the model takes
+    rounded = round_on_device(source, precision, prompts, tensors.__setitem__)
+    if device.type == "cuda":  # what rounding took is no part of what the model takes
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     return RandomModel(
-        manifest, tensors, {p.name: (packed.prefixes[p.prefix], packed.suffixes[p.suffix]) for p in prompts}
+        manifest, tensors, {p.name: (rounded.prefixes[p.prefix], rounded.suffixes[p.suffix]) for p in prompts}
     )
 
 
@@ -130,10 +130,11 @@ def manifest_of(source: RandomParameters, precision: str) -> Manifest:
     )
 
 
-def pack_on_device(
+def round_on_device(
     source: DeviceParameters, precision: str, prompts: list[Prompt], write: Callable[[str, Tensor], None]
-) -> Packed:
-    """`pack`, whose own tensors are made where the parameters are."""
+) -> RoundingResult:
+    """`fold_and_round`, whose own tensors are made where the parameters are."""
     side = source.config.pixels.side
     with torch.device(source.device):
-        return pack(source, Recipe(precision), prompts, torch.empty(0, side, side, 3, dtype=torch.uint8), write)
+        pixels = torch.empty(0, side, side, 3, dtype=torch.uint8)
+        return fold_and_round(source, precision, prompts, pixels, write)

@@ -14,8 +14,8 @@ import time
 import torch
 
 from qalign_bench.contestants.random_model import PRECISION, launches, make
-from qalign_export.rounding.pack import PRECISIONS
 from qalign_fast.engines.compile_ahead import compile_ahead
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cuda.ahead import cores
 
 

@@ -19,9 +19,9 @@ import torch
 
 from qalign_bench.contestants.random_model import PRECISION, load, make
 from qalign_bench.figures.environment import environment
-from qalign_export.rounding.pack import PRECISIONS
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Direct
+from qalign_kernels.contract.precisions import PRECISIONS
 
 _TIMES = 2
 

@@ -28,8 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 from qalign_bench.contestants.random_model import open_engine
 from qalign_bench.figures.environment import environment
 from qalign_bench.figures.report import markdown_table
-from qalign_export.rounding.pack import PRECISIONS
 from qalign_fast.engines.contract import Engine
+from qalign_kernels.contract.precisions import PRECISIONS
 
 _STEPS = 7
 _SHOWN = 20  # kernels

@@ -19,17 +19,17 @@ from qalign_fast.levels import LEVELS
 
 @dataclass(frozen=True)
 class _Layout:
-    """What every layer reads of where the tokens are."""
+    """Where the tokens are, as every layer reads it."""
 
     visual: str  # [1]: V
     is_visual: str  # bool [T, 1]
     cos: str  # [T, Dh/2]
     sin: str
-    mask: str  # of what comes after a token
+    mask: str  # hides the tokens that come after a token
 
 
 def build_decoder(graph: ModelGraph, model: ModelConfig) -> None:
-    """Adds the whole graph."""
+    """Adds inputs, all layers and the output to an empty graph."""
     config = model.decoder
     width, heads, layers = config.width, config.heads, config.layers
     tokens = graph.input("visual_tokens", TensorProto.FLOAT, ["batch", "visual", width])
@@ -53,7 +53,7 @@ def build_decoder(graph: ModelGraph, model: ModelConfig) -> None:
 def _layer(
     graph: ModelGraph, config: DecoderConfig, x: str, unit: str, before: tuple[str, str], layout: _Layout, *, last: bool
 ) -> tuple[str, str]:
-    """x [B, T, D] and its `rms` -> the same after the layer, of the last token alone after the last layer."""
+    """x [B, T, D] and its `rms` -> the same after the layer. The last layer gives those of the last token alone."""
     name, width = graph.scope, config.width
     n = graph.op("Mul", unit, _gain(graph, f"{name}attention_norm", layout))
     k, v = _keys_values(graph, name, config, n, layout)
@@ -62,7 +62,7 @@ def _layer(
         cos, sin = (graph.slice(table, -1, None, axis=0) for table in (layout.cos, layout.sin))
         q = graph.rotate(graph.linear(n, f"{name}q", width), cos, sin, config.heads)
         k, v = (graph.join(one, other) for one, other in zip(before, (k, v), strict=True))
-        context = graph.attend(q, k, v, config.heads)  # it sees them all
+        context = graph.attend(q, k, v, config.heads)  # the last token sees all others
     else:
         q = graph.rotate(graph.linear(n, f"{name}q", width), layout.cos, layout.sin, config.heads)
         context = graph.attend_after(before, q, k, v, config.heads, layout.mask)
@@ -74,12 +74,12 @@ def _layer(
 
 
 def _gain(graph: ModelGraph, name: str, layout: _Layout) -> str:
-    """[T, D]: each token's modality's."""
+    """[T, D]: for each token the gain of its modality."""
     return graph.op("Where", layout.is_visual, graph.weight(f"{name}_visual"), graph.weight(f"{name}_text"))
 
 
 def _keys_values(graph: ModelGraph, name: str, config: DecoderConfig, n: str, layout: _Layout) -> tuple[str, str]:
-    """Keys (rotated) and values [B, T, D]; k and v of a modality are one linear."""
+    """Keys (rotated) and values [B, T, D]. One linear gives k and v of a modality."""
     parts = {
         "visual": graph.slice(n, 0, layout.visual, axis=1),
         "text": graph.slice(n, layout.visual, None, axis=1),
@@ -107,7 +107,7 @@ def _layout(graph: ModelGraph, config: DecoderConfig, tokens: str, prefix: str, 
 
 
 def _rotary_tables(graph: ModelGraph, config: DecoderConfig, positions: str) -> tuple[str, str]:
-    """Cosines and sines [T, Dh/2] of the half-split form; both halves turn alike."""
+    """Cosines and sines [T, Dh/2] of the half-split form, in which both halves turn by the same angles."""
     half = config.width // config.heads // 2
     frequency = (config.rope_theta ** (-np.arange(half, dtype=np.float32) / np.float32(half))).astype(np.float32)
     angle = graph.op("Mul", positions, graph.array("decoder.frequency", frequency))

@@ -1,7 +1,7 @@
-"""The model's operations as onnxruntime's CUDA provider is fastest at them: in float16, fused where it has an operator.
+"""The model's operations as onnxruntime's CUDA provider runs them fastest: in float16, fused where it has an operator.
 
-Every operator here has a float16 kernel there (docs/OperatorKernels.md of onnxruntime), so that no part of a graph is
-left to a CPU. The interface stays float32, as every engine's graphs have it.
+Every operator here has a float16 kernel there (docs/OperatorKernels.md of onnxruntime), so that no part of a graph
+falls back to a CPU. Inputs and outputs stay float32, as in every engine's graphs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _SKIPPED = (1, 2)  # a fused norm's mean and variance
 
 
 class FusedGraph(ModelGraph):
+    """A graph for engine onnx-cuda; ModelGraph says what its methods do. Values are float16 between enter and leave."""
+
     def enter(self, x: str) -> str:
         return self.op("Cast", x, to=TensorProto.FLOAT16)
 
@@ -29,7 +31,7 @@ class FusedGraph(ModelGraph):
         return self._product(x, f"{name}.weight", self.tensors[f"{name}.weight"])
 
     def linears(self, x: str, name: str, parts: int, inputs: int) -> list[str]:
-        """As so many products: a split would copy."""
+        """A product for each part, because splitting one product would copy it."""
         weights = np.split(self.tensors[f"{name}.weight"], parts)
         products = [self._product(x, f"{name}.weight.{i}", weight) for i, weight in enumerate(weights)]
         if f"{name}.bias" not in self.tensors:
@@ -43,7 +45,7 @@ class FusedGraph(ModelGraph):
     def _product(self, x: str, name: str, weight: np.ndarray) -> str:
         if weight.dtype == np.float16:
             return self._multiply(x, name, weight)
-        return self.enter(self._multiply(self.leave(x), name, weight))  # whose rows may leave float16's range
+        return self.enter(self._multiply(self.leave(x), name, weight))  # its rows may leave float16's range
 
     def add_layer_norm(self, x: str, y: str, linear: str, inputs: int, norm: str, eps: float) -> tuple[str, str]:
         biases = [self.weight(f"{linear}.bias")] if f"{linear}.bias" in self.tensors else []
@@ -71,15 +73,15 @@ class FusedGraph(ModelGraph):
         return self.contrib("QuickGelu", x, alpha=1.0)
 
     def rotate(self, x: str, cos: str, sin: str, heads: int) -> str:
-        start = self.const([0])  # the tables begin with the first position
+        start = self.const([0])  # row 0 of the tables is the first token's
         return self.contrib("RotaryEmbedding", x, start, cos, sin, num_heads=heads)
 
     def attend(self, q: str, k: str, v: str, heads: int, mask: str = "") -> str:
-        assert not mask  # added, it would have to be as wide as a multiple of eight
+        assert not mask  # an added mask's width would have to be a multiple of eight
         return self.contrib("MultiHeadAttention", q, k, v, num_heads=heads, scale=1.0)
 
     def before(self, prefix: str, config: DecoderConfig, batch: str) -> list[str]:
-        """As the operator takes them, each [B, H, P, Dh]."""
+        """Each [B, H, P, Dh], as the operator takes them."""
         count, width = 2 * config.layers, config.width // config.heads
         by_head = self.op("Transpose", self.enter(prefix), perm=[0, 1, 3, 2, 4])
         by_head = self.op("Reshape", by_head, self.const([count, config.heads, -1, width]))
@@ -94,7 +96,7 @@ class FusedGraph(ModelGraph):
         return ""
 
     def attend_after(self, before: tuple[str, str], q: str, k: str, v: str, heads: int, mask: str) -> str:
-        # the second and third outputs are keys and values of all: without them they are not made room for
+        # outputs two and three, the keys and values of all tokens, must be named: the operator needs their memory
         return self.contribs(
             "MultiHeadAttention", 3, q, k, v, "", "", "", *before, num_heads=heads, scale=1.0, unidirectional=1
         )[0]

@@ -1,7 +1,7 @@
-"""Operators and weights in, an ONNX file out: the small builder the graphs are written with.
+"""Operators and weights in, an ONNX file out: a small builder.
 
-Graphs are built, not traced: names stay readable, weights are written as they come, and nothing depends on how a
-tracer of a given torch release sees the model.
+Graphs are built, not traced: names stay readable, weights are written as they come, and nothing depends on how the
+tracer of some torch release sees the model.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 18
-IR_VERSION = 9  # what the oldest onnxruntime we allow reads
+IR_VERSION = 9  # the oldest onnxruntime that we allow reads it
 _ALIGN = 4096  # external tensors begin on a page, so that a runtime can map them
 _INLINE = 1024  # bytes; smaller constants stay in the graph
 _CONTRIB = "com.microsoft"  # onnxruntime's own operators
 
 
 class Graph:
-    """Values are their names; every method that makes one returns its name."""
+    """An ONNX graph under construction. A value is its name; every method that adds one returns the name."""
 
     def __init__(self, name: str, tensors: Mapping[str, np.ndarray], data_file: Path | None = None) -> None:
-        """`tensors` are the packed ones, by name, looked up when they are used. With a data_file they go there as they
-        come, instead of into the model file (2 GiB at most).
+        """`tensors`: the folded ones, each read when it is used. With a data_file they are written there as they come,
+        instead of into the model file, which holds 2 GiB at most.
         """
         self.name = name
         self.tensors = tensors
@@ -39,21 +39,24 @@ class Graph:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._count: Counter[str] = Counter()
         self._domains: set[str] = set()
-        self.scope = ""
+        self.scope = ""  # begins the names of nodes that are added
 
     def input(self, name: str, dtype: int, shape: list[int | str]) -> str:
+        """An input of the graph; a word in its shape is a size that may vary."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
     def output(self, value: str, name: str, dtype: int, shape: list[int | str]) -> None:
+        """Makes the value an output of the graph, under another name."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output, of one of ONNX's operators."""
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
     def ops(self, kind: str, outputs: int, *inputs: str, unused: Container[int] = (), **attributes: Any) -> list[str]:
-        """A node with several outputs; those `unused` are not computed, and have no name."""
+        """A node with several outputs. Those in `unused` are not computed and have no name."""
         base = self._fresh(kind)
         names = [base] if outputs == 1 else ["" if i in unused else f"{base}.{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
@@ -68,11 +71,11 @@ class Graph:
         return name
 
     def weight(self, name: str) -> str:
-        """A packed tensor, under its own name."""
+        """A folded tensor, under its own name."""
         return self.array(name, self.tensors[name])
 
     def array(self, name: str, array: np.ndarray) -> str:
-        """An initializer; stored once however often it is asked for."""
+        """An initializer; stored once, however often it is asked for."""
         if name not in self._initializers:
             array = np.ascontiguousarray(array)
             inline = self._data is None or array.nbytes < _INLINE
@@ -81,7 +84,7 @@ class Graph:
 
     @property
     def uses_contrib(self) -> bool:
-        """Whether onnxruntime's own operators are in it already; graphs without them run anywhere."""
+        """Whether the graph has onnxruntime's own operators by now; a graph without them runs anywhere."""
         return bool(self._domains)
 
     def contrib(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -94,7 +97,7 @@ class Graph:
         return self.ops(kind, outputs, *inputs, domain=_CONTRIB, **attributes)
 
     def save(self, path: Path) -> None:
-        """Writes the model file, and closes the data file. What onnx.checker refuses is our mistake."""
+        """Writes the model file and closes the data file. If onnx.checker refuses the file, that is our mistake."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
         )

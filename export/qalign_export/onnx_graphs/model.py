@@ -1,7 +1,7 @@
 """The model's operations as ONNX operators, in float32: the standard ones, and onnxruntime's own for 8 and 4 bits.
 
-What follows a batch or a sequence in size does so by `Shape` alone, never by arithmetic on shapes: that runs on a CPU,
-and a graph of which any part does cannot be a GPU's alone.
+Sizes that depend on a batch or a sequence come from `Shape` alone, never from arithmetic on shapes: such arithmetic
+runs on a CPU, and then the graph could not run on a GPU alone.
 
 Letters: B batch, T tokens of a sequence, D width, H heads, Dh head width, K inputs and N outputs of a linear.
 """
@@ -22,32 +22,35 @@ _ALL = np.iinfo(np.int64).max  # as an end of a slice
 
 
 class ModelGraph(Graph):
+    """A graph for engine onnx, with a method for each operation that the model is made of."""
+
     def __init__(self, name: str, tensors: Mapping[str, np.ndarray], data_file: Path | None = None) -> None:
         super().__init__(name, tensors, data_file)
         self._quantized: dict[str, tuple[str, str]] = {}  # a value's 8-bit rows and their scales, made once
         self._batches: dict[tuple[str, int], str] = {}  # shapes [B, 1, 1, ...] by value and rank
 
     def enter(self, x: str) -> str:
-        """float32, as the type that the operations below take and give: here the same."""
+        """float32 -> the type that the operations below take and give: here the same."""
         return x
 
     def leave(self, x: str) -> str:
-        """The opposite."""
+        """The type of the operations -> float32."""
         return x
 
     def exact_product(self, x: str, name: str) -> str:
-        """Rows by a float32 weight, both and the result float32 in every kind of graph."""
+        """float32 rows times a float32 weight -> float32, in every kind of graph."""
         return self._multiply(x, f"{name}.weight", self.tensors[f"{name}.weight"])
 
     def linear(self, x: str, name: str, inputs: int) -> str:
-        """[..., K = inputs] by the packed linear of that name, in the precision its weight has -> [..., N]."""
+        """[..., K = inputs] by the folded linear of that name, in the precision of its weight -> [..., N]."""
         return self.add_bias(self.product(x, name, inputs), name)
 
     def linears(self, x: str, name: str, parts: int, inputs: int) -> list[str]:
-        """`linear` with its outputs in so many equal parts."""
+        """`linear`, its outputs split into equal parts."""
         return self.ops("Split", parts, self.linear(x, name, inputs), axis=-1, num_outputs=parts)
 
     def add_bias(self, y: str, name: str) -> str:
+        """y and the linear's bias, if it has one."""
         return self.op("Add", y, self.weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else y
 
     def product(self, x: str, name: str, inputs: int) -> str:
@@ -63,11 +66,12 @@ class ModelGraph(Graph):
         return self._multiply(x, f"{name}.weight", weight)
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
+        """LayerNorm with the gain and bias of that name."""
         gain, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.op("LayerNormalization", x, gain, bias, epsilon=eps, axis=-1)
 
     def add_layer_norm(self, x: str, y: str, linear: str, inputs: int, norm: str, eps: float) -> tuple[str, str]:
-        """x + the linear of y, and the norm of that."""
+        """x + the linear of y, and the norm of that sum."""
         x = self.op("Add", x, self.linear(y, linear, inputs))
         return x, self.layer_norm(x, norm, eps)
 
@@ -82,9 +86,11 @@ class ModelGraph(Graph):
         return x, self.rms(x, eps)
 
     def quick_gelu(self, x: str) -> str:
+        """x · sigmoid(1.702 x)."""
         return self.op("Mul", x, self.op("Sigmoid", self.op("Mul", x, self.const(1.702, np.float32))))
 
     def silu(self, x: str) -> str:
+        """x · sigmoid(x)."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
     def rotate(self, x: str, cos: str, sin: str, heads: int) -> str:
@@ -99,8 +105,8 @@ class ModelGraph(Graph):
         return self.op("Reshape", self.op("Concat", *turned, axis=-1), self.const([0, 0, -1]))
 
     def attend(self, q: str, k: str, v: str, heads: int, mask: str = "") -> str:
-        """q [B, Tq, D], scaled already, k and v [B, Tk, D], mask [1, 1, Tq, Tk] to be added -> context [B, Tq, D]."""
-        if self.uses_contrib:  # one operator, twice as fast: its scores stay in the cache
+        """q [B, Tq, D], already scaled, k and v [B, Tk, D], mask [1, 1, Tq, Tk] to add -> context [B, Tq, D]."""
+        if self.uses_contrib:  # one operator is twice as fast: attention's scores stay in the cache
             masked = ("", "", mask) if mask else ()
             return self.contrib("MultiHeadAttention", q, k, v, *masked, num_heads=heads, scale=1.0)
         split = self.const([0, 0, heads, -1])
@@ -113,7 +119,7 @@ class ModelGraph(Graph):
         return self.op("Reshape", self.op("Transpose", context, perm=[0, 2, 1, 3]), self.const([0, 0, -1]))
 
     def before(self, prefix: str, config: DecoderConfig, batch: str) -> list[str]:
-        """A prefix [L, 2, P, H, Dh] as keys and values in turn, for each sequence of `batch` [B, T, D]."""
+        """A prefix [L, 2, P, H, Dh] -> each layer's keys, then its values, for each sequence of `batch` [B, T, D]."""
         count = 2 * config.layers
         flat = self.op("Reshape", self.enter(prefix), self.const([count, -1, config.width]))
         return [self.repeat(one, batch) for one in self.ops("Split", count, flat, axis=0, num_outputs=count)]
@@ -123,22 +129,22 @@ class ModelGraph(Graph):
         return self.op("Concat", before, x, axis=1)
 
     def mask(self, positions: str, keys: str) -> str:
-        """For `attend_after`: positions [T, 1] of queries, keys [P+T, 1]."""
+        """`attend_after`'s mask, from the positions of queries [T, 1] and of keys [P+T, 1]."""
         hidden = self.op("Less", positions, self.op("Transpose", keys))
         mask = self.op("Where", hidden, self.const(-np.inf, np.float32), self.const(0, np.float32))
         return self.op("Unsqueeze", mask, self.const([0, 1]))
 
     def attend_after(self, before: tuple[str, str], q: str, k: str, v: str, heads: int, mask: str) -> str:
-        """`attend`, each query of [B, T, D] to the prefix and to itself and those before it."""
+        """`attend`, in which each query of [B, T, D] sees the prefix, the tokens before it and itself."""
         return self.attend(q, self.join(before[0], k), self.join(before[1], v), heads, mask)
 
     def slice(self, x: str, start: str | int, end: str | int | None, axis: int) -> str:
-        """x[start:end] along an axis; a number, or the name of a tensor of one."""
+        """x[start:end] along an axis; each end is a number or the name of a tensor [1]."""
         bounds = [self.const([b]) if isinstance(b, int) else b for b in (start, _ALL if end is None else end)]
         return self.op("Slice", x, *bounds, self.const([axis]))
 
     def repeat(self, x: str, batch: str, rank: int = 3) -> str:
-        """[1, *, *] of that rank -> [B, *, *], for each sequence of `batch` [B, T, D]."""
+        """[1, *, *], of that rank -> [B, *, *], for each sequence of `batch` [B, T, D]."""
         if (batch, rank) not in self._batches:
             one = self.slice(self.slice(batch, 0, 1, axis=1), 0, 1, axis=2)  # [B, 1, 1]
             one = self.op("Unsqueeze", one, self.const([3])) if rank == 4 else one
@@ -149,9 +155,9 @@ class ModelGraph(Graph):
         return self.op("MatMul", x, self.array(name, weight.T))
 
     def _int8(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.contract.linear: u8 x s8, the fast product of a CPU, so rows are stored 128 up.
+        """`qalign_kernels.contract.linear` in int8. A CPU is fast at u8 times s8, so 128 is added to the rows.
 
-        Of the forms that bench/results/onnx_linear.json compares, the fastest whose semantics are documented.
+        Of the operators that bench/results/onnx_linear.json compares, these are the fastest that are documented.
         """
         rows, scale = self._quantize_rows(x, inputs)
         y = self.contrib(
@@ -177,9 +183,9 @@ class ModelGraph(Graph):
         return self._quantized[x]
 
     def _int4(self, x: str, name: str, weight: np.ndarray, inputs: int) -> str:
-        """qalign_kernels.contract.linear's int4 weights; rows as onnxruntime reads them, a finer way.
+        """`qalign_kernels.contract.linear`'s 4-bit weights; onnxruntime rounds the rows, more finely than we do.
 
-        Accuracy level 4 is 8 bits with a scale for each 32 inputs.
+        Its accuracy level 4 is 8 bits with a scale for every 32 inputs.
         """
         codes, scale, zero = split_int4(weight, self.tensors[f"{name}.scale"], self.tensors[f"{name}.groups"], inputs)
         return self.contrib(
@@ -197,10 +203,10 @@ class ModelGraph(Graph):
 
 
 def split_int4(weight: np.ndarray, scale: np.ndarray, groups: np.ndarray, inputs: int) -> tuple[np.ndarray, ...]:
-    """An int4 linear's tensors as MatMulNBits has them, without groups of padding alone: G = ceil(K / 32) are left.
+    """An int4 linear's tensors -> MatMulNBits' weights uint8 [N, G, 16], scales float32 [N, G] and zero points uint8
+    [N, ceil(G / 2)].
 
-    -> weights uint8 [N, G, 16], scales float32 [N, G], zero points uint8 [N, ceil(G / 2)]; of two in a byte the even
-    one in the low half.
+    Groups that only pad are left out, so that G = ceil(K / 32). Of two numbers in a byte the even one is the low half.
     """
     count = -(-inputs // GROUP)
     codes = np.concatenate((weight & 15, weight >> 4), axis=-1).reshape(len(weight), -1, GROUP)[:, :count]

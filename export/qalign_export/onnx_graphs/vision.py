@@ -1,6 +1,6 @@
 """Folded tensors in, the `encode` graph out: pixels uint8 [B, S, S, 3] -> visual_tokens [B, Q+1, D].
 
-The same arrangement as qalign_fast.families.mplug_owl2.model.folded, operator by operator, on [B, T, D].
+It follows qalign_fast.families.mplug_owl2.model.folded operator by operator, on [B, T, D].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, ModelConfig,
 
 
 def build_vision(graph: ModelGraph, config: ModelConfig) -> None:
-    """Adds the whole graph."""
+    """Adds the input, all layers and the output to an empty graph."""
     side = config.vision.side
     pixels = graph.input("pixels", TensorProto.UINT8, ["batch", side, side, 3])
     features = _vision(graph, config.vision, pixels)
@@ -47,7 +47,7 @@ def _embed(graph: ModelGraph, vision: VisionConfig, pixels: str) -> str:
 def _vision_layer(
     graph: ModelGraph, name: str, x: str, n: str, following: str, vision: VisionConfig
 ) -> tuple[str, str]:
-    """x and its norm n -> the same after the layer, normed by the norm called `following`."""
+    """x and its norm n -> the same after the layer; `following` is the norm that comes next."""
     graph.scope = name
     q, k, v = graph.linears(n, f"{name}qkv", 3, vision.width)
     context = graph.attend(q, k, v, vision.heads)
@@ -80,7 +80,7 @@ def _abstractor(graph: ModelGraph, config: AbstractorConfig, features: str) -> s
 def _queries(
     graph: ModelGraph, name: str, x: str, config: AbstractorConfig, features: str, *, first: bool
 ) -> tuple[str, str, str, str]:
-    """The normed queries x [B, Q, D], and q, k, v [B, Q, D] of them; constants in the first layer."""
+    """The normed queries x [B, Q, D], and their q, k and v [B, Q, D]; constants in the first layer."""
     if first:
         constants = [graph.op("Unsqueeze", graph.weight(f"{name}{n}"), graph.const([0])) for n in "xqkv"]
         x, q, k, v = (graph.repeat(constant, features) for constant in constants)

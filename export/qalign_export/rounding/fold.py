@@ -1,10 +1,11 @@
-"""A block's parameters in, its folded tensors out: what never changes is computed here, in float64.
+"""A block's parameters in, its folded tensors out: whatever is the same for all pictures is computed here, in float64.
 
-The normalization goes into the patch embedding, attention's scale into q, the positional part of the abstractor's keys
-into a table, its first layer's queries become constants. All its layers' keys and values of the features are one
-product: each `feature_norm` is a plain normalization, shared, and a gain and bias folded into the layer's own weights.
+The normalization of pixels goes into the patch embedding and attention's scale into q. The positional part of the
+abstractor's keys becomes a table, and the queries of its first layer become constants. One product gives the keys and
+values of the features for all its layers: each layer's `feature_norm` is a plain normalization, which they share, and a
+gain and a bias, which are folded into the layer's own weights.
 
-`blocks` lists them in the order in which they run: `FoldedModel` runs one with only that one's tensors in memory.
+`blocks` lists the blocks in the order in which they run. `FoldedModel` can run a block with only its tensors in memory.
 """
 
 from __future__ import annotations
@@ -25,31 +26,30 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Migration:
-    """A set of linears whose common input can become x / s and their weights W · s, exactly.
+    """Linears whose common input x can become x / s while their weights W become W · s, exactly."""
 
-    `producers` are divided by s: a tensor's name, and which part of its first axis (0 of 1: all of it, 2 of 3: the last
-    third). Where they are the decoder's values, so are the constant prefix's.
-    """
-
-    consumers: tuple[str, ...]
-    producers: tuple[tuple[str, int, int], ...]
-    seen: tuple[str, ...] = ()  # the consumers whose rows together are all there are, where each sees a part
-    of_values: bool = False
+    consumers: tuple[str, ...]  # the linears that read x
+    producers: tuple[
+        tuple[str, int, int], ...
+    ]  # tensors to divide by s, and which part of axis 0; 2, 3: the last third
+    seen: tuple[str, ...] = ()  # if each consumer reads only a part of the rows: those that together read all of them
+    of_values: bool = False  # x comes from the decoder's values: the constant prefixes' values are divided too
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the model that is read, folded, quantized and written at a time."""
+    """A part of the model that is read, folded, rounded and written before the next."""
 
     kind: str
-    index: int  # of its layer
+    index: int  # of the layer
     reads: tuple[str, ...]  # parameters, by the reference's names
     fold: Callable[[Tensors], Tensors]  # parameters, float32 -> folded tensors, float32
-    linears: tuple[str, ...] = ()  # those that precision applies to
+    linears: tuple[str, ...] = ()  # whose weights are rounded
     migrations: tuple[Migration, ...] = ()
 
 
 def blocks(config: ModelConfig) -> Iterator[Block]:
+    """All blocks of a model, in the order in which they run."""
     yield _embedding(config)
     for i in range(config.vision.layers):
         yield _vision_layer(config, i)
@@ -68,6 +68,7 @@ def _embedding(config: ModelConfig) -> Block:
 
 
 def fold_embedding(w: Tensors, rule: PixelRule) -> Tensors:
+    """The normalization of pixels goes into the patches' weight and, with the positions, into a table [T, D]."""
     weight, bias = fold_normalization(w["vision.patch"].double(), rule)
     positions = w["vision.positions"].double()
     return {
@@ -91,7 +92,7 @@ def _vision_layer(config: ModelConfig, i: int) -> Block:
         linears,
         (
             Migration((qkv,), _norm_of(f"{name}attention_norm")),
-            # attention's weights sum to one, so v's bias passes through it unchanged
+            # attention's weights sum to one, so that v's bias passes through it unchanged
             Migration((out,), ((f"{qkv}.weight", 2, 3), (f"{qkv}.bias", 2, 3))),
             Migration((fc1,), _norm_of(f"{name}mlp_norm")),
         ),
@@ -99,14 +100,14 @@ def _vision_layer(config: ModelConfig, i: int) -> Block:
 
 
 def fold_vision_layer(w: Tensors, name: str, heads: int) -> Tensors:
-    """qkv's rows go from [heads, 3, Dh], upstream's order, to [3, heads, Dh], with attention's scale in q's."""
-    packed = dict(w)
+    """qkv's rows go from upstream's order [heads, 3, Dh] to [3, heads, Dh]; attention's scale goes into those of q."""
+    folded = dict(w)
     for part in ("weight", "bias"):
         rows = w[f"{name}qkv.{part}"]
         split = rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).double()
         split[0] *= split.shape[2] ** -0.5
-        packed[f"{name}qkv.{part}"] = split.reshape(rows.shape).float()
-    return packed
+        folded[f"{name}qkv.{part}"] = split.reshape(rows.shape).float()
+    return folded
 
 
 _FEATURES = ("feature_norm.weight", "feature_norm.bias", "key_positions", "k.weight", "k.bias", "v.weight", "v.bias")
@@ -127,7 +128,7 @@ def _features(config: ModelConfig) -> Block:
 
 
 def fold_features(w: Tensors, layers: list[str]) -> Tensors:
-    """Rows of kv: layer 0's keys, layer 0's values, layer 1's keys, ...; the tables are the keys' positional part."""
+    """kv's rows are layer 0's keys, layer 0's values, layer 1's keys, ...; tables hold the keys' positional part."""
     weights, biases, tables = [], [], {}
     for layer in layers:
         gain, shift = (w[f"{layer}feature_norm.{part}"].double() for part in ("weight", "bias"))
@@ -168,10 +169,14 @@ def _abstractor_layer(config: ModelConfig, i: int) -> Block:
 
 
 def fold_abstractor_layer(w: Tensors, name: str, heads: int) -> Tensors:
+    """q, k and v become one linear and a table of their positional part, gate and up another linear.
+
+    The first layer, which has the queries, gets constants x, q, k and v [Q, D] in place of the former.
+    """
     part = {key.removeprefix(name): value for key, value in w.items()}
-    packed = {f"{name}{n}": part[n] for n in ("out.weight", "out.bias", "down.weight", "down.bias")}
-    packed |= {f"{name}{norm}.{n}": part[f"{norm}.{n}"] for norm in ("mlp_norm", "inner_norm") for n in _PARTS}
-    packed |= {f"{name}gate_up.{n}": torch.cat((part[f"gate.{n}"], part[f"up.{n}"])) for n in _PARTS}
+    folded = {f"{name}{n}": part[n] for n in ("out.weight", "out.bias", "down.weight", "down.bias")}
+    folded |= {f"{name}{norm}.{n}": part[f"{norm}.{n}"] for norm in ("mlp_norm", "inner_norm") for n in _PARTS}
+    folded |= {f"{name}gate_up.{n}": torch.cat((part[f"gate.{n}"], part[f"up.{n}"])) for n in _PARTS}
     scale = (len(part["q.weight"]) // heads) ** -0.5
     weight = torch.cat((part["q.weight"].double() * scale, part["k.weight"].double(), part["v.weight"].double()))
     bias = torch.cat((part["q.bias"].double() * scale, part["k.bias"].double(), part["v.bias"].double()))
@@ -181,9 +186,9 @@ def fold_abstractor_layer(w: Tensors, name: str, heads: int) -> Tensors:
     if "abstractor.queries" in w:
         x = _layer_norm(w["abstractor.queries"].double(), part["query_norm.weight"], part["query_norm.bias"])
         q, k, v = (x @ weight.T + bias + table).chunk(3, dim=-1)
-        return packed | {f"{name}{n}": t.float().contiguous() for n, t in zip("xqkv", (x, q, k, v), strict=True)}
-    packed |= {f"{name}query_norm.{n}": part[f"query_norm.{n}"] for n in _PARTS}
-    return packed | {
+        return folded | {f"{name}{n}": t.float().contiguous() for n, t in zip("xqkv", (x, q, k, v), strict=True)}
+    folded |= {f"{name}query_norm.{n}": part[f"query_norm.{n}"] for n in _PARTS}
+    return folded | {
         f"{name}qkv.weight": weight.float(),
         f"{name}qkv.bias": bias.float(),
         f"{name}qkv_table": table.float(),
@@ -202,6 +207,7 @@ def _tokens() -> Block:
 
 
 def fold_tokens(w: Tensors) -> Tensors:
+    """The end token [D] becomes a row [1, D]."""
     return w | {"abstractor.end_token": w["abstractor.end_token"].unsqueeze(0)}
 
 
@@ -227,15 +233,18 @@ def _decoder_layer(config: ModelConfig, i: int) -> Block:
 
 
 def fold_decoder_layer(w: Tensors, name: str, heads: int) -> Tensors:
-    """Takes the parameters out of w as it goes: at full size each copy of them is a gigabyte."""
-    packed = {key: w.pop(key) for key in list(w) if "_norm_" in key}
+    """k and v of a modality become one linear, gate and up another; attention's scale goes into q.
+
+    Takes the parameters out of w as it goes: at full size each copy of them is a gigabyte.
+    """
+    folded = {key: w.pop(key) for key in list(w) if "_norm_" in key}
     q = w.pop(f"{name}q.weight")
-    packed[f"{name}q.weight"] = (q.double() * (len(q) // heads) ** -0.5).float()
+    folded[f"{name}q.weight"] = (q.double() * (len(q) // heads) ** -0.5).float()
     for modality in _MODALITIES:
         pair = [w.pop(f"{name}{n}_{modality}.weight") for n in ("k", "v")]
-        packed[f"{name}kv_{modality}.weight"] = torch.cat(pair)
-    packed[f"{name}gate_up.weight"] = torch.cat([w.pop(f"{name}{n}.weight") for n in ("gate", "up")])
-    return packed | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
+        folded[f"{name}kv_{modality}.weight"] = torch.cat(pair)
+    folded[f"{name}gate_up.weight"] = torch.cat([w.pop(f"{name}{n}.weight") for n in ("gate", "up")])
+    return folded | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
 
 
 def _head() -> Block:
@@ -243,6 +252,7 @@ def _head() -> Block:
 
 
 def fold_head(w: Tensors) -> Tensors:
+    """Only a name changes."""
     return {"decoder.norm": w["decoder.norm"], "decoder.head.weight": w["decoder.head"]}
 
 

@@ -1,13 +1,12 @@
-"""A linear's float32 weight and rows it reads in, the 8- or 4-bit tensors of `qalign_kernels.contract.linear` out.
+"""A linear's float32 weight and rows that it reads in, its tensors of a precision out.
 
-    quantize_int8     to the nearest, per output channel
-    quantize_fp8      the same in e4m3
-    quantize_int4     groups of 32 inputs, to the nearest, or GPTQ where the rows' Gram matrix is given
-    choose_migration  the scale s of each input that x / s and W·s round better with, or ones
-    relative_error    what a linear's quantization does to its output: its sensitivity
+    quantize          any precision: floats, 8-bit numbers with a scale for each output channel, or quantize_int4
+    quantize_int4     groups of 32 inputs, to the nearest, or by GPTQ if the rows' Gram matrix is given
+    choose_migration  the scale s of each input with which x / s and W·s round better, or ones
+    relative_error    how far quantization moves a linear's output: the linear's sensitivity
 
-Letters: R rows, K inputs, N output channels, g = 32 inputs a group, G groups and B blocks of
-`qalign_kernels.contract.linear`'s, P inputs of a Gram matrix, C = ceil(K / P) of these.
+`qalign_kernels.contract.linear` defines the tensors. Letters: R rows, K inputs, N output channels, g = 32 inputs of a
+group, G groups and B blocks as the contract has them, P inputs of a Gram matrix, C = ceil(K / P) of these.
 """
 
 from __future__ import annotations
@@ -19,46 +18,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_kernels.contract.linear import expand_weight, pack_int4, row_dtype
-from qalign_kernels.contract.precisions import BLOCK, GROUP
-from qalign_kernels.contract.quantized_rows import E4M3, LARGEST, fake_rows
+from qalign_kernels.contract.precisions import BLOCK, GROUP, PRECISIONS
+from qalign_kernels.contract.quantized_rows import LARGEST, fake_rows
 
 Rounded = tuple[Tensor, Tensor, Tensor]  # w [N, K], k [N, G] and z [N, G]
 
 _LEVELS, _MULTIPLIERS = 15, 16  # the steps between the 16 values of 4 bits, and the largest k
 _SPAN = 112  # of max|w|, in steps of int4's scale: |k (w - z)| reaches no further on both sides, 16 · 7
-# Measured by real_weights, on rows of another text than the one they were found on:
+_GRAM_BLOCK = 512  # P of the Gram matrices that an export uses
+# bench/studies/real_weights.py measured these, and the table's shares, on rows of another text than they were found on:
 _TRIED = 4  # multipliers of a group: the least that reaches its whole range, and those below, which clip it
 _DAMPING = 0.2  # added to the Gram matrix's diagonal, as a share of the mean there: the rows are few and others' differ
-_SHARES = {"int8": (0.4, 0.5, 0.6), "int4": (0.15,)}  # of the ranges, given to weights: more would undo GPTQ's gain
-_MARGIN = 0.8  # of the error without a migration: what a migration must reach on rows it has not seen
-_SAMPLE = 512  # output channels and rows a half that a migration is judged by
-MOVED = tuple(_SHARES)  # precisions that migrations are for
+_MARGIN = 0.8  # a migration is taken if its error on rows that it has not seen is below this share of the error without
+_SAMPLE = 512  # output channels, and rows of each half, that a migration is judged by
 _CHUNK = 4096  # groups, of output channels or of inputs, that are quantized together on a CPU
 
 
-def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
-    """float32 [N, K] -> weight int8 [N, K] and scale float32 [N], max|w| / 127 of each output channel."""
-    scale = _channel_scale(weight, LARGEST[torch.int8])
-    return {"weight": (weight / scale.unsqueeze(1)).round_().to(torch.int8), "scale": scale}
+def quantize(weight: Tensor, precision: str, rows: Tensor | None = None) -> dict[str, Tensor]:
+    """float32 [N, K] -> the linear's tensors in that precision, by their names in `qalign_kernels.contract.linear`.
 
-
-def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
-    """float32 [N, K] -> weight fp8 [N, K] and scale float32 [N], max|w| / 448 of each output channel."""
-    scale = _channel_scale(weight, LARGEST[E4M3])
-    return {"weight": (weight / scale.unsqueeze(1)).to(E4M3), "scale": scale}
-
-
-def _channel_scale(weight: Tensor, most: int) -> Tensor:
-    largest = weight.abs().amax(1)
-    return torch.where(largest > 0, largest / most, 1.0)
+    `rows` [R, K], float32, are rows that the linear reads: 4 bits use them for GPTQ. 8-bit weights have the scale
+    max|w| / (the largest number of their dtype) [N], for each output channel.
+    """
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].weight)
+    if not PRECISIONS[precision].rounded:
+        return {"weight": weight.to(dtype)}
+    if dtype not in LARGEST:
+        return quantize_int4(weight, None if rows is None else gram(rows, _GRAM_BLOCK))
+    scale = _channel_scale(weight, LARGEST[dtype])
+    values = weight / scale.unsqueeze(1)
+    return {"weight": (values if dtype.is_floating_point else values.round_()).to(dtype), "scale": scale}
 
 
 def quantize_int4(weight: Tensor, hessian: Tensor | None = None, damping: float = _DAMPING) -> dict[str, Tensor]:
     """float32 [N, K] -> weight uint8 [N, B, 64], scale float32 [N], groups uint8 [N, G].
 
-    Without a `hessian` each weight to the nearest of its group's values. With one, `gram`'s [C, P, P] or [K, K], as
-    GPTQ (Frantar et al. 2023): later inputs of a matrix make up for the error of earlier ones. Inputs past K are the
-    zero point: they expand to 0.
+    Without a `hessian` each weight becomes the nearest of its group's values. With one, `gram`'s [C, P, P] or [K, K],
+    GPTQ is used (Frantar et al. 2023): later inputs of a matrix make up for the error of earlier ones. Inputs past K
+    are the zero point: they expand to 0.
     """
     scale = _channel_scale(weight, _SPAN)
     weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
@@ -70,8 +67,13 @@ def quantize_int4(weight: Tensor, hessian: Tensor | None = None, damping: float 
     return {"weight": packed, "scale": scale, "groups": groups}
 
 
+def _channel_scale(weight: Tensor, most: int) -> Tensor:
+    largest = weight.abs().amax(1)
+    return torch.where(largest > 0, largest / most, 1.0)
+
+
 def gram(rows: Tensor, block: int = 1024) -> Tensor:
-    """Rows [R, K] -> XᵀX / R of each `block` = P of inputs [C, P, P], zeros past K: what GPTQ takes for the Hessian.
+    """Rows [R, K] -> XᵀX / R of every `block` = P inputs [C, P, P], with zeros past K. GPTQ uses it as the Hessian.
 
     Sums of these over batches of rows serve as well: only ratios within a block matter.
     """
@@ -80,11 +82,12 @@ def gram(rows: Tensor, block: int = 1024) -> Tensor:
 
 
 def choose_migration(weights: Sequence[Tensor], rows: Tensor, precision: str) -> Tensor:
-    """The linears' weights [N_i, K] that read the same rows [R, K] -> the scale s [K] to divide the rows by.
+    """Weights [N_i, K] of linears that read the same rows [R, K] -> the scale s [K] by which to divide the rows.
 
-    The product (x / s)(W·s)ᵀ is the same; its 8-bit rows and `precision` ("int8" or "int4") weights are not. Akin to
-    SmoothQuant (Xiao et al. 2023): s_j = |x_j|^a / |W_j|^(1-a), but of root mean squares, and with the a of the least
-    error on the first half of the rows. Ones, unless it gains at least 2 % on the second half too.
+    The product (x / s)(W·s)ᵀ is the same, but its rows and its weights in `precision` round differently. Akin to
+    SmoothQuant (Xiao et al. 2023): s_j = |x_j|^a / |W_j|^(1-a), but with root mean squares, and with that a of the
+    precision's `shares` whose error on the first half of the rows is the least. Ones, unless the error on the second
+    half falls by more than 20 %.
     """
     half = max(1, len(rows) // 2)
     seen, unseen = rows[:half], rows[half:]
@@ -94,9 +97,9 @@ def choose_migration(weights: Sequence[Tensor], rows: Tensor, precision: str) ->
     weights = [_sample(w) for w in weights]
 
     def error(s: Tensor, rows: Tensor) -> float:
-        return sum(relative_error(w * s, _quantize(w * s, precision), _sample(rows) / s) for w in weights)
+        return sum(relative_error(w * s, quantize(w * s, precision), _sample(rows) / s) for w in weights)
 
-    best = min([none, *_migrations(weights, seen, _SHARES[precision])], key=lambda s: error(s, seen))
+    best = min([none, *_migrations(weights, seen, PRECISIONS[precision].shares)], key=lambda s: error(s, seen))
     return best if error(best, unseen) < _MARGIN * error(none, unseen) else none
 
 
@@ -108,26 +111,22 @@ def relative_error(weight: Tensor, quantized: dict[str, Tensor], rows: Tensor) -
 
 
 def expand(quantized: dict[str, Tensor], width: int) -> Tensor:
-    """ŵ float32 [N, K = width] of any form."""
+    """ŵ float32 [N, K = width] of `quantize`'s tensors in any precision that has a scale."""
     return expand_weight(**quantized, width=width)
 
 
 def read_rows(rows: Tensor, quantized: dict[str, Tensor]) -> Tensor:
-    """x̂ float32 [..., K]: what the quantized linear makes of rows [..., K]."""
+    """x̂ float32 [..., K]: the rows [..., K] as the quantized linear reads them."""
     return fake_rows(rows, row_dtype(quantized["weight"]))
 
 
 def _sample(x: Tensor) -> Tensor:
-    """At most so many of its rows, evenly apart."""
+    """At most _SAMPLE of its rows, evenly spaced."""
     return x[:: -(-len(x) // _SAMPLE)]
 
 
-def _quantize(weight: Tensor, precision: str) -> dict[str, Tensor]:
-    return quantize_int8(weight) if precision == "int8" else quantize_int4(weight)
-
-
 def _migrations(weights: Sequence[Tensor], rows: Tensor, shares: Sequence[float]) -> Iterator[Tensor]:
-    """The candidates s [K], of geometric mean 1; an input that is never used keeps about 1."""
+    """The candidates s [K]. Their geometric mean is 1; an input that is never used keeps about 1."""
     reads = rows.square().mean(0).sqrt()
     columns = torch.stack([w.square().mean(0) for w in weights]).mean(0).sqrt()
     reads, columns = (x.clamp_min(1e-5 * float(x.max()) + 1e-30).log() for x in (reads, columns))
@@ -166,7 +165,7 @@ def _nearest(weight: Tensor, scale: Tensor) -> Rounded:
 def _gptq(weight: Tensor, scale: Tensor, factor: tuple[Tensor, Tensor]) -> Rounded:
     """The greedy choice of q_j by `_factor`'s sum, term by term: round w_j + Σ_{i<j} (w_i - q_i) M_ij.
 
-    The sum over earlier groups of the matrix is one product, when a group begins; only the rest is done by input.
+    The sum over earlier groups of the matrix is one product when a group begins; only the rest goes input by input.
     """
     codes, multiplier, zero = _room(weight)
     for part in _parts(weight):
@@ -188,7 +187,7 @@ def _gptq(weight: Tensor, scale: Tensor, factor: tuple[Tensor, Tensor]) -> Round
 
 
 def _room(weight: Tensor) -> Rounded:
-    """For w, k and z of [n, K]."""
+    """Empty tensors for w [n, K], k and z [n, G] of a weight [n, K]."""
     n, k = weight.shape
     codes = torch.empty(n, k, dtype=torch.uint8, device=weight.device)
     multiplier, zero = torch.empty(2, n, k // GROUP, dtype=torch.uint8, device=weight.device)
@@ -196,7 +195,7 @@ def _room(weight: Tensor) -> Rounded:
 
 
 def _parts(rows: Tensor) -> Iterator[slice]:
-    """Rows quantized together. A CPU's core keeps a group of so many in its cache; a GPU takes all at once."""
+    """Rows that are quantized together. A CPU core keeps a group of _CHUNK of them in its cache; a GPU takes all."""
     size = _CHUNK if rows.device.type == "cpu" else max(1, len(rows))
     return (slice(first, first + size) for first in range(0, len(rows), size))
 
@@ -204,7 +203,7 @@ def _parts(rows: Tensor) -> Iterator[slice]:
 def _grid(target: Tensor, importance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """[g, N] -> the k and z [N] of the least squared error, weighted by each input's importance [g].
 
-    z is the whole range's: 0 is always one of the values.
+    z comes from the whole range, so that 0 is always one of the values.
     """
     low, high = target.amin(0).clamp_max(0), target.amax(0).clamp_min(0)
     span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
@@ -220,7 +219,7 @@ def _grid(target: Tensor, importance: Tensor, scale: Tensor) -> tuple[Tensor, Te
 
 
 def _reach(k: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest w - z: of 4 bits, and of 8 when multiplied."""
+    """The least and the largest w - z that 4 bits hold, and that 8 bits hold when it is multiplied by k."""
     most = (LARGEST[torch.int8] / k).floor_()
     return -torch.minimum(z, most), torch.minimum(_LEVELS - z, most)
 

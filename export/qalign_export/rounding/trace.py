@@ -1,12 +1,12 @@
-"""Pictures and prompts in, what every linear reads out, one block of the model at a time.
+"""Pictures and prompts in, the rows that every linear reads out, one block of the model at a time.
 
-The pictures' rows go through the unquantized model as its blocks come, so that only one block need be in memory. The
-prompts' constant prefixes go along: their keys and values are a product of the same pass.
+The pictures' rows go through the unquantized model as its blocks come, so that only one block has to be in memory. The
+prompts' constant prefixes go along: the same pass gives their keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import Ops
 
-_ROWS = 2048  # rows of a linear's input that are kept, spread over all it reads
+_ROWS = 2048  # rows of a linear's input that are kept, spread over all that it reads
 
 
 class Trace:
-    """`run` each block once, in the order of `fold.blocks`; without pictures only prefixes are computed."""
+    """Runs each block once, in the order of `fold.blocks`. Without pictures only prefixes are computed."""
 
     def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
-        """pixels: uint8 [B, S, S, 3], B may be 0, split among the image prompts; embed: the vocabulary's [V, D]."""
+        """pixels: uint8 [B, S, S, 3], split among the image prompts; B may be 0. embed: the vocabulary's [V, D]."""
         self._recorder = _Recorder()
         self._model = FoldedModel(config, {}, self._recorder)
         self._pixels = pixels
@@ -39,17 +39,26 @@ class Trace:
         self._x = torch.empty(0)
         self._features: list[tuple[Tensor, Tensor]] = []
         self._texts: list[tuple[Prompt, Tensor, Layout]] = []
+        self._run_by_kind: dict[str, Callable[[int], None]] = {
+            "embedding": self._run_embedding,
+            "vision_layer": self._run_vision_layer,
+            "features": self._run_features,
+            "abstractor_layer": self._run_abstractor_layer,
+            "tokens": self._run_tokens,
+            "decoder_layer": self._run_decoder_layer,
+            "head": lambda _: None,  # nothing reads what it gives
+        }
 
     @torch.no_grad()
     def run(self, block: Block, tensors: Mapping[str, Tensor]) -> Tensors:
-        """The rows [R, K] each of the block's linears read, by its name; R is 2048 at most, none without pictures."""
+        """Each linear of the block -> the rows [R, K] that it reads, R 2048 at most. Empty without pictures."""
         self._model.tensors = tensors
         self._recorder.inputs, self._recorder.largest = {}, {}
         if block.kind == "decoder_layer":
             self._advance_prefixes(block.index)
         self._recorder.recording = True
         if len(self._pixels):
-            getattr(self, f"_run_{block.kind}")(block.index)
+            self._run_by_kind[block.kind](block.index)
         self._recorder.recording = False
         return {name: _sample(parts) for name, parts in self._recorder.inputs.items()}
 
@@ -91,9 +100,6 @@ class Trace:
             for prompt, rows, layout in self._texts
         ]
 
-    def _run_head(self, _: int) -> None:
-        pass
-
     def _advance_prefixes(self, i: int) -> None:
         config = self._model.config.decoder
         for ids, rows in self._prefix_rows.items():
@@ -105,6 +111,8 @@ class Trace:
 
 
 class _Recorder(Ops):
+    """Plain operations that keep the inputs of every linear while `recording`."""
+
     def __init__(self) -> None:
         self.inputs: dict[str, list[Tensor]] = {}
         self.largest: dict[str, float] = {}

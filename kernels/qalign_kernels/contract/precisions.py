@@ -25,6 +25,8 @@ class Precision:
     nearest: str | None = None  # the precision to take where an engine has no kernels for this one
     higher: str | None = None  # what a linear becomes that this precision is too coarse for
     worst: float | None = None  # the relative squared error of a linear's output from which it does
+    most: float | None = None  # the largest number that its rows can hold, where a model's rows may pass it
+    shares: tuple[float, ...] = ()  # of the inputs' ranges, that an export tries to give to the weights
     arithmetic: str = ""  # the precision whose products these are, where they are another's
     capability: tuple[int, int] = (8, 0)  # of an NVIDIA GPU, that the kernels need: 8.0 has 8-bit tensor cores
 
@@ -33,10 +35,15 @@ class Precision:
         """Whether weights are whole or 8-bit numbers with a scale, and rows are rounded as well."""
         return self.rows is not None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether an export decides anything by pictures."""
+        return self.rounded or self.most is not None
+
 
 _ALL = (
     Precision("fp32", "float32", 4.0, ("onnx", "torch"), between="float32"),
-    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch")),
+    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch"), most=65504.0),
     Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16"),
     Precision(
         "fp8",
@@ -49,8 +56,26 @@ _ALL = (
         worst=0.02,
         capability=(8, 9),  # the first with 8-bit floats
     ),
-    Precision("int8", "int8", 1.0, ("onnx", "torch"), rows="int8", higher="fp32", worst=0.02),
-    # .54 bytes in torch's form, .65 in a graph's, and 1.2 in both
-    Precision("int4", "uint8", 0.6, ("onnx", "torch"), rows="int8", higher="int8", worst=0.1, arithmetic="int8"),
+    Precision(
+        "int8",
+        "int8",
+        1.0,
+        ("onnx", "torch"),
+        rows="int8",
+        higher="fp32",
+        worst=0.02,
+        shares=(0.4, 0.5, 0.6),
+    ),
+    Precision(
+        "int4",
+        "uint8",
+        0.6,  # .54 bytes in torch's form, .65 in a graph's, and 1.2 in both
+        ("onnx", "torch"),
+        rows="int8",
+        higher="int8",
+        worst=0.1,
+        shares=(0.15,),  # more would undo GPTQ's gain
+        arithmetic="int8",
+    ),
 )
 PRECISIONS: Mapping[str, Precision] = MappingProxyType({precision.name: precision for precision in _ALL})
