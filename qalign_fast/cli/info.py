@@ -43,7 +43,7 @@ def _engine(artifact: Artifact, device: str) -> dict[str, str]:
         return {"engine": f"none here: {error}"}
     if chosen.engine != "torch" or not chosen.place.startswith("cuda"):
         return {"engine": str(chosen)}
-    from qalign_fast.engines.torch_cuda import attention_of
+    from qalign_fast.engines.cuda_model import attention_of
 
     return {"engine": str(chosen), "attention": f"torch's, {attention_of(artifact.manifest.precision, chosen.place)}"}
 

@@ -20,6 +20,7 @@ from torch import Tensor
 import qalign_kernels
 from qalign_fast import families
 from qalign_fast.engines.common import BUCKETS
+from qalign_fast.engines.cuda_model import between_of, build_model
 from qalign_fast.families.family import Constants
 from qalign_fast.families.registry import find_family
 
@@ -83,8 +84,6 @@ def walk(device: Device, *models: Launches, batches: Sequence[int] = BUCKETS) ->
 
 @torch.inference_mode()
 def _launch(device: Device, launches: Launches, batch: int) -> None:
-    from qalign_fast.engines.torch_cuda import between_of, build_model
-
     family, config, precision, tensors, constants = launches
     meta, between, side = torch.device("meta"), between_of(precision), config.pixels.side
     model, there = build_model(find_family(family), config, precision, dict(tensors), constants, meta, device)

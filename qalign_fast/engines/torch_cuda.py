@@ -23,28 +23,15 @@ from qalign_fast.engines.common import bucket_of, fill_up, score_grey_picture, s
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.cuda_graphs import Graphs, Runner, Step
-from qalign_fast.engines.torch_weights import read_folded, set_threads, to_device
+from qalign_fast.engines.cuda_model import build_model
+from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.attention import BACKENDS, attention_backends
 from qalign_kernels.contract.ops import Ops
-from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from qalign_kernels.cuda.launch import Device
-
-
-def between_of(precision: str) -> torch.dtype:
-    """The type of what lies between products."""
-    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].between)
-    return dtype
-
-
-def attention_of(precision: str, device: str) -> str:
-    """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
+    pass
 
 
 class CudaEngine:
@@ -171,24 +158,3 @@ def build_engine(
     facts, precision = device_of(place), manifest.precision
     model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts, watch)
     return CudaEngine(manifest.family, model, precision, there, manifest.task_prompts, device, runner or Graphs(place))
-
-
-def build_model(
-    family: Family,
-    config: Any,
-    precision: str,
-    mapped: dict[str, Tensor],
-    constants: Mapping[str, Constants],
-    place: torch.device,
-    facts: Device,
-    watch: Callable[[Ops], Ops] = lambda ops: ops,
-) -> tuple[Any, dict[str, Constants]]:
-    """The model, and the constants where it is."""
-    from qalign_kernels.cuda.ops import TritonOps
-
-    between = between_of(precision)
-    ops = watch(TritonOps(facts, between))
-    tensors = to_device(family.schema(config), mapped, place, between)
-    model = family.models().CudaModel(config, tensors, ops, TritonOps(facts, torch.float32))
-    there = {name: tuple(x.to(place, between) for x in found) for name, found in constants.items()}
-    return model, there

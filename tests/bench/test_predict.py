@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from qalign_bench.contestants.random_model import make
 from qalign_bench.profiling.predict import H100, Counted, foresee
-from qalign_fast.engines.torch_cuda import build_model
+from qalign_fast.engines.cuda_model import build_model
 from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_kernels.cuda.ahead import Idle
 from qalign_kernels.cuda.ops import TritonOps

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from qalign_bench.contestants.random_model import launches, load, make
 from qalign_fast.engines import compile_ahead as ahead_of
-from qalign_fast.engines.torch_cuda import build_model
+from qalign_fast.engines.cuda_model import build_model
 from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_kernels.cuda import ahead
 from qalign_kernels.cuda.ahead import Pool

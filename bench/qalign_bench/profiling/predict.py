@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qalign_bench.contestants.random_model import RandomModel, make
 from qalign_bench.contestants.timed_ops import size_of
 from qalign_bench.figures.report import markdown_table
-from qalign_fast.engines.torch_cuda import between_of
+from qalign_fast.engines.cuda_model import between_of
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel

@@ -1,0 +1,51 @@
+"""A family's folded tensors in, its model on the Triton kernels of one GPU out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from qalign_fast.engines.torch_weights import to_device
+from qalign_fast.families.family import Constants, Family
+from qalign_kernels.contract.attention import BACKENDS, attention_backends
+from qalign_kernels.contract.ops import Ops
+from qalign_kernels.contract.precisions import PRECISIONS
+
+if TYPE_CHECKING:
+    from qalign_kernels.cuda.launch import Device
+
+
+def between_of(precision: str) -> torch.dtype:
+    """The type of what lies between products."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].between)
+    return dtype
+
+
+def attention_of(precision: str, device: str) -> str:
+    """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
+
+
+def build_model(
+    family: Family,
+    config: Any,
+    precision: str,
+    mapped: dict[str, Tensor],
+    constants: Mapping[str, Constants],
+    place: torch.device,
+    facts: Device,
+    watch: Callable[[Ops], Ops] = lambda ops: ops,
+) -> tuple[Any, dict[str, Constants]]:
+    """The model, and the constants where it is."""
+    from qalign_kernels.cuda.ops import TritonOps
+
+    between = between_of(precision)
+    ops = watch(TritonOps(facts, between))
+    tensors = to_device(family.schema(config), mapped, place, between)
+    model = family.models().CudaModel(config, tensors, ops, TritonOps(facts, torch.float32))
+    there = {name: tuple(x.to(place, between) for x in found) for name, found in constants.items()}
+    return model, there
