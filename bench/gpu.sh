@@ -158,7 +158,7 @@ PYTHON
 throughput() {
   local seconds=$1 name=$2
   shift 2
-  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli.app bench throughput --model "$MODEL" --device "$DEVICE" \
+  limited "$seconds" "$name" "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODEL" --device "$DEVICE" \
     --engine torch --work "$MODELS" --json "${BATCHES[@]/#/--batch=}" "$@" ${REPEAT:+--repeat="$REPEAT"} >"$OUT/gpu_$name.json"
 }
 
@@ -229,7 +229,7 @@ part_onnx() {
   [[ -d $MODELS/fp16-onnx ]] ||
     limited 400 model_onnx "$PYTHON" bench/studies/device_export.py "$MODEL" "$MODELS/fp16-onnx" --device "$DEVICE" \
       --precision fp16 --engine onnx-cuda &&
-    limited 120 throughput_onnx "$PYTHON" -m qalign_fast.cli.app bench throughput --model "$MODELS/fp16-onnx" \
+    limited 120 throughput_onnx "$PYTHON" -m qalign_fast.cli bench throughput --model "$MODELS/fp16-onnx" \
       --device "$DEVICE" --engine onnx-cuda --json "${BATCHES[@]/#/--batch=}" --repeat 60 >"$OUT/gpu_throughput_onnx.json"
 }
 

@@ -46,7 +46,7 @@ from qalign_fast.levels import score_of
 from qalign_fast.pixels.picture import load_pixels
 from support.goldens import GOLDEN, PICTURES, ROOT
 
-CLI = [sys.executable, "-m", "qalign_fast.cli.app", "bench"]
+CLI = [sys.executable, "-m", "qalign_fast.cli", "bench"]
 BOTH = (prompt("quality"), prompt("aesthetics"))
 REQUIRED = (  # of every run, by the issue
     "images_per_second",

@@ -192,7 +192,7 @@ def test_interrupting_leaves_complete_rows_and_exits_130(tmp_path: Path, model: 
 
 def test_a_reader_that_leaves_early_is_no_traceback(folder: Path, model: tuple[str, str]) -> None:
     sources = "\n".join([str(folder / "chelsea_small.png")] * 3000)
-    command = f"{sys.executable} -m qalign_fast.cli.app score - --batch-size 1 {' '.join(model)} | head -n 1"
+    command = f"{sys.executable} -m qalign_fast.cli score - --batch-size 1 {' '.join(model)} | head -n 1"
     done = subprocess.run(command, shell=True, input=sources, capture_output=True, text=True, timeout=120, check=False)
     assert json.loads(done.stdout)["error"] is None
     assert "Traceback" not in done.stderr

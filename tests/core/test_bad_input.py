@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qalign_fast import ImageError
+from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.pixels.picture import load_pixels
 from support.pictures import png_chunk
@@ -192,7 +192,7 @@ def test_damaged_files_score_or_give_an_image_error(kind: str, cut: float, flips
     for place, value in flips:
         data[int(place * (len(data) - 1))] = value
     try:
-        pixels = load_pixels(bytes(data[: int(len(data) * cut) + 1]), RULE, max_pixels=1_000_000)
+        pixels = load_pixels(bytes(data[: int(len(data) * cut) + 1]), RULE, limits=PictureLimits(max_pixels=1_000_000))
         assert pixels.shape == (112, 112, 3)
     except ImageError as error:
         assert "\n" not in str(error)

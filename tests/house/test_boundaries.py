@@ -168,7 +168,7 @@ def test_scoring_writes_nothing_and_opens_no_socket(tmp_path: Path) -> None:
     home.mkdir()
     work.mkdir()
     log = tmp_path / "trace"
-    command = [sys.executable, "-B", "-m", "qalign_fast.cli.app", "score", str(PICTURES), "--format", "jsonl"]
+    command = [sys.executable, "-B", "-m", "qalign_fast.cli", "score", str(PICTURES), "--format", "jsonl"]
     if STRACE:
         command = [STRACE, "-f", "-e", "trace=socket,connect,openat,mkdir,mkdirat", "-o", str(log), *command]
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(work)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-CLI = [sys.executable, "-m", "qalign_fast.cli.app"]
+CLI = [sys.executable, "-m", "qalign_fast.cli"]
 
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:

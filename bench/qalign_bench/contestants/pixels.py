@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.pixels.picture import PLAIN, PixelForm, Pixels, load_pixels, pixel_form
+from qalign_fast.pixels.picture import PLAIN, PixelPath, Pixels, load_pixels, pixel_path
 
 _RULE = PixelRule(448)
 
@@ -31,9 +31,9 @@ class PixelTimes:
     decode_ms: list[float] = field(default_factory=list)  # of it, until all is RGB
 
 
-def forms() -> tuple[PixelForm, ...]:
+def forms() -> tuple[PixelPath, ...]:
     """Pillow's, and the native one where its library was built."""
-    best = pixel_form()
+    best = pixel_path()
     return (PLAIN,) if best is PLAIN else (PLAIN, best)
 
 
@@ -41,7 +41,7 @@ def measure_pixels(
     files: Sequence[str | os.PathLike[str]],
     repeat: int = 5,
     rule: PixelRule = _RULE,
-    chosen: Sequence[PixelForm] = (),
+    chosen: Sequence[PixelPath] = (),
 ) -> list[PixelTimes]:
     """The files in their order, each in every form: those `chosen`, by default all. Raises ImageError."""
     clocks = [_Clock(form) for form in chosen or forms()]
@@ -55,7 +55,7 @@ def measure_pixels(
 
 def _play(file: Path, rule: PixelRule, clock: _Clock, result: PixelTimes, timed: bool) -> None:
     started = time.perf_counter()
-    pixels = load_pixels(file, rule, form=clock)
+    pixels = load_pixels(file, rule, path=clock)
     ended = time.perf_counter()
     result.sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     if timed:
@@ -66,7 +66,7 @@ def _play(file: Path, rule: PixelRule, clock: _Clock, result: PixelTimes, timed:
 class _Clock:
     """A form that keeps when it had decoded."""
 
-    def __init__(self, form: PixelForm) -> None:
+    def __init__(self, form: PixelPath) -> None:
         self.name, self._form = form.name, form
         self.decoded = 0.0
 

@@ -24,6 +24,7 @@ class Precision:
     higher: str | None = None  # what a linear becomes that this precision is too coarse for
     worst: float | None = None  # the relative squared error of a linear's output from which it does
     arithmetic: str = ""  # the precision whose products these are, where they are another's
+    native: bool = False  # whether the C++ kernels are several times as fast as plain torch on a CPU
     capability: tuple[int, int] = (8, 0)  # of an NVIDIA GPU, that the kernels need: 8.0 has 8-bit tensor cores
 
     @property
@@ -34,8 +35,8 @@ class Precision:
 
 _ALL = (
     Precision("fp32", "float32", 4.0, ("onnx", "torch"), between="float32"),
-    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch")),
-    Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16"),
+    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch"), native=True),
+    Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16", native=True),
     Precision(
         "fp8",
         "float8_e4m3fn",
@@ -47,8 +48,10 @@ _ALL = (
         worst=0.02,
         capability=(8, 9),  # the first with 8-bit floats
     ),
-    Precision("int8", "int8", 1.0, ("onnx", "torch"), rows="int8", higher="fp32", worst=0.02),
+    Precision("int8", "int8", 1.0, ("onnx", "torch"), rows="int8", higher="fp32", worst=0.02, native=True),
     # .54 bytes in torch's form, .65 in a graph's, and 1.2 in both
-    Precision("int4", "uint8", 0.6, ("onnx", "torch"), rows="int8", higher="int8", worst=0.1, arithmetic="int8"),
+    Precision(
+        "int4", "uint8", 0.6, ("onnx", "torch"), rows="int8", higher="int8", worst=0.1, arithmetic="int8", native=True
+    ),
 )
 PRECISIONS: Mapping[str, Precision] = MappingProxyType({precision.name: precision for precision in _ALL})
