@@ -17,7 +17,8 @@ from qalign_fast.errors import (
     VideoError,
 )
 from qalign_fast.levels import LEVELS, Score, level_of
-from qalign_fast.scorer import PictureLimits, Scorer
+from qalign_fast.pixels.limits import PictureLimits
+from qalign_fast.scorer import Scorer
 from qalign_fast.version import __version__
 
 __all__ = [

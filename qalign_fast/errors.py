@@ -29,6 +29,10 @@ class DeviceError(QAlignError):
     """A device, engine or precision that this machine or this model lacks."""
 
 
+class OptionError(QAlignError, ValueError):
+    """A number or a name that a call does not take."""
+
+
 class MissingExtraError(QAlignError, ImportError):
     """An optional dependency that is not installed; the message holds the line that installs it."""
 

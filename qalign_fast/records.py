@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Protocol, TypeAlias
 
-from qalign_fast.levels import LEVELS, Score
+from qalign_fast.feed.items import Scored
+from qalign_fast.levels import FIVE_LEVELS, Scale, Score
 
 Row: TypeAlias = dict[str, Any]
 FORMATS = ("table", "jsonl", "csv")
@@ -32,16 +34,27 @@ def make_row(source: str, task: str, result: Score | Exception) -> Row:
     return row
 
 
+def make_rows(scored: Iterable[Scored[str]], tasks: Sequence[str]) -> Iterator[Row]:
+    """A row for each item and task, in order; an item's key is its source."""
+    for each in scored:
+        for task in tasks:
+            yield make_row(each.key, task, each.error or each.get()[task])
+
+
 class Writer(Protocol):
     def write(self, row: Row) -> None: ...
 
     def close(self) -> None: ...
 
 
-def make_writer(kind: str, out: IO[str]) -> Writer:
-    """A writer of one of FORMATS. JSON lines and CSV appear row by row; a table when it is closed."""
-    kinds: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"jsonl": JsonLines, "csv": Csv, "table": Table}
-    return kinds[kind](out)
+def make_writer(kind: str, out: IO[str], scale: Scale = FIVE_LEVELS) -> Writer:
+    """A writer of one of FORMATS, for scores on a scale.
+
+    JSON lines and CSV appear row by row; a table when it is closed.
+    """
+    if kind == "csv":
+        return Csv(out, scale)
+    return JsonLines(out) if kind == "jsonl" else Table(out, scale)
 
 
 class JsonLines:
@@ -57,13 +70,12 @@ class JsonLines:
 
 
 class Csv:
-    """Probabilities are five columns, named by level."""
+    """Each level's probability is a column of its name."""
 
-    FIELDS = ("source", "task", "score", "level", *LEVELS, "frames", "error")
-
-    def __init__(self, out: IO[str]) -> None:
+    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS) -> None:
         self._out = out
-        self._writer = csv.DictWriter(out, self.FIELDS, extrasaction="ignore", lineterminator="\n")
+        fields = ("source", "task", "score", "level", *scale.words, "frames", "error")
+        self._writer = csv.DictWriter(out, fields, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, row: Row) -> None:
@@ -77,8 +89,8 @@ class Csv:
 class Table:
     """For people: as wide as it must be where no terminal sets a width."""
 
-    def __init__(self, out: IO[str]) -> None:
-        self._out = out
+    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS) -> None:
+        self._out, self._scale = out, scale
         self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
@@ -93,7 +105,7 @@ class Table:
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("source", overflow="fold")
         table.add_column("task")
-        table.add_column("score 1..5", justify="right")
+        table.add_column(f"score {self._scale.low:g}..{self._scale.high:g}", justify="right")
         table.add_column("level", overflow="fold")
         for row in self._rows:
             frames = f" ({row['frames']} frames)" if "frames" in row else ""

@@ -1,4 +1,4 @@
-"""What a user names on the command line in, the sources to score out: files, folders, globs, and lists from stdin."""
+"""What a user names on the command line in, items to score out: files, folders, globs, and lists from stdin."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from qalign_fast.pixels import clip
+from qalign_fast.feed.items import ClipOptions, Item
 
+CLIP_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split())
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .tif .tiff .bmp .ppm .pgm .pbm .avif .mpo".split())
 
 
@@ -30,11 +31,17 @@ def find_sources(paths: Iterable[str], stdin: TextIO, *, recursive: bool) -> Ite
             yield path
 
 
+def to_items(sources: Iterable[str], clip: ClipOptions) -> Iterator[Item[str]]:
+    """An item for each source, which is its key: a picture or, by its suffix, a clip."""
+    for source in sources:
+        yield Item(source, source, "video" if is_video(source) else "image", clip)
+
+
 def is_video(source: str) -> bool:
-    return Path(source).suffix.lower() in clip.SUFFIXES
+    return Path(source).suffix.lower() in CLIP_SUFFIXES
 
 
 def _in_folder(folder: Path, recursive: bool) -> list[str]:
-    wanted = IMAGE_SUFFIXES | clip.SUFFIXES
+    wanted = IMAGE_SUFFIXES | CLIP_SUFFIXES
     found = folder.rglob("*") if recursive else folder.glob("*")
     return sorted(str(p) for p in found if p.suffix.lower() in wanted and p.is_file())

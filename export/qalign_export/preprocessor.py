@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.pixels.rule import SquareRule
 
 
-def write_preprocessor(rule: PixelRule, directory: Path) -> None:
+def write_preprocessor(rule: SquareRule, directory: Path) -> None:
     """Writes the file into an artifact's or a checkpoint's directory."""
     content = {
         "image_processor_type": "CLIPImageProcessor",

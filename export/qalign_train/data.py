@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from qalign_export.distortions import DISTORTIONS
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.pixels.picture import to_pixels
+from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.rule import SquareRule
 
 # Debian packages (GPL-2+ or Creative Commons): used for training and named in the model card, never shipped.
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04")
@@ -100,7 +100,7 @@ def detail(tile: Image.Image) -> float:
     return float(np.percentile(blocks, 70))
 
 
-def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_sample(tile: Image.Image, rule: SquareRule, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A tile, distorted at random, as pixels uint8 [S, S, 3], and each family's severity in DISTORTIONS' order."""
     severities = np.zeros(len(DISTORTIONS), np.float32)
     for family in rng.choice(len(DISTORTIONS), rng.choice(3, p=(0.1, 0.75, 0.15)), replace=False, p=_SHARES):
@@ -108,7 +108,7 @@ def make_sample(tile: Image.Image, rule: PixelRule, rng: np.random.Generator) ->
         tile = list(DISTORTIONS.values())[family](tile, severities[family], rng)
     if rng.random() < 0.5:
         tile = tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return to_pixels(tile, rule), severities
+    return rule.apply(tile, PLAIN), severities
 
 
 def rating(severities: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def rating(severities: np.ndarray) -> np.ndarray:
 class Pool:
     """Samples in shared memory, kept fresh by one worker process of low priority."""
 
-    def __init__(self, photographs: list[Path], rule: PixelRule, slots: int, tiles: int, seed: int) -> None:
+    def __init__(self, photographs: list[Path], rule: SquareRule, slots: int, tiles: int, seed: int) -> None:
         self.rule, self.slots = rule, slots
         shapes = {
             np.uint8: (slots, rule.side, rule.side, 3),

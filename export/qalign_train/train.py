@@ -27,8 +27,8 @@ from qalign_export.distortions import DISTORTIONS
 from qalign_fast.families.mplug_owl2.config_json import parse_config
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.levels import LEVELS, level_of, score_of
+from qalign_fast.pixels.rule import SquareRule
 from qalign_train.data import Pool, fetch_photographs, is_validation, rating
 from qalign_train.initial import initialize, whiten_filters
 from qalign_train.write_checkpoint import write_checkpoint
@@ -202,7 +202,7 @@ def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str,
     }
 
 
-def take(photographs: list[Path], rule: PixelRule, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def take(photographs: list[Path], rule: SquareRule, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A fixed set of samples: pixels [count, S, S, 3] and ratings [count]."""
     pool = Pool(photographs, rule, count, tiles=24, seed=seed)
     while pool.filled() < count:

@@ -1,5 +1,8 @@
-"""`qalign-fast`: the command line."""
+"""The command line: `app` starts it, and each command has a file."""
 
-from qalign_fast.cli.app import main
 
-__all__ = ["main"]
+def main() -> None:
+    """The console script."""
+    from qalign_fast.cli.app import main
+
+    main()

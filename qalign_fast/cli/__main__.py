@@ -1,5 +1,5 @@
 """`python -m qalign_fast.cli`: the same as the console script."""
 
-from qalign_fast.cli.app import main
+from qalign_fast.cli import main
 
 main()

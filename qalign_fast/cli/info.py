@@ -1,12 +1,15 @@
-"""A model reference in, facts for people out: what `qalign-fast info` prints."""
+"""`qalign-fast info`: a model reference in, facts for people out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
+from qalign_fast.cli.console import NoVerify, print_facts
 from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.load import CHECKPOINT_PRECISIONS
 from qalign_fast.engines.options import LoadOptions
@@ -14,6 +17,16 @@ from qalign_fast.errors import QAlignError
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
 from qalign_kernels.cpu import native
+
+
+def info(
+    model: Annotated[str | None, typer.Argument(help="As score's --model.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="As score's: which engine would run there is said.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    no_verify: NoVerify = False,
+) -> None:
+    """Say what a model is: sizes, tasks, precision, files, licence, and which engine would run it here."""
+    print_facts(describe(model, device=device, verify=not no_verify), as_json=json)
 
 
 def describe(model: str | Path | None, *, device: str = "auto", verify: bool = True) -> dict[str, Any]:

@@ -10,20 +10,21 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from qalign_fast.errors import MissingExtraError, VideoError
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.pixels.picture import Pixels, pixel_form
+from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
+from qalign_fast.pixels.paths import pixel_path
+from qalign_fast.pixels.rule import PixelRule, Pixels
 
 if TYPE_CHECKING:
     import av
     from av.video.frame import VideoFrame
 
-SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .wmv .flv .3gp .ogv".split())
 Sampling = Literal["index", "time"]
 
 
@@ -53,20 +54,24 @@ def load_clip(
     max_frames: int,
     fps: float = 1.0,
     sampling: Sampling = "index",
+    limits: PictureLimits = LIMITS,
 ) -> Clip:
     """The frames of a video file, `fps` a second, at most max_frames spread evenly; at least one.
 
-    Raises VideoError naming the file for one that has no frame to decode, MissingExtraError where PyAV is missing.
+    Raises VideoError naming the file for one over the limits, before a pixel is decoded, and for one that has no frame
+    to decode; MissingExtraError where PyAV is missing.
     """
     av = import_av()
     name = os.fspath(path)
     if not fps > 0 or fps == float("inf"):
         raise VideoError(f"fps is {fps}; expected a positive number of frames a second")
     try:
+        if limits.max_bytes is not None:
+            check_bytes(Path(name).stat().st_size, name, limits.max_bytes, VideoError)
         with av.open(name) as container:
-            extent = _measure(container, name)
+            extent = _measure(container, name, limits)
         with av.open(name) as container:
-            return _sample(container, extent, rule, max_frames, Fraction(fps), sampling, name)
+            return _sample(container, extent, rule, max_frames, Fraction(fps), sampling, name, limits)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:  # PyAV's for a path with a null byte
@@ -91,11 +96,13 @@ def import_av() -> ModuleType:
     return module
 
 
-def _measure(container: av.container.InputContainer, name: str) -> _Extent:
+def _measure(container: av.container.InputContainer, name: str, limits: PictureLimits) -> _Extent:
     """Frames are counted, not read from the header, which may be wrong or silent."""
     if not container.streams.video:
         raise VideoError(f"{name}: has no video stream")
     stream = container.streams.video[0]
+    if stream.width and stream.height:  # a header without a size: each frame is checked all the same
+        check_size((stream.width, stream.height), name, limits.max_pixels, VideoError)
     frames, first, last = 0, None, None
     try:
         for packet in container.demux(stream):
@@ -122,6 +129,7 @@ def _sample(
     fps: Fraction,
     sampling: Sampling,
     name: str,
+    limits: PictureLimits,
 ) -> Clip:
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
@@ -136,12 +144,18 @@ def _sample(
         frames = _by_index(decoded, [int(rate * i / fps) for i in chosen])
     else:
         frames = _by_time(decoded, [extent.start + i / fps for i in chosen])
-    pixels = [pixel_form().resize(cast(Pixels, frame.to_ndarray(format="rgb24")), rule) for frame in frames]
+    pixels = [_resize(frame, rule, name, limits) for frame in frames]
     if not pixels:
         raise VideoError(f"{name}: not a single frame can be decoded")
     if len(pixels) < len(chosen):
         warnings.append(f"the stream breaks off: {len(pixels)} of {len(chosen)} frames could be decoded")
     return Clip(np.stack(pixels), tuple(warnings))
+
+
+def _resize(frame: VideoFrame, rule: PixelRule, name: str, limits: PictureLimits) -> Pixels:
+    """uint8 [S, S, 3] of a frame, whose size may be another than the header's."""
+    check_size((frame.width, frame.height), name, limits.max_pixels, VideoError)
+    return rule.apply(cast("Pixels", frame.to_ndarray(format="rgb24")), pixel_path())
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:

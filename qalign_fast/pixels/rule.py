@@ -1,18 +1,52 @@
-"""How a picture becomes a model's input: what every family says of its pixels."""
+"""How a picture becomes a model's input: each family's sizes hold one such rule."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL import Image
 
-    from qalign_fast.pixels.picture import Pixels
+    from qalign_fast.pixels.paths import PixelPath
+
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 class PixelRule(Protocol):
-    """One family's rule, with its numbers; frozen."""
+    """A family's rule with its numbers; frozen."""
 
-    def apply(self, rgb: Image.Image | Pixels, path: Any) -> Pixels:
-        """Pillow's RGB, or uint8 [H, W, 3 or 4] of which 3 count -> uint8 [H', W', 3], along a `PixelPath`."""
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes a picture's pixels take at most."""
         ...
+
+    def apply(self, rgb: Image.Image | Pixels, path: PixelPath) -> Pixels:
+        """Pillow's RGB, or uint8 [H, W, 3 or 4] of which 3 count -> uint8 [H', W', 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquareRule:
+    """Padded with the mean colour to a square around its middle, resized to `side`, normalized with mean and std."""
+
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def pad(self) -> tuple[int, int, int]:
+        """The padding's colour, as upstream computes it: the mean, rounded down."""
+        r, g, b = (int(255 * m) for m in self.mean)
+        return r, g, b
+
+    @property
+    def most_bytes(self) -> int:
+        return 3 * self.side**2
+
+    def apply(self, rgb: Image.Image | Pixels, path: PixelPath) -> Pixels:
+        """uint8 [S, S, 3]. Normalization is left to the model, whose first layer has it folded in."""
+        return path.square(rgb, self.side, self.pad)

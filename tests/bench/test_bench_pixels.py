@@ -11,7 +11,8 @@ from PIL import Image
 
 from qalign_bench.contestants.pixels import forms, measure_pixels
 from qalign_fast import ImageError
-from qalign_fast.pixels.picture import PLAIN, Pixels
+from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.rule import Pixels
 from support.pictures import RULE, pad_then_resize, random_picture
 
 

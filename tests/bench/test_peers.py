@@ -27,7 +27,7 @@ from qalign_export.writer import export_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin, origins
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS, prompt
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.levels import score_of
 from qalign_fast.pixels.picture import load_pixels
 from support.goldens import GOLDEN, PICTURES, ROOT
@@ -301,4 +301,4 @@ def test_upstreams_own_code_scores_as_ours_does_on_random_numbers(random_artifac
 
 
 def sha256(file: str, side: int) -> str:
-    return hashlib.sha256(load_pixels(Path(file), PixelRule(side)).tobytes()).hexdigest()
+    return hashlib.sha256(load_pixels(Path(file), pixel_rule(side)).tobytes()).hexdigest()

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qalign_fast import ImageError
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast import ImageError, PictureLimits
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.pixels.picture import load_pixels
 from support.pictures import png_chunk
 
-RULE = PixelRule(112)
+RULE = pixel_rule(112)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
 
@@ -192,7 +192,7 @@ def test_damaged_files_score_or_give_an_image_error(kind: str, cut: float, flips
     for place, value in flips:
         data[int(place * (len(data) - 1))] = value
     try:
-        pixels = load_pixels(bytes(data[: int(len(data) * cut) + 1]), RULE, max_pixels=1_000_000)
+        pixels = load_pixels(bytes(data[: int(len(data) * cut) + 1]), RULE, limits=PictureLimits(max_pixels=1_000_000))
         assert pixels.shape == (112, 112, 3)
     except ImageError as error:
         assert "\n" not in str(error)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError
 from qalign_fast.artifact.manifest import MANIFEST, Manifest, PromptEntry, hash_file, read_manifest
 from qalign_fast.artifact.manifest import PROMPTS as PROMPT_FILE
-from qalign_fast.cli.app import app
+from qalign_fast.cli.app import make_app
 from qalign_fast.families import registry
 from support.clips import constant, write_clip
 from support.goldens import PICTURES, Golden
@@ -110,13 +110,13 @@ def test_clips_too(artifact: Path, tmp_path: Path) -> None:
 
 def test_the_command_line_shows_its_levels_and_range(artifact: Path, checkpoint: Path) -> None:
     options = ["score", str(FILES[0]), "--model", str(artifact), "--task", "sharpness"]
-    run = CliRunner().invoke(app, [*options, "--format", "csv"])
+    run = CliRunner().invoke(make_app([]), [*options, "--format", "csv"])
     assert run.exit_code == 0, run.output
     [row] = csv.DictReader(io.StringIO(run.stdout))
     assert float(row["score"]) == pytest.approx(directly(checkpoint, FILES[0]), abs=1e-4)
     assert sum(float(row[word]) for word in ("sharp", "soft", "blurred")) == pytest.approx(1, abs=1e-5)
-    assert "score 0..10" in CliRunner().invoke(app, [*options, "--format", "table"]).stdout
-    assert "48 on the longer side" in CliRunner().invoke(app, ["info", str(artifact)]).stdout
+    assert "score 0..10" in CliRunner().invoke(make_app([]), [*options, "--format", "table"]).stdout
+    assert "48 on the longer side" in CliRunner().invoke(make_app([]), ["info", str(artifact)]).stdout
 
 
 def test_what_the_family_lacks_is_said(artifact: Path, narrow: Golden) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qalign_fast import ImageError
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.pixels.picture import PLAIN, load_pixels
+from qalign_fast import ImageError, PictureLimits
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.picture import load_pixels
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
 
@@ -19,14 +20,14 @@ def test_300_sizes_are_bit_identical_to_padding_first() -> None:
     for width, height in sizes_300():
         picture = random_picture(rng, width, height)
         expected = pad_then_resize(picture)
-        np.testing.assert_array_equal(load_pixels(picture, RULE, form=PLAIN), expected, f"{width}x{height}")
+        np.testing.assert_array_equal(load_pixels(picture, RULE, path=PLAIN), expected, f"{width}x{height}")
 
 
 def test_another_side_than_448() -> None:
     rng = np.random.default_rng(1)
     for side in (112, 224, 336):
         picture = random_picture(rng, 300, 200)
-        np.testing.assert_array_equal(load_pixels(picture, PixelRule(side)), pad_then_resize(picture, side))
+        np.testing.assert_array_equal(load_pixels(picture, pixel_rule(side)), pad_then_resize(picture, side))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
@@ -90,7 +91,9 @@ def test_exif_orientation_is_ignored_unless_asked() -> None:
     rgb.save(file, "PNG", exif=exif)
     np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE), load_pixels(rgb, RULE))
     turned = rgb.transpose(Image.Transpose.ROTATE_270)
-    np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE, exif_rotate=True), load_pixels(turned, RULE))
+    np.testing.assert_array_equal(
+        load_pixels(file.getvalue(), RULE, limits=PictureLimits(exif_rotate=True)), load_pixels(turned, RULE)
+    )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
@@ -111,5 +114,5 @@ def test_limits_can_be_moved() -> None:
     data = file.getvalue()
     for limits in ({"max_pixels": 9_999}, {"max_bytes": len(data) - 1}):
         with pytest.raises(ImageError, match="over the limit"):
-            load_pixels(data, RULE, **limits)
-    load_pixels(data, RULE, max_pixels=10_000, max_bytes=len(data))
+            load_pixels(data, RULE, limits=PictureLimits(**limits))
+    load_pixels(data, RULE, limits=PictureLimits(max_pixels=10_000, max_bytes=len(data)))

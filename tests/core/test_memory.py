@@ -45,12 +45,13 @@ def test_a_bomb_is_refused_without_pixel_memory(tmp_path: Path) -> None:
 import warnings
 warnings.simplefilter("ignore")
 import resource
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels.rule import SquareRule
 from qalign_fast.pixels.picture import ImageError, load_pixels
-load_pixels(bytes.fromhex("50360a31203120323535 0a000000".replace(" ", "")), PixelRule(448))
+load_pixels(bytes.fromhex("50360a31203120323535 0a000000".replace(" ", "")), pixel_rule(448))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load_pixels(sys.argv[1], PixelRule(448))
+    load_pixels(sys.argv[1], pixel_rule(448))
 except ImageError as error:
     assert "over the limit" in str(error), error
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
@@ -133,9 +134,10 @@ print(max(peak, anonymous()) - before)
 def test_a_long_clip_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
     code = """
 import resource
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels.rule import SquareRule
 from qalign_fast.pixels.clip import load_clip
-assert len(load_clip(sys.argv[1], PixelRule(112), max_frames=8, fps=30).pixels) == 8
+assert len(load_clip(sys.argv[1], pixel_rule(112), max_frames=8, fps=30).pixels) == 8
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
     peaks = []

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from qalign_fast import Scorer, VideoError
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.pixels.clip import load_clip
 from support.clips import constant, write_clip
 from support.goldens import Golden
 
-RULE = PixelRule(112)
+RULE = pixel_rule(112)
 
 
 def numbers(path: Path, **options: object) -> list[int]:

@@ -27,9 +27,9 @@ from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
 from qalign_fast.levels import WEIGHTS
-from qalign_fast.pixels.picture import to_pixels, to_rgb
+from qalign_fast.pixels.paths import PLAIN, to_rgb
+from qalign_fast.pixels.rule import SquareRule
 from qalign_kernels.contract.linear import Weight, expand_weight, int8_product, linear, spread_int4
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import GROUP
@@ -287,7 +287,7 @@ def test_eight_bits_are_nowhere_worse_than_rounding_blindly(folder: str, rounded
     assert worse.mean() <= 2 * worse.std() / np.sqrt(len(worse))
 
 
-def crop_pictures(rule: PixelRule, count: int) -> np.ndarray:
+def crop_pictures(rule: SquareRule, count: int) -> np.ndarray:
     """uint8 [6 * count, S, S, 3]: squares of at least half a side, out of every golden picture."""
     random, crops = np.random.default_rng(0), []
     for path in sorted((GOLDEN / "pictures").iterdir()):
@@ -295,7 +295,7 @@ def crop_pictures(rule: PixelRule, count: int) -> np.ndarray:
         for _ in range(count):
             side = int(random.integers(min(picture.size) // 2, min(picture.size)))
             x, y = (int(random.integers(0, size - side + 1)) for size in picture.size)
-            crops.append(to_pixels(picture.crop((x, y, x + side, y + side)), rule))
+            crops.append(rule.apply(picture.crop((x, y, x + side, y + side)), PLAIN))
     return np.stack(crops)
 
 

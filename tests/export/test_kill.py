@@ -29,11 +29,11 @@ def export(out: str) -> None:
     """Runs `qalign-fast export`."""
     import torch
 
-    from qalign_fast.cli.app import app
+    from qalign_fast.cli.app import main
 
     torch.set_num_threads(1)
     sys.argv = ["qalign-fast", "export", str(GOLDEN / "narrow-112"), out]
-    app.main()
+    main()
 
 
 def start(out: Path) -> ForkServerProcess:

@@ -8,9 +8,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 
-RULE = PixelRule(448)
+RULE = pixel_rule(448)
 
 
 EDGES = [(1, 1), (1, 5000), (5000, 1), (447, 448), (448, 448), (449, 448), (448, 447), (448, 449), (2, 3), (1000, 448)]

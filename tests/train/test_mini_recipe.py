@@ -17,7 +17,7 @@ from qalign_fast.families.mplug_owl2.config_json import parse_config, read_confi
 from qalign_fast.families.mplug_owl2.model.checkpoint import load_model, origins
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_train.data import Pool, make_sample, rating
 from qalign_train.initial import initialize, whiten_filters
 from qalign_train.train import SIZES, Trained, parameter_groups, train_step
@@ -85,7 +85,7 @@ def test_a_checkpoint_is_read_back_to_float16_rounding(
 def test_the_pool_gives_whole_samples_and_its_worker_ends(tmp_path: Path) -> None:
     path = tmp_path / "photograph.png"
     dead_leaves(np.random.default_rng(3), 1600, 1200).save(path)
-    pool = Pool([path], PixelRule(64), slots=16, tiles=2, seed=0)
+    pool = Pool([path], pixel_rule(64), slots=16, tiles=2, seed=0)
     try:
         deadline = time.monotonic() + 60
         while pool.filled() < 16 and time.monotonic() < deadline:

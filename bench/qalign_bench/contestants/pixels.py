@@ -14,10 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
-from qalign_fast.pixels.picture import PLAIN, PixelForm, Pixels, load_pixels, pixel_form
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels.paths import PLAIN, PixelPath, pixel_path
+from qalign_fast.pixels.picture import load_pixels
+from qalign_fast.pixels.rule import Pixels, SquareRule
 
-_RULE = PixelRule(448)
+_RULE = pixel_rule(448)
 
 
 @dataclass
@@ -31,17 +33,17 @@ class PixelTimes:
     decode_ms: list[float] = field(default_factory=list)  # of it, until all is RGB
 
 
-def forms() -> tuple[PixelForm, ...]:
+def forms() -> tuple[PixelPath, ...]:
     """Pillow's, and the native one where its library was built."""
-    best = pixel_form()
+    best = pixel_path()
     return (PLAIN,) if best is PLAIN else (PLAIN, best)
 
 
 def measure_pixels(
     files: Sequence[str | os.PathLike[str]],
     repeat: int = 5,
-    rule: PixelRule = _RULE,
-    chosen: Sequence[PixelForm] = (),
+    rule: SquareRule = _RULE,
+    chosen: Sequence[PixelPath] = (),
 ) -> list[PixelTimes]:
     """The files in their order, each in every form: those `chosen`, by default all. Raises ImageError."""
     clocks = [_Clock(form) for form in chosen or forms()]
@@ -53,9 +55,9 @@ def measure_pixels(
     return list(results.values())
 
 
-def _play(file: Path, rule: PixelRule, clock: _Clock, result: PixelTimes, timed: bool) -> None:
+def _play(file: Path, rule: SquareRule, clock: _Clock, result: PixelTimes, timed: bool) -> None:
     started = time.perf_counter()
-    pixels = load_pixels(file, rule, form=clock)
+    pixels = load_pixels(file, rule, path=clock)
     ended = time.perf_counter()
     result.sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     if timed:
@@ -66,7 +68,7 @@ def _play(file: Path, rule: PixelRule, clock: _Clock, result: PixelTimes, timed:
 class _Clock:
     """A form that keeps when it had decoded."""
 
-    def __init__(self, form: PixelForm) -> None:
+    def __init__(self, form: PixelPath) -> None:
         self.name, self._form = form.name, form
         self.decoded = 0.0
 
@@ -75,5 +77,5 @@ class _Clock:
         self.decoded = time.perf_counter()
         return rgb
 
-    def resize(self, rgb: Image.Image | Pixels, rule: PixelRule) -> Pixels:
-        return self._form.resize(rgb, rule)
+    def square(self, rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
+        return self._form.square(rgb, side, pad)

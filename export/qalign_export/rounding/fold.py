@@ -19,7 +19,8 @@ from torch import Tensor
 
 from qalign_fast.families.mplug_owl2.model.abstractor import NORM_EPS
 from qalign_fast.families.mplug_owl2.model.vision import fold_normalization
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig, PixelRule
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.pixels.rule import SquareRule
 
 Tensors = dict[str, Tensor]
 
@@ -67,7 +68,7 @@ def _embedding(config: ModelConfig) -> Block:
     return Block("embedding", 0, tuple(f"vision.{n}" for n in names), partial(fold_embedding, rule=config.pixels))
 
 
-def fold_embedding(w: Tensors, rule: PixelRule) -> Tensors:
+def fold_embedding(w: Tensors, rule: SquareRule) -> Tensors:
     """The normalization of pixels goes into the patches' weight and, with the positions, into a table [T, D]."""
     weight, bias = fold_normalization(w["vision.patch"].double(), rule)
     positions = w["vision.positions"].double()

@@ -28,6 +28,7 @@ class Precision:
     most: float | None = None  # the largest number that its rows can hold, where a model's rows may pass it
     shares: tuple[float, ...] = ()  # of the inputs' ranges, that an export tries to give to the weights
     arithmetic: str = ""  # the precision whose products these are, where they are another's
+    native: bool = False  # whether the C++ kernels are several times as fast as plain torch on a CPU
     capability: tuple[int, int] = (8, 0)  # of an NVIDIA GPU, that the kernels need: 8.0 has 8-bit tensor cores
 
     @property
@@ -43,8 +44,8 @@ class Precision:
 
 _ALL = (
     Precision("fp32", "float32", 4.0, ("onnx", "torch"), between="float32"),
-    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch"), most=65504.0),
-    Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16"),
+    Precision("fp16", "float16", 2.0, ("onnx", "onnx-cuda", "torch"), most=65504.0, native=True),
+    Precision("bf16", "bfloat16", 2.0, ("torch",), between="bfloat16", nearest="fp16", native=True),
     Precision(
         "fp8",
         "float8_e4m3fn",
@@ -65,6 +66,7 @@ _ALL = (
         higher="fp32",
         worst=0.02,
         shares=(0.4, 0.5, 0.6),
+        native=True,
     ),
     Precision(
         "int4",
@@ -76,6 +78,7 @@ _ALL = (
         worst=0.1,
         shares=(0.15,),  # more would undo GPTQ's gain
         arithmetic="int8",
+        native=True,
     ),
 )
 PRECISIONS: Mapping[str, Precision] = MappingProxyType({precision.name: precision for precision in _ALL})

@@ -15,9 +15,10 @@ from qalign_fast.families.mplug_owl2.sizes import (
     AbstractorConfig,
     DecoderConfig,
     ModelConfig,
-    PixelRule,
     VisionConfig,
+    pixel_rule,
 )
+from qalign_fast.pixels.rule import SquareRule
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -91,7 +92,7 @@ def _decoder(raw: _Section) -> DecoderConfig:
     )
 
 
-def _pixels(raw: _Section, side: int) -> PixelRule:
+def _pixels(raw: _Section, side: int) -> SquareRule:
     raw.must_be("resample", 3)  # Pillow's BICUBIC
     for key in ("size", "crop_size"):
         found = raw.values.get(key, side)
@@ -99,7 +100,7 @@ def _pixels(raw: _Section, side: int) -> PixelRule:
             found = found.get("shortest_edge", found.get("height"))
         if found != side:
             raise CheckpointError(f"preprocessor_config.json: {key} is {found}; config.json's image_size is {side}")
-    return PixelRule(side, raw.three("image_mean", CLIP_MEAN), raw.three("image_std", CLIP_STD))
+    return pixel_rule(side, raw.three("image_mean", CLIP_MEAN), raw.three("image_std", CLIP_STD))
 
 
 def _cross_check(config: ModelConfig, abstractor: _Section) -> None:

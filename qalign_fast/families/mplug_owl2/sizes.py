@@ -7,24 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qalign_fast.json_values import numbers, object_of
+from qalign_fast.pixels.rule import SquareRule
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True)
-class PixelRule:
-    """How a picture becomes the model's input: padded to a square, resized to `side`, normalized with mean and std."""
-
-    side: int
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-
-    @property
-    def pad(self) -> tuple[int, int, int]:
-        """The padding's colour, as upstream computes it: the mean, rounded down."""
-        r, g, b = (int(255 * m) for m in self.mean)
-        return r, g, b
+def pixel_rule(side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> SquareRule:
+    """Upstream pads with CLIP's mean colour and normalizes as CLIP does, unless a checkpoint says otherwise."""
+    return SquareRule(side, mean, std)
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class ModelConfig:
     vision: VisionConfig
     abstractor: AbstractorConfig
     decoder: DecoderConfig
-    pixels: PixelRule = field(default_factory=lambda: PixelRule(448))
+    pixels: SquareRule = field(default_factory=lambda: pixel_rule(448))
 
     @property
     def picture_tokens(self) -> int:
@@ -121,8 +112,8 @@ def _positive(values: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def _pixel_rule(raw: Mapping[str, Any], side: int) -> PixelRule:
-    rule = PixelRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
+def _pixel_rule(raw: Mapping[str, Any], side: int) -> SquareRule:
+    rule = SquareRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
     if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
         raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
     return rule

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from qalign_fast.errors import CheckpointError
-from qalign_fast.pixels.picture import Pixels
+from qalign_fast.pixels.rule import Pixels
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class KeepAspect:
 
     patch: int
     longest: int
+
+    @property
+    def most_bytes(self) -> int:
+        return 3 * self.longest**2
 
     def apply(self, rgb: Image.Image | Pixels, path: Any) -> Pixels:
         picture = Image.fromarray(rgb[..., :3]) if isinstance(rgb, np.ndarray) else rgb

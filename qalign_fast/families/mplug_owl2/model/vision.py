@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalign_fast.families.mplug_owl2.sizes import PixelRule, VisionConfig
+from qalign_fast.families.mplug_owl2.sizes import VisionConfig
+from qalign_fast.pixels.rule import SquareRule
 from qalign_kernels.contract.activation import quick_gelu
 from qalign_kernels.contract.patches import split_patches
 
 
 class VisionEncoder(nn.Module):
-    def __init__(self, config: VisionConfig, pixels: PixelRule) -> None:
+    def __init__(self, config: VisionConfig, pixels: SquareRule) -> None:
         super().__init__()
         self.config, self.rule = config, pixels
         self.patch = nn.Parameter(torch.empty(config.width, 3, config.patch, config.patch))
@@ -59,7 +60,7 @@ class VisionLayer(nn.Module):
         return self.out(context.transpose(1, 2).flatten(2))
 
 
-def fold_normalization(patch: Tensor, rule: PixelRule) -> tuple[Tensor, Tensor]:
+def fold_normalization(patch: Tensor, rule: SquareRule) -> tuple[Tensor, Tensor]:
     """The patch embedding that takes raw 0..255 pixels: weight [D, p*p*3] and bias [D].
 
     w · ((x / 255 - mean) / std)  =  (w / (255 std)) · x  -  w · (mean / std)

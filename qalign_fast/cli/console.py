@@ -1,0 +1,95 @@
+"""What the commands print: progress and remarks on stderr, facts on stdout; and options that several of them have."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qalign_fast.errors import QAlignError
+
+if TYPE_CHECKING:
+    from qalign_fast.records import Row
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Artifact directory, checkpoint directory or Hub id. Default: the embedded demonstration model.",
+        show_default=False,
+    ),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", help="Do not hash an artifact's files; their sizes and places are checked all the same."
+    ),
+]
+
+
+def remark(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def with_progress(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows; on a terminal, stderr shows how many there are so far."""
+    if not sys.stderr.isatty():
+        yield from rows
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.completed} rows, {task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("starting", total=None)
+        for row in rows:
+            yield row
+            progress.update(bar, advance=1, description=Path(row["source"]).name)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many are done, of how many. It shows nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda now, total: progress.update(bar, completed=now, total=total)
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[IO[str]]:
+    """The file, or stdout for None. Raises QAlignError where it cannot be written."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            yield out
+    except OSError as error:
+        raise QAlignError(f"{path}: {error.strerror}") from error
+
+
+def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    """Facts as aligned lines, or as JSON."""
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if isinstance(value, dict) else _short(value)
+        print(f"{key:{width}}  {text}")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

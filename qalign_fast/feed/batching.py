@@ -1,0 +1,127 @@
+"""Batches of pixels in, `Scored` out: vision once, one decode for each task, and several batches under way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from qalign_fast.feed.items import Item, Key, Scored, Scores
+from qalign_fast.feed.prompts import find_prompts
+from qalign_fast.feed.reading import Read, ReadAhead, Reader
+from qalign_fast.feed.threads import Task, Threads, give_way
+from qalign_fast.levels import score_of
+from qalign_fast.pixels.limits import LIMITS, PictureLimits
+
+if TYPE_CHECKING:
+    from qalign_fast.engines.contract import Engine
+
+_MOST_THREADS = 256  # of all that is read at the same time
+
+
+class Feed:
+    """Scores items with an engine; several threads may use it. `close` ends its threads, as `with` does.
+
+    An error about an item (ImageError, VideoError, TaskError) is in its Scored, and the others go on. Errors of the
+    engine, and MissingExtraError, are raised.
+    """
+
+    def __init__(self, engine: Engine, limits: PictureLimits = LIMITS) -> None:
+        self._engine, self._limits = engine, limits
+        self._readers = Threads(_MOST_THREADS, "qalign-pixels", give_way)
+        self._lone_readers = Threads(_MOST_THREADS, "qalign-pixels")  # of runs with one worker: it must keep up alone
+        self._scorers = Threads(engine.in_flight, "qalign-batches")
+
+    def score(self, item: Item[Key], tasks: Sequence[str]) -> Scored[Key]:
+        """Scores one item in this thread."""
+        self._scorers.check_open()
+        return self._score([Reader(self._engine, self._limits, tasks).read(item)])[0]
+
+    def run(
+        self,
+        items: Iterable[Item[Key]],
+        tasks: Sequence[str],
+        *,
+        batch_size: int = 16,
+        workers: int = 4,
+        strict: bool = False,
+    ) -> Iterator[Scored[Key]]:
+        """Scores items as they come, in order, with bounded memory.
+
+        Up to three batches are taken ahead and read by `workers` threads. A picture's or an array's pixels are those
+        that it has when it is taken. What one item scores does not depend on the others. `strict` raises the first
+        error about an item, after the batches before it, in place of returning it.
+        """
+        threads = self._readers if workers > 1 else self._lone_readers
+        reader = Reader(self._engine, self._limits, tasks)
+        batches = ReadAhead(items, reader, threads, batch_size, workers).batches()
+        for scored in self._in_flight(partial(self._score, strict=strict), batches):
+            yield from scored
+
+    def tasks(self, medium: str) -> tuple[str, ...]:
+        """The tasks that the model has for a medium, "image" or "video"."""
+        return tuple(prompt.task for prompt in self._engine.prompts if prompt.medium == medium)
+
+    def require(self, tasks: Sequence[str], medium: str) -> None:
+        """Raises TaskError, which lists what there is, unless the model has these tasks."""
+        find_prompts(self._engine, tasks, medium)
+
+    def close(self) -> None:
+        """Ends the threads when they have done what they do. A run that goes on raises QAlignError."""
+        for threads in (self._readers, self._lone_readers, self._scorers):
+            threads.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _in_flight(
+        self, score: Callable[[list[Read[Key]]], list[Scored[Key]]], batches: Iterator[list[Read[Key]]]
+    ) -> Iterator[list[Scored[Key]]]:
+        """Each batch's results in order, as many batches under way as the engine gains by."""
+        if self._engine.in_flight == 1:
+            yield from map(score, batches)
+            return
+        ahead: deque[Task[list[Scored[Key]]]] = deque()
+        for batch in batches:
+            ahead.append(self._scorers.call(partial(score, batch)))
+            if len(ahead) == self._engine.in_flight:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _score(self, batch: list[Read[Key]], strict: bool = False) -> list[Scored[Key]]:
+        for read in batch if strict else ():
+            if read.error:
+                raise read.error
+        alike: dict[tuple[int, ...], list[int]] = {}  # by the shape of their frames: which of the batch
+        for i, read in enumerate(batch):
+            if read.pixels is not None:
+                alike.setdefault(read.pixels.shape[1:], []).append(i)
+        scores: list[Scores | None] = [None] * len(batch)
+        for places in alike.values():
+            for i, found in zip(places, self._scores([batch[i] for i in places]), strict=True):
+                scores[i] = found
+        return [Scored(read.key, found, read.error) for read, found in zip(batch, scores, strict=True)]
+
+    def _scores(self, batch: list[Read[Key]]) -> list[Scores]:
+        """Of pictures of one size, or of one clip."""
+        pixels = [read.pixels for read in batch if read.pixels is not None]
+        tokens = self._engine.encode(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
+        frames, scale = None, self._engine.family.scale
+        if batch[0].medium == "video":
+            frames = len(pixels[0])
+            tokens = tokens.reshape(1, -1, tokens.shape[-1])  # the frames' tokens, end to end
+        answers = [(prompt.task, self._engine.decode(tokens, prompt)) for prompt in batch[0].prompts]
+        return [
+            {
+                task: score_of(logits[i], task, scale=scale, frames=frames, warnings=read.warnings)
+                for task, logits in answers
+            }
+            for i, read in enumerate(batch)
+        ]

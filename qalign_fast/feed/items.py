@@ -1,0 +1,58 @@
+"""What the feed takes and gives: an `Item` is a picture or a clip and its key, a `Scored` is what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+
+from qalign_fast.errors import QAlignError
+from qalign_fast.pixels.limits import MAX_FRAMES
+
+if TYPE_CHECKING:
+    from qalign_fast.levels import Score
+    from qalign_fast.pixels.clip import Sampling
+    from qalign_fast.pixels.picture import Picture
+
+Scores: TypeAlias = "dict[str, Score]"  # by task
+Medium: TypeAlias = Literal["image", "video"]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipOptions:
+    """Which frames of a clip are scored: `fps` a second of a file, all of a list; at most max_frames, spread evenly.
+
+    `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
+    """
+
+    fps: float = 1.0
+    max_frames: int = MAX_FRAMES
+    sampling: Sampling = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Generic[Key]):
+    """A picture, or a clip as a file's path or as a list of frames. `key` is the caller's and comes back untouched."""
+
+    key: Key
+    media: Picture | str | os.PathLike[str] | Sequence[Picture]
+    medium: Medium = "image"
+    clip: ClipOptions = ClipOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Scored(Generic[Key]):
+    """An item's scores by task, or the error why it has none: one of the two is None."""
+
+    key: Key
+    scores: Scores | None
+    error: QAlignError | None = None
+
+    def get(self) -> Scores:
+        """The scores. Raises the error that stands in their place."""
+        if self.error is not None:
+            raise self.error
+        assert self.scores is not None
+        return self.scores

@@ -1,0 +1,217 @@
+"""Items in, batches of their pixels or errors out, in order: read ahead on threads, within bounds."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, takewhile
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
+
+import numpy as np
+
+from qalign_fast.errors import MissingExtraError, QAlignError, VideoError
+from qalign_fast.feed.items import ClipOptions, Item, Key, Medium
+from qalign_fast.feed.prompts import check_frames, find_prompts
+from qalign_fast.feed.snapshots import Snapshot, as_it_is, snapshot
+from qalign_fast.feed.threads import Task, Threads
+from qalign_fast.pixels.limits import PictureLimits
+from qalign_fast.pixels.picture import Picture, load_pixels
+from qalign_fast.pixels.rule import Pixels
+
+if TYPE_CHECKING:
+    from qalign_fast.engines.contract import Engine
+    from qalign_fast.families.prompt import Prompt
+    from qalign_fast.pixels.rule import PixelRule
+
+_MOST_BYTES = 256 << 20  # of snapshots and pixels that wait
+_BATCHES = 3  # that are taken, the next one among them
+
+Frames: TypeAlias = "tuple[Pixels, tuple[str, ...]]"  # [F, S, S, 3], and warnings
+Keep: TypeAlias = Callable[[Picture, PictureLimits], Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[Key]):
+    """An item whose pixels [F, S, S, 3] were read, one frame for a picture; or the error why there are none."""
+
+    key: Key
+    medium: Medium
+    prompts: tuple[Prompt, ...] = ()
+    pixels: Pixels | None = None
+    warnings: tuple[str, ...] = ()
+    error: QAlignError | None = None
+
+
+class Reader:
+    """Reads items for some tasks of a model. Errors about an item are in its `Read`; MissingExtraError is raised."""
+
+    def __init__(self, engine: Engine, limits: PictureLimits, tasks: Sequence[str]) -> None:
+        self._engine, self._limits, self._tasks = engine, limits, tasks
+        self._rule: PixelRule = engine.config.pixels
+
+    def read(self, item: Item[Key]) -> Read[Key]:
+        """Reads an item at once, in this thread."""
+        return self.take(item, as_it_is)[0]()
+
+    def take(self, item: Item[Key], keep: Keep = snapshot) -> tuple[Callable[[], Read[Key]], int]:
+        """What reads the item later, in any thread, and how many bytes it holds until then."""
+        try:
+            prompts = find_prompts(self._engine, self._tasks, item.medium)
+            if item.medium == "video":
+                load, held = self._take_clip(item, prompts, keep)
+            else:
+                load, held = self._take([item.media], keep)
+        except QAlignError as error:
+            return partial(Read, item.key, item.medium, error=error), 0
+        return partial(_read, item.key, item.medium, prompts, load), held
+
+    def pixel_bytes(self, item: Item[Key]) -> int:
+        """How many bytes its pixels take at most."""
+        return self._rule.most_bytes * (item.clip.max_frames if item.medium == "video" else 1)
+
+    def _take(self, pictures: Sequence[Any], keep: Keep, *warnings: str) -> tuple[Callable[[], Frames], int]:
+        kept = [keep(picture, self._limits) for picture in pictures]
+        return lambda: (self._load(kept), warnings), sum(picture.bytes for picture in kept)
+
+    def _take_clip(self, item: Item[Key], prompts: Sequence[Prompt], keep: Keep) -> tuple[Callable[[], Frames], int]:
+        most = item.clip.max_frames
+        check_frames(self._engine, most, prompts)
+        if isinstance(item.media, str | os.PathLike):
+            return partial(self._load_file, item.media, item.clip), 0
+        from qalign_fast.pixels.clip import spread
+
+        frames = cast(Sequence[Picture], item.media)
+        if len(frames) == 0:
+            raise VideoError("a clip needs at least one frame; the list is empty")
+        chosen = spread(len(frames), most)
+        left_out = f"{len(chosen)} of {len(frames)} frames, spread evenly; max_frames is {most}"
+        return self._take([frames[i] for i in chosen], keep, *[left_out] * (len(chosen) < len(frames)))
+
+    def _load(self, pictures: Sequence[Snapshot]) -> Pixels:
+        """[F, S, S, 3]"""
+        found = [load_pixels(p.picture, self._rule, limits=self._limits, name=p.name) for p in pictures]
+        return found[0][None] if len(found) == 1 else np.stack(found)
+
+    def _load_file(self, path: str | os.PathLike[str], clip: ClipOptions) -> Frames:
+        from qalign_fast.pixels.clip import load_clip
+
+        most, limits = clip.max_frames, self._limits
+        found = load_clip(path, self._rule, max_frames=most, fps=clip.fps, sampling=clip.sampling, limits=limits)
+        return found.pixels, found.warnings
+
+
+def _read(key: Key, medium: Medium, prompts: tuple[Prompt, ...], load: Callable[[], Frames]) -> Read[Key]:
+    try:
+        pixels, warnings = load()
+    except MissingExtraError:
+        raise
+    except QAlignError as error:
+        return Read(key, medium, prompts, error=error)
+    return Read(key, medium, prompts, pixels, warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[Key]):
+    """An item that was taken from its source."""
+
+    task: Task[Read[Key]]
+    medium: Medium
+    held: int  # bytes, until it is read
+    pixels: int  # bytes, as long as it waits
+
+
+class _Todo:
+    """Tasks for at most `most` threads at a time."""
+
+    def __init__(self, threads: Threads, most: int) -> None:
+        self._threads, self._most = threads, most
+        self._tasks: deque[Task[Any]] = deque()
+        self._lock = Lock()
+        self._under_way = 0
+
+    def add(self, task: Task[Any]) -> None:
+        with self._lock:
+            self._tasks.append(task)
+            more = self._under_way < self._most
+            self._under_way += more
+        if more:
+            self._threads.submit(self._step)
+
+    def drop(self) -> None:
+        """Those that nobody does yet are not done. Takes no lock, see threads.py."""
+        self._tasks.clear()
+
+    def _step(self) -> bool:
+        with self._lock:
+            task = self._tasks.popleft() if self._tasks else None
+            self._under_way -= task is None
+        if task:
+            task.run()
+        return task is not None
+
+
+class ReadAhead(Generic[Key]):
+    """Batches of one source's items, read on threads while others are scored.
+
+    Items are taken from the source, and their media kept, in the thread that asks for a batch.
+    """
+
+    def __init__(
+        self, items: Iterable[Item[Key]], reader: Reader, threads: Threads, batch_size: int, workers: int
+    ) -> None:
+        self._items, self._reader, self._threads, self._batch_size = items, reader, threads, batch_size
+        self._todo = _Todo(threads, workers)
+        self._waiting: deque[_Waiting[Key]] = deque()
+        self._read = 0  # of those that wait: so many are known to be read, the first ones
+        self._bytes = 0
+
+    def batches(self) -> Iterator[list[Read[Key]]]:
+        """Pictures in batches of up to `batch_size`, each clip alone, in order."""
+        source = iter(self._items)
+        try:
+            while True:
+                while self._has_room() and (item := next(source, None)) is not None:
+                    self._take(item)
+                if not self._waiting:
+                    return
+                yield [self._pop() for _ in range(self._next_batch())]
+        finally:
+            self._todo.drop()
+
+    def _take(self, item: Item[Key]) -> None:
+        self._threads.check_open()
+        work, held = self._reader.take(item)
+        waiting = _Waiting(Task(work), item.medium, held, self._reader.pixel_bytes(item))
+        self._waiting.append(waiting)
+        self._bytes += waiting.held + waiting.pixels
+        self._todo.add(waiting.task)
+
+    def _has_room(self) -> bool:
+        """Whether another item may be taken: as long as memory is left, and for as much as the next batch needs.
+
+        For the next batch, waits until pixels have been read from what is larger.
+        """
+        needed = len(self._waiting) < self._batch_size and all(w.medium == "image" for w in self._waiting)
+        while self._bytes > _MOST_BYTES and self._read < len(self._waiting):
+            first = self._waiting[self._read]
+            if not needed and not first.task.done:
+                return False
+            first.task.wait()
+            self._bytes -= first.held
+            self._read += 1
+        return needed or (self._bytes <= _MOST_BYTES and len(self._waiting) < _BATCHES * self._batch_size)
+
+    def _next_batch(self) -> int:
+        """How many of those that wait are in it."""
+        pictures = takewhile(lambda waiting: waiting.medium == "image", islice(self._waiting, self._batch_size))
+        return max(1, sum(1 for _ in pictures))
+
+    def _pop(self) -> Read[Key]:
+        first = self._waiting.popleft()
+        self._bytes -= first.pixels + (0 if self._read else first.held)
+        self._read = max(0, self._read - 1)
+        return first.task.result()

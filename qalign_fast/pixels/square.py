@@ -1,0 +1,35 @@
+"""An RGB picture in, a padded and resized square out, by Pillow: the bits that every other way must give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from qalign_fast.pixels.rule import Pixels
+
+_BAND = 256  # rows padded and resized at a time
+
+
+def pad_and_resize(picture: Image.Image, side: int, pad: tuple[int, int, int]) -> Pixels:
+    """Mode RGB, padded to a square around its middle and resized by antialiased bicubic: uint8 [side, side, 3].
+
+    The same bits as padding the whole picture first: Pillow resizes rows before columns with 8 bits between, so
+    padding rows above and below can wait until the rows are short, and padding beside is done a band of rows at a time.
+    """
+    bicubic = Image.Resampling.BICUBIC
+    width, height = picture.size
+    square = max(width, height)
+    left, top = (square - width) // 2, (square - height) // 2
+    narrow = Image.new("RGB", (side, square), pad)  # rows resized, columns not yet
+    if width == square:
+        narrow.paste(picture.resize((side, height), bicubic), (0, top))
+    else:
+        for start in range(0, height, _BAND):
+            rows = min(_BAND, height - start)
+            band = Image.new("RGB", (square, rows), pad)
+            band.paste(picture.crop((0, start, width, start + rows)), (left, 0))
+            narrow.paste(band.resize((side, rows), bicubic), (0, start))
+    return np.asarray(narrow.resize((side, side), bicubic))
