@@ -57,7 +57,7 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         size = max(1, _ROWS // self.config.vision_rows(*pixels.shape[1:3]))
-        chunks = torch.from_numpy(np.ascontiguousarray(pixels)).split(size)
+        chunks = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).split(size)
         return torch.cat([self._model.encode(chunk.to(self.device)) for chunk in chunks])
 
     @torch.inference_mode()

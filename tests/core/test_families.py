@@ -101,7 +101,7 @@ def test_an_artifact_gives_its_checkpoints_scores(checkpoint: Path, artifact: Pa
 
 
 def test_clips_too(artifact: Path, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "c.mp4", constant(90, 30))
+    clip = write_clip(tmp_path / "c.mkv", constant(75, 25), 25)
     score = Scorer.load(artifact).score_video(clip, "sharpness", max_frames=8)
     assert score.frames == 3
     with pytest.raises(TaskError, match="for videos it has: sharpness"):
