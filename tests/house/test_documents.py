@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from qalign_bench.figures import tables
 from qalign_export.rounding.pack import Recipe
 from qalign_export.writer import export_artifact
-from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.artifact.manifest import EMBEDDED, MANIFEST, open_artifact
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from support.goldens import GOLDEN, ROOT, Golden
 
@@ -118,6 +119,18 @@ def test_options_and_modules_that_are_named_alone_exist(document: str) -> None:
     assert set(re.findall(r"`(--[a-z][\w-]*)", text)) <= known | {"--per_channel"}  # optimum's
     for module in re.findall(r"python -m\s+(qalign_[\w.]+)(?!.*commit)", text):
         assert importlib.util.find_spec(module), module
+
+
+def test_every_field_of_a_manifest_is_explained() -> None:
+    rows = re.findall(r"^\| (`[\w.*`, ]+?`) \|", text_of("docs/artifact.md"), re.MULTILINE)
+    explained = {name for row in rows for name in re.findall(r"`([\w.*]+)`", row)}
+    manifest = json.loads((EMBEDDED / MANIFEST).read_text("utf-8"))
+    fields = set(manifest) - {"sizes"} | {f"sizes.{station}" for station in manifest["sizes"]}
+    inner = {f"quantization.{name}" for name in manifest["quantization"]}
+    assert fields | inner <= explained
+    for station, sizes in manifest["sizes"].items():
+        [row] = re.findall(rf"^\| `sizes.{station}` \| (.*)\|$", text_of("docs/artifact.md"), re.MULTILINE)
+        assert re.findall(r"`(\w+)`", row) == list(sizes)
 
 
 def documented(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
