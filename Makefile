@@ -23,7 +23,7 @@ BENCH ?= latency
 bench: $(DEV)/.installed
 	$(DEV)/bin/qalign-fast bench $(BENCH)
 
-# README's tables, made anew from bench/results.
+# The tables of README.md and docs/measured.md, made anew from bench/results.
 tables: $(DEV)/.installed
 	$(DEV)/bin/python -m qalign_bench.figures.tables
 

@@ -1,19 +1,21 @@
-"""Prints the rows of README's table, measured here and now.
+"""Measures how exact the engines are, on the golden models and on the mini model: docs/measured.md has the table.
 
-PYTHONPATH=tests:export python bench/studies/golden_report.py        where `make test` has run
+PYTHONPATH=tests:export python bench/studies/golden_report.py --json bench/results/golden_report.json
 """
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-import sys
+import argparse
+import json
 import tempfile
-import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from qalign_bench.figures.environment import environment
 from qalign_export.fidelity import compare
 from qalign_export.options import ExportOptions
 from qalign_export.pictures import generate_pictures
@@ -22,60 +24,56 @@ from qalign_fast import Scorer
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
 from qalign_fast.references import EMBEDDED
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_train.evaluate import distorted, evaluate, family_means
 from support.goldens import FOLDERS, GOLDEN, ROOT
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="How exact the engines are.")
+    parser.add_argument("--json", type=Path, required=True, help="write the figures and the machine here")
+    args = parser.parse_args()
+    results = evaluate(Scorer.load())
+    found = {
+        "environment": environment(),
+        "logits": logits(),
+        "mini": {
+            "spearman": family_means(results),
+            "margin": min(result.margin for result in results),
+            "pictures": len(results),
+            "bytes": sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()),
+        },
+        "rounding": list(rounding()),
+    }
+    args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def logits() -> dict[str, float]:
+    """The largest difference from upstream's logits, in float32, by engine."""
     with tempfile.TemporaryDirectory() as folder:
-        engines = {name: load_engine(GOLDEN / name) for name in FOLDERS}
-        row(
-            "logits against upstream's code, torch, largest difference",
-            f"{worst_logits(engines):.1e}",
-            "three golden models",
-        )
-        engines = {name: load_engine(export_artifact(GOLDEN / name, Path(folder) / name)) for name in FOLDERS}
-        row("the same, ONNX", f"{worst_logits(engines):.1e}", "the same, exported")
-    row("`import qalign_fast`", f"{import_time():.0f} ms", "median of 9 processes")
-    row("process start to first score, mini", f"{start_up():.2f} s", "median of 5 processes, a 600x400 JPEG")
-    scorer = Scorer.load()
-    for name, what in (
-        ("astronaut_12mp.jpg", "12 MP JPEG to score, mini"),
-        ("coffee.jpg", "600x400 JPEG to score, mini"),
-    ):
-        row(what, f"{score_time(scorer, ROOT / 'samples' / name) * 1e3:.0f} ms", "median of 15, after start-up")
-    results = evaluate(scorer)
-    means = family_means(results)
-    families = ", ".join(f"{family} {mean:.2f}" for family, mean in means.items())
-    row("mini: Spearman of score and severity", f"{np.mean(list(means.values())):.3f}", families)
-    row(
-        "mini: pristine above its worst version, at least",
-        f"{min(r.margin for r in results):.2f}",
-        "seven pictures never trained on",
-    )
-    row("mini: size", f"{sum(f.stat().st_size for f in EMBEDDED.rglob('*') if f.is_file()) / 1e6:.1f} MB", "int8")
-    rounding()
+        exported = {name: load_engine(export_artifact(GOLDEN / name, Path(folder) / name)) for name in FOLDERS}
+        return {
+            "torch": worst_logits({name: load_engine(GOLDEN / name) for name in FOLDERS}),
+            "onnx": worst_logits(exported),
+        }
 
 
-def rounding() -> None:
+def rounding() -> Iterator[dict[str, Any]]:
     """What each precision moves scores by, on damaged pictures the mini model was never trained on."""
     pictures = distorted(18)
     exact = {"quality": Scorer.load(ROOT / "models/mini").score(pictures)}
-    with tempfile.TemporaryDirectory() as folder:
-        for precision in ("fp16", "int8", "int4"):
+    for precision, kept in PRECISIONS.items():
+        if precision == "fp32":
+            continue
+        engines = [engine for engine in kept.engines if engine != "onnx-cuda"]
+        with tempfile.TemporaryDirectory() as folder:
             out, calibration = Path(folder) / precision, generate_pictures(16)
-            options = ExportOptions(precision, ("onnx", "torch"), ["quality"], calibration=calibration)
+            options = ExportOptions(precision, engines, ["quality"], calibration=calibration)
             export_artifact(ROOT / "models/mini", out, options)
-            for engine in ("onnx", "torch"):
-                found = {"quality": Scorer.load(out, engine=engine).score(pictures)}
-                r = compare(found, exact, against="mini", pictures="")
-                how = f"{len(pictures)} damaged held-out pictures: mean, largest, SRCC lost"
-                value = f"{r.mean_delta:.4f}, {r.max_delta:.3f}, {1 - r.srcc:.5f}"
-                row(f"mini {precision}, {engine}: change of score", value, how)
-
-
-def row(what: str, value: str, how: str) -> None:
-    print(f"| {what} | {value} | {how} |", flush=True)
+            for engine in engines:
+                scores = {"quality": Scorer.load(out, engine=engine).score(pictures)}
+                report = compare(scores, exact, against="mini", pictures=f"{len(pictures)} damaged and held out")
+                yield {"precision": precision, "engine": engine, **asdict(report)}
 
 
 def worst_logits(engines: dict[str, Engine]) -> float:
@@ -90,33 +88,9 @@ def worst_logits(engines: dict[str, Engine]) -> float:
             name = f"logits_{prompt.task}_{prompt.medium}"
             if name in expected:
                 inputs = (tokens,) if prompt.medium == "image" else clips
-                logits = np.concatenate([engine.decode(x, prompt) for x in inputs])
-                worst = max(worst, float(np.abs(logits - expected[name]).max()))
+                found = np.concatenate([engine.decode(x, prompt) for x in inputs])
+                worst = max(worst, float(np.abs(found - expected[name]).max()))
     return worst
-
-
-def import_time() -> float:
-    code = "import time; t = time.perf_counter(); import qalign_fast; print((time.perf_counter() - t) * 1e3)"
-    return statistics.median(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(9))
-
-
-def start_up() -> float:
-    code = f"from qalign_fast import Scorer; Scorer.load().score({str(ROOT / 'samples/coffee.jpg')!r})"
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def score_time(scorer: Scorer, path: Path) -> float:
-    times = []
-    for _ in range(18):
-        start = time.perf_counter()
-        scorer.score(path)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[3:])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from qalign_export.parameters import open_parameters
-from qalign_export.rounding.pack import FLOAT, Recipe, pack
+from qalign_export.rounding.blockwise import fold_and_round
 from qalign_export.rounding.quantizer import expand
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.folded_schema import schema
@@ -81,7 +81,7 @@ def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
 def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = pack(source, FLOAT, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    packed = fold_and_round(source, "fp32", [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
     model = FoldedModel(source.config, tensors, TritonOps(FACTS, torch.float32))
     tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
@@ -93,7 +93,7 @@ def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
 def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = pack(source, Recipe("fp16"), [quality], torch.empty(0), tensors.__setitem__)
+    packed = fold_and_round(source, "fp16", [quality], torch.empty(0), tensors.__setitem__)
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
     half, exact = TritonOps(FACTS, torch.float16), TritonOps(FACTS, torch.float32)
     model = CudaModel(source.config, to_device(schema(source.config), tensors, DEVICE, torch.float16), half, exact)
@@ -118,7 +118,7 @@ def test_the_engines_model_is_the_folded_one_to_the_bit(precision: str) -> None:
     """q, k and v in one product, biases as a calibrated export has them; not in a layer whose k and v are floats."""
     source, tensors = open_parameters(GOLDEN / "narrow-112"), dict[str, Tensor]()
     quality = prompt("quality")
-    packed = pack(source, Recipe(precision), [quality], torch.empty(0), tensors.__setitem__)
+    packed = fold_and_round(source, precision, [quality], torch.empty(0), tensors.__setitem__)
     for name in [name for name in tensors if re.fullmatch(r"decoder\..*\.(q|kv_visual|kv_text)\.weight", name)]:
         tensors[name.replace("weight", "bias")] = torch.randn(len(tensors[name]))
     floats = "decoder.layers.1.kv_visual."
@@ -141,7 +141,7 @@ def test_the_engines_model_is_the_folded_one_to_the_bit(precision: str) -> None:
 def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = pack(source, Recipe(precision), [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    packed = fold_and_round(source, precision, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:1]))
     handed, apart = (FoldedModel(source.config, tensors, kind(FACTS, torch.float32)) for kind in (TritonOps, Apart))

@@ -1,6 +1,6 @@
-"""README.md and bench/results/*.json in, README.md with its tables made anew out: python -m qalign_bench.figures.tables
+"""Fills the tables of the documents from bench/results/*.json: python -m qalign_bench.figures.tables
 
-What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the two files that
+What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the three files that
 have a form of their own by it, every other as what `qalign-fast bench --json` printed, in short.
 """
 
@@ -17,18 +17,21 @@ from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, name
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
 ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "docs/measured.md")
 _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(with_tables(path.read_text("utf-8"), ROOT / "bench" / "results"), "utf-8")
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(with_tables(path.read_text("utf-8"), RESULTS), "utf-8")
 
 
 def with_tables(text: str, results: Path) -> str:
     """The text with every marked table as the results have it."""
     if len(_TABLE.findall(text)) != text.count("<!-- table:"):
-        raise SystemExit("README.md: a '<!-- table: NAME -->' has no '<!-- end -->'")
+        raise SystemExit("a '<!-- table: NAME -->' has no '<!-- end -->'")
     return _TABLE.sub(lambda match: match[1] + table(match[2], results) + "\n" + match[3], text)
 
 
@@ -105,6 +108,32 @@ def _real_weights(found: Found) -> str:
     return f"{made}\n\n`bench/results/real_weights.json`: {machine}."
 
 
+def _golden_report(found: Found) -> str:
+    """How exact the engines are: logits beside upstream's, the mini model's ranks, what rounding moves."""
+    mini, logits = found["mini"], found["logits"]
+    families = ", ".join(f"{family} {mean:.2f}" for family, mean in mini["spearman"].items())
+    mean = sum(mini["spearman"].values()) / len(mini["spearman"])
+    rows = [
+        ["logits against upstream's code, torch, largest difference", f"{logits['torch']:.1e}", "three golden models"],
+        ["the same, ONNX", f"{logits['onnx']:.1e}", "the same, exported in fp32"],
+        ["mini: Spearman of score and severity", f"{mean:.3f}", families],
+        ["mini: pristine above its worst version, at least", f"{mini['margin']:.2f}", f"{mini['pictures']} pictures"],
+        ["mini: size", f"{mini['bytes'] / 1e6:.1f} MB", "int8"],
+    ]
+    for r in found["rounding"]:
+        moved = f"{r['mean_delta']:.2g}; {r['max_delta']:.2g}; {1 - r['srcc']:.1g}"
+        rows.append(
+            [
+                f"mini in {r['precision']}, {r['engine']}: change of score, mean; largest; SRCC lost",
+                moved,
+                r["pictures"],
+            ]
+        )
+    facts = found["environment"]
+    machine = _machine(facts | facts["packages"], ("torch", "onnxruntime"))
+    return f"{markdown_table(['what', 'measured', 'on'], rows)}\n\n`bench/results/golden_report.json`: {machine}."
+
+
 def _machine(facts: Found, packages: tuple[str, ...]) -> str:
     versions = ", ".join(f"{package} {facts[package]}" for package in packages)
     cores = f"{facts['cores']} cores, " if "cores" in facts else ""
@@ -116,7 +145,11 @@ def _short(value: float) -> str:
     return f"{value:.2g}".removeprefix("0")
 
 
-_FORMS: Mapping[str, Callable[[Found], str]] = {"full_size": _full_size, "real_weights": _real_weights}
+_FORMS: Mapping[str, Callable[[Found], str]] = {
+    "full_size": _full_size,
+    "golden_report": _golden_report,
+    "real_weights": _real_weights,
+}
 
 if __name__ == "__main__":
     main()
