@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import accumulate
@@ -95,7 +95,7 @@ class CudaEngine:
         """The model's tensors and the constants are on the device."""
         self.config, self.precision, self.prompts, self.device = model.config, precision, prompts, device
         self.kernels = model.ops.name
-        self._model, self._constants, self._runner = model, constants, runner
+        self.model, self._constants, self._runner = model, constants, runner
         visual = self.config.abstractor.tokens
         self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # of pictures
         self._lock = Lock()  # buffers and graphs are one call's at a time
@@ -106,7 +106,7 @@ class CudaEngine:
         most = BUCKETS[-1]
         batches = [pixels[start : start + most] for start in range(0, len(pixels), most)]
         with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
-            return torch.cat([self._run("encode", self._model.encode, x) for x in self._runner.upload(batches)])
+            return torch.cat([self._run("encode", self.model.encode, x) for x in self._runner.upload(batches)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
@@ -114,14 +114,14 @@ class CudaEngine:
         prefix, suffix = self._constants[prompt.name]
 
         def step(tokens: Tensor) -> Tensor:
-            return self._model.decode(tokens, prefix, suffix, self._turns[prompt.name])
+            return self.model.decode(tokens, prefix, suffix, self._turns[prompt.name])
 
         with self._refusals(f"{len(tokens)} times {tokens.shape[1]} visual tokens"):
             with self._lock, self._runner.scope():
                 if tokens.shape[1] == self.config.abstractor.tokens:
                     parts = [self._run(prompt.name, step, part) for part in tokens.split(BUCKETS[-1])]
                 else:  # clips are of many lengths, and their kernels are large
-                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), tokens)]
+                    parts = [self._runner.call(lambda clips: self.model.decode(clips, prefix, suffix), tokens)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
@@ -193,16 +193,13 @@ def build_engine(
     mapped: dict[str, Tensor],
     constants: Mapping[str, Constants],
     runner: Runner | None = None,
-    watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: graphs unless another is given;
-    `watch` may put something between the model and its operations.
-    """
+    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: None is `Graphs`."""
     from qalign_kernels.cuda.runtime import Device
 
     place = torch.device(device)
     facts, precision = Device.of(place), manifest.precision
-    model, there = build_model(manifest.config, precision, mapped, constants, place, facts, watch)
+    model, there = build_model(manifest.config, precision, mapped, constants, place, facts)
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     return CudaEngine(model, precision, there, prompts, device, runner or Graphs(place))
 
@@ -214,14 +211,13 @@ def build_model(
     constants: Mapping[str, Constants],
     place: torch.device,
     facts: Device,
-    watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> tuple[CudaModel, dict[str, Constants]]:
     """The model, and the constants where it is."""
     from qalign_kernels.cuda.ops import TritonOps
 
     between = between_of(precision)
-    ops = watch(TritonOps(facts, between))
-    model = CudaModel(config, to_device(mapped, place, between), ops, TritonOps(facts, torch.float32))
+    ops, exact = TritonOps(facts, between), TritonOps(facts, torch.float32)
+    model = CudaModel(config, to_device(mapped, place, between), ops, exact)
     there = {name: (k.to(place, between), rows.to(place, between)) for name, (k, rows) in constants.items()}
     return model, there
 

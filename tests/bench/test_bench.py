@@ -23,16 +23,17 @@ from qalign_bench.cli import command
 from qalign_bench.cli.options import Options, WrongOptionError
 from qalign_bench.cli.progress import Progress
 from qalign_bench.cli.session import Session
-from qalign_bench.contestants import roof
-from qalign_bench.contestants.entries import SEED, our_contestant, peer_contestants
+from qalign_bench.contestants import peak
+from qalign_bench.contestants.command_lines import SEED, our_contestant, peer_contestants
+from qalign_bench.contestants.matrix_products import products
 from qalign_bench.contestants.models import prepare
-from qalign_bench.contestants.products import products
-from qalign_bench.contestants.rounds import Contestant, fit_together, play, play_in_turns
-from qalign_bench.figures import energy, noise, report, tables
-from qalign_bench.figures.count import our_work, upstream_work
+from qalign_bench.contestants.process import Contestant
+from qalign_bench.contestants.rounds import fit_together, play, play_in_turns
+from qalign_bench.figures import energy, machine_noise, report, tables
 from qalign_bench.figures.datasheets import datasheet_gops
 from qalign_bench.figures.environment import environment
-from qalign_bench.figures.record import baseline, compare_runs
+from qalign_bench.figures.flop import our_work, upstream_work
+from qalign_bench.figures.runs import baseline, compare_runs
 from qalign_bench.figures.spread import median, percentile, ratio, spread
 from qalign_bench.scenarios import forwards, pipeline
 from qalign_export.parameters import ONE_ALIGN
@@ -262,13 +263,13 @@ def test_numbers_keep_three_digits(value: float | None, shown: str) -> None:
 
 
 def test_every_product_there_is_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roof, "_SECONDS", 0)
+    monkeypatch.setattr(peak, "_SECONDS", 0)
     for precision in ("int8", "fp32", "bf16", "fp16"):
         makers = products(precision, "cpu")
         assert any("torch" in by for by in makers)
         assert any("onnxruntime" in by for by in makers)  # of 16-bit floats what multiplies float32
         for make in makers.values():
-            assert roof._time(make((16, 32, 48)), cuda=False) > 0
+            assert peak._time(make((16, 32, 48)), cuda=False) > 0
     assert not any("onnxruntime" in by for by in products("int8", "cpu", "avx2"))  # which cannot be held to it
 
 
@@ -327,9 +328,9 @@ def test_plots_are_drawn(compared: dict[str, Any], scenario: str, tmp_path: Path
 
 def test_uneven_rounds_and_other_processes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(busy: float, samples: list[float]) -> Any:
-        ticks = iter([noise._Ticks(100, 50, 0, 10), noise._Ticks(200, 50 + busy, 0, 40)])
-        monkeypatch.setattr(noise._Ticks, "now", lambda: next(ticks))
-        watch = noise.Noise()
+        ticks = iter([machine_noise._Ticks(100, 50, 0, 10), machine_noise._Ticks(200, 50 + busy, 0, 40)])
+        monkeypatch.setattr(machine_noise._Ticks, "now", lambda: next(ticks))
+        watch = machine_noise.Noise()
         watch._samples = samples
         return watch.report()["warning"]
 
@@ -361,18 +362,18 @@ class Clocked:
     def __init__(self, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
         self.timed: list[tuple[str, Any]] = []
         makers = {by: lambda shape, by=by: lambda: (by, shape) for by in speeds}
-        monkeypatch.setattr(roof, "products", lambda *_: makers)
-        monkeypatch.setattr(roof, "_time", lambda run, _: self.time(*run(), speeds))
+        monkeypatch.setattr(peak, "products", lambda *_: makers)
+        monkeypatch.setattr(peak, "_time", lambda run, _: self.time(*run(), speeds))
 
     def time(self, by: str, shape: tuple[int, int, int], speeds: dict[str, float]) -> float:
         self.timed.append((by, shape))
-        return roof._gop(shape) / speeds[by]
+        return peak._gop(shape) / speeds[by]
 
 
 def test_the_peak_is_the_fastest_product_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = roof._SHAPES["cpu"][0], roof._SHAPES["cpu"][1:]
+    small, large = peak._SHAPES["cpu"][0], peak._SHAPES["cpu"][1:]
     speeds = {"scalar": 4.0, "slow": 300.0, "fast": 500.0}
-    clocked, limit = Clocked(speeds, monkeypatch), roof.Roof("cpu")
+    clocked, limit = Clocked(speeds, monkeypatch), peak.Peaks("cpu")
     assert limit.peak("int8") == {"gops": pytest.approx(500), "by": "fast", "shape": max(large)}
     assert clocked.timed == [(by, small) for by in speeds] + [(by, s) for s in large for by in ("slow", "fast")]
     clocked.timed.clear()
@@ -389,10 +390,10 @@ def test_a_peak_is_its_median_over_the_rounds() -> None:
 
 def test_no_run_for_a_peak_is_known_to_take_longer_than_half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clocked = Clocked({"scalar": 1.0, "float": 40.0}, monkeypatch)
-    small, middle, *large = roof._SHAPES["cpu"]
-    assert roof.Roof("cpu").peak("fp32")["shape"] == middle
+    small, middle, *large = peak._SHAPES["cpu"]
+    assert peak.Peaks("cpu").peak("fp32")["shape"] == middle
     assert clocked.timed == [("scalar", small), ("float", small), ("float", middle)]
-    assert min(map(roof._gop, large)) > 40 / 2
+    assert min(map(peak._gop, large)) > 40 / 2
 
 
 # --- models and options

@@ -1,7 +1,7 @@
-"""This project's stations in, the same function run in upstream's way out: this project's re-make, not upstream's code.
+"""The model computed in upstream's way from this project's stations. It is a re-make, not upstream's code.
 
-It has what costs upstream its time: the whole sequence, its constant beginning too, runs through every layer in full;
-logits are made of all positions over the whole vocabulary; attention writes out its scores and probabilities; keys,
+It does what costs upstream its time. The whole sequence, its constant beginning too, runs through every layer in full.
+Logits are computed at all positions over the whole vocabulary. Attention writes out its scores and probabilities. Keys,
 values and norms find each modality's rows, pick them and put them back.
 
 Letters: B batch, T tokens, D width, H heads, Dh head width, Q queries, S side, n patches.
@@ -29,7 +29,7 @@ Rowwise: TypeAlias = Callable[[Tensor], Tensor]  # of rows [N, *], each by itsel
 
 
 class EagerModel(nn.Module):
-    """`head` takes rows to logits over the whole vocabulary; the stations' own has the five levels' rows alone."""
+    """`head` gives logits over the whole vocabulary. The stations' own head has the five levels' rows alone."""
 
     def __init__(self, stations: Model, head: nn.Linear) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 class EagerAbstractor(nn.Module):
-    """Features [B, T, D] -> visual tokens [B, Q+1, Dllm]; every layer norms and projects all features anew."""
+    """Features [B, T, D] -> visual tokens [B, Q+1, Dllm]. Every layer normalizes and projects all features anew."""
 
     def __init__(self, station: Abstractor) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def abstractor_layer(layer: AbstractorLayer, x: Tensor, features: Tensor) -> Ten
 
 
 class EagerDecoder(nn.Module):
-    """Visual tokens [B, V, D] and a prompt -> all rows [B, T, D] of the sequence, after the last norm."""
+    """Visual tokens [B, V, D] and a prompt -> all rows of the sequence [B, T, D], after the last norm."""
 
     def __init__(self, station: Decoder) -> None:
         super().__init__()

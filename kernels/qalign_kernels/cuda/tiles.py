@@ -82,7 +82,7 @@ def tiles_of(m: int, n: int, tile: Tile, modal: Modal | None) -> int:
 
 @cache
 def measured() -> Table:
-    table: Table = json.loads(files("qalign_kernels").joinpath("triton_tiles.json").read_text())
+    table: Table = json.loads(files("qalign_kernels.cuda").joinpath("triton_tiles.json").read_text())
     return table
 
 

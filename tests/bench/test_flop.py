@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qalign_bench.figures.count import Work, our_work, upstream_work
+from qalign_bench.figures.flop import Work, our_work, upstream_work
 from qalign_export.parameters import ONE_ALIGN
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import open_artifact

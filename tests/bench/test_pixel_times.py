@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qalign_bench.contestants.pixels import forms, measure_pixels
+from qalign_bench.contestants.pixel_times import forms, measure_pixels
 from qalign_fast import ImageError
 from qalign_fast.pixels.picture import PLAIN, Pixels
 from support.pictures import RULE, pad_then_resize, random_picture
@@ -45,7 +45,7 @@ def test_time_is_counted_where_it_is_spent(tmp_path: Path, monkeypatch: pytest.M
             now += 1
             return PLAIN.resize(rgb, RULE)
 
-    monkeypatch.setattr("qalign_bench.contestants.pixels.time.perf_counter", lambda: now)
+    monkeypatch.setattr("qalign_bench.contestants.pixel_times.time.perf_counter", lambda: now)
     file = tmp_path / "a.png"
     random_picture(np.random.default_rng(2), 9, 6).save(file)
     [result] = measure_pixels([file], repeat=2, chosen=[Steps()])
