@@ -1,6 +1,6 @@
-"""Prints the rows of README's table, measured here and now.
+"""Measures what a table of the documentation says about the mini and the golden models, and prints the table's rows.
 
-PYTHONPATH=tests:export python bench/studies/golden_report.py        where `make test` has run
+PYTHONPATH=tests:export python bench/studies/golden_report.py        after `make test` has run
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def rounding() -> None:
-    """What each precision moves scores by, on damaged pictures the mini model was never trained on."""
+    """How far each precision moves scores, on damaged pictures that the mini model was never trained on."""
     pictures = distorted(18)
     exact = {"quality": Scorer.load(ROOT / "models/mini").score(pictures)}
     with tempfile.TemporaryDirectory() as folder:
@@ -74,11 +74,12 @@ def rounding() -> None:
 
 
 def row(what: str, value: str, how: str) -> None:
+    """Prints one row."""
     print(f"| {what} | {value} | {how} |", flush=True)
 
 
 def worst_logits(engines: dict[str, Engine]) -> float:
-    """Over all pictures, clips and prompts."""
+    """The largest difference of a logit from upstream's, over all pictures, clips and prompts."""
     worst = 0.0
     for folder, engine in engines.items():
         expected = np.load(GOLDEN / folder / "expected.npz")
@@ -95,11 +96,13 @@ def worst_logits(engines: dict[str, Engine]) -> float:
 
 
 def import_time() -> float:
+    """Milliseconds of `import qalign_fast`."""
     code = "import time; t = time.perf_counter(); import qalign_fast; print((time.perf_counter() - t) * 1e3)"
     return statistics.median(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(9))
 
 
 def start_up() -> float:
+    """Seconds of a process that scores one picture."""
     code = f"from qalign_fast import Scorer; Scorer.load().score({str(ROOT / 'samples/coffee.jpg')!r})"
     times = []
     for _ in range(5):
@@ -110,6 +113,7 @@ def start_up() -> float:
 
 
 def score_time(scorer: Scorer, path: Path) -> float:
+    """Seconds from a file to its score, without the first three."""
     times = []
     for _ in range(18):
         start = time.perf_counter()

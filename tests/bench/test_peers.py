@@ -103,7 +103,7 @@ def test_a_wrong_command_is_one_line_and_the_next_one_is_answered() -> None:
         "no JSON": "not JSON",
         "[]": "expected an object",
         '{"run": "pipeline"}': "no run 'pipeline'",
-        '{"run": "pixels", "files": [], "repeat": 1}': "has no way of its own from a file to pixels",
+        '{"run": "pixels", "files": [], "repeat": 1}': "has no pixel path of its own",
         '{"run": "latency", "batch": 1}': "no 'repeat'",
         json.dumps(LATENCY | {"batch": 0}): "batch is 0",
         json.dumps(LATENCY | {"tasks": ["beauty"]}): "task 'beauty'",

@@ -224,7 +224,7 @@ class Clock:
 
 def _pixels(peer: Peer, command: Mapping[str, Any], _seed: int) -> dict[str, Any]:
     if peer.pixel_path is None:
-        raise PeerError(f"{peer.name} has no way of its own from a file to pixels; the upstream peer has")
+        raise PeerError(f"{peer.name} has no pixel path of its own; the upstream peer has one")
     files, repeat, threads = command["files"], _whole(command, "repeat"), torch.get_num_threads()
     torch.set_num_threads(1)  # the other contestants are measured on one core too
     times = [[_time_file(peer.pixel_path, file) for _ in range(repeat)] for file in files]
