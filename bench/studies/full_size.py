@@ -77,7 +77,7 @@ def main() -> None:
 
 def measure(model: str, artifact: Path, precision: str, engine: str) -> Result:
     """Exports the model into the folder `artifact`, scores with it, and removes it."""
-    command = [sys.executable, "-m", "qalign_fast.cli.app", "export", model, str(artifact)]
+    command = [sys.executable, "-m", "qalign_fast.cli", "export", model, str(artifact)]
     command += ["--precision", precision, "--engine", engine, "--task", "quality"]
     started = time.perf_counter()
     peak = run(command)[1]

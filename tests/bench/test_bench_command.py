@@ -27,7 +27,7 @@ from qalign_fast.pixels.picture import load_pixels
 from support.bench import REQUIRED
 from support.goldens import GOLDEN, PICTURES, ROOT
 
-CLI = [sys.executable, "-m", "qalign_fast.cli.app", "bench"]
+CLI = [sys.executable, "-m", "qalign_fast.cli", "bench"]
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -150,7 +150,7 @@ def test_pixels_are_those_of_load_pixels_in_every_form(capsys: pytest.CaptureFix
 
 
 def test_interrupting_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As Ctrl-C does, at the start of the second round."""
+    """A KeyboardInterrupt, which Ctrl-C raises, comes at the start of the second round."""
 
     class Interrupting(Progress):
         def show(self, done: int, total: int, what: str) -> None:

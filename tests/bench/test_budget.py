@@ -1,4 +1,4 @@
-"""Where the time goes: every operation is counted, and what it could take is no more than it did."""
+"""The budget of a picture: every operation is counted, and its least time and bytes are right."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_table_and_the_file_say_the_same(
 
 
 def test_what_hands_rows_on_in_8_bits_may_do_so(rounded: Rounded) -> None:
-    """The fused norms of a GPU reach the linears through the watch."""
+    """TimedOps passes on the fused norms of a GPU, which give linears their rows in 8 bits."""
 
     class Handing(Ops):
         def layer_norm_for(self, readers, x, *others):

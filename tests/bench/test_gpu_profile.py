@@ -1,4 +1,4 @@
-"""What a GPU is measured by besides tiles: the ceilings of libraries, and the gaps between kernels."""
+"""Measurements on a GPU beside tiles: the ceilings of libraries, and the gaps between kernels."""
 
 from __future__ import annotations
 

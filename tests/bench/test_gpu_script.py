@@ -1,4 +1,4 @@
-"""bench/gpu.sh with a stand-in for Python, for what it does when it is cut off, and its summary."""
+"""bench/gpu.sh with a stand-in for Python: what it runs, what it does when it is cut off, and its summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qalign_bench.figures import gpu_summary
 
 NARROW = f"random:{GOLDEN / 'narrow-112'}"
 STAND_IN = """#!/usr/bin/env bash
-# Python as far as gpu.sh is concerned: writes down what it is asked to do, and does nothing or, where told to, waits
+# Stands in for gpu.sh's Python: writes down what it is asked to do and does nothing, or waits where it is told to
 [[ $* == *gpu_summary* ]] && exec {python} "$@"
 [[ $1 == -c || $1 == - ]] && exit {status}
 echo "$*" >>{log}
@@ -91,7 +91,7 @@ def test_the_summary_is_of_what_there_is_beside_what_was_predicted(
 
 
 def script(tmp_path: Path, *parts: str, slow: str = "no such command", **settings: str) -> subprocess.Popen[str]:
-    """gpu.sh on a device that is said to be one, its commands in tmp_path/log."""
+    """Starts gpu.sh as if there were a GPU. The commands that it runs are in tmp_path/log."""
     python = tmp_path / "python"
     python.write_text(
         STAND_IN.format(python=sys.executable, log=tmp_path / "log", slow=slow, status=3 if "no_fp8" in settings else 0)
@@ -148,7 +148,7 @@ def test_a_gpu_without_fp8_is_asked_for_none(tmp_path: Path) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Ended, if nobody has waited for it yet."""
+    """Whether the process has ended, even if nobody has waited for it yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -192,7 +192,7 @@ def test_parts_that_there_are_not_are_named(tmp_path: Path) -> None:
 
 
 def test_the_script_runs_on_a_cpu_under_the_interpreter(tmp_path: Path) -> None:
-    """Part 3, at the smallest sizes: the sweep, and a throughput whose JSON is whole."""
+    """Part 3 at the smallest sizes: the sweep, and a throughput whose JSON is complete."""
     names = {"PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "MODELS": str(tmp_path / "models")}
     sizes = {
         "DEVICE": "cpu",

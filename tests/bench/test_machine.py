@@ -1,4 +1,4 @@
-"""The machine beside a number: whether it was quiet, and the joules that it used."""
+"""The machine while a number is taken: whether it is quiet, and the joules that it uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measured peak: which products there are, which one is the fastest, and what a datasheet says beside it."""
+"""The measured peak: the products that there are, how the fastest is found, and the datasheets' figures beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.bench import session
 
 
 class Clocked:
-    """Products of known speeds in GOP/s, and a clock that says so; what was timed is written down."""
+    """Products of known speeds in GOP/s, with a clock to match. It keeps what was timed."""
 
     def __init__(self, speeds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
         self.timed: list[tuple[str, Any]] = []
@@ -40,7 +40,7 @@ def test_every_product_there_is_can_be_timed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_fp8_on_a_cpu_is_held_to_what_multiplies_it_there() -> None:
-    """torch._scaled_mm by one core at a time would take minutes, and no engine here uses it."""
+    """torch._scaled_mm takes minutes on a CPU, for it uses one core, and no engine here uses it."""
     assert products("fp8", "cpu").keys() == products("fp32", "cpu").keys()
 
 

@@ -1,4 +1,4 @@
-"""What the engines are compared with: the loop that drives a peer, and that each peer computes upstream's function."""
+"""The peers that engines are compared with: their processes answer commands, and each computes upstream's function."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ needs_upstream = pytest.mark.skipif(
 def talk(
     script: str, spec: dict[str, Any], *lines: Any, python: str = sys.executable, status: int = 0
 ) -> list[dict[str, Any]]:
-    """What a peer's process answers to lines of stdin; an object goes as JSON."""
+    """A peer's answers to lines of stdin. A line that is an object is sent as JSON."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     run = subprocess.run(
         [python, str(PEERS / script), json.dumps(spec)],
@@ -196,7 +196,7 @@ def test_a_peers_peak_memory_is_its_own_and_not_its_parents() -> None:
 @needs_upstream
 @pytest.mark.parametrize("folder", ["narrow-112", "narrow-448", "outlier-112"])
 def test_upstreams_own_code_gives_the_golden_scores(folder: str) -> None:
-    """In the interpreter that runs the peer: the goldens are its function, and so is what is timed."""
+    """In the peer's own interpreter: what is timed computes the function of the goldens."""
     spec = {"checkout": UPSTREAM, "model": str(GOLDEN / folder), "precision": "fp32", "device": "cpu"}
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
@@ -266,7 +266,7 @@ def test_upstreams_model_gets_the_numbers_that_ours_has(monkeypatch: pytest.Monk
 
 
 class Named(nn.Module):
-    """Tensors by a checkpoint's names; the abstractor's positions are buffers, as upstream has them."""
+    """Tensors with a checkpoint's names. The abstractor's positions are buffers, as in upstream."""
 
     def __init__(self, places: Iterable[TensorOrigin]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`measure_pixels`: what it counts as decoding and as the rest, and that every form gave the same pixels."""
+"""`measure_pixels`: which time counts as decoding and which as the rest, and that every path gives the same pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_each_file_in_each_form_with_the_pixels_that_are_right(tmp_path: Path) -
 
 
 def test_time_is_counted_where_it_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only the two steps move: 3 s to decode, 1 s for the rest."""
+    """Only the two steps move the clock: 3 s to decode, 1 s for the rest."""
     now = 0.0
 
     class Steps:

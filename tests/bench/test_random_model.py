@@ -1,4 +1,4 @@
-"""Models of random numbers, made where they run: the same numbers in an artifact, in memory and in a peer."""
+"""Models of random numbers, made where they run. An artifact, a model in memory and a peer have the same numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_random_artifact_scores(precision: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8", "int8", "int4"])
 def test_all_of_a_random_model_is_made_on_its_device(precision: str) -> None:
-    """meta stands in for a GPU: what meets a tensor on the CPU there is an error."""
+    """The meta device stands in for a GPU: there it is an error to mix in a tensor on the CPU."""
     places = set()
     source = DeviceParameters(NARROW, torch.device("meta"))
     packed = pack_on_device(source, precision, [prompt("quality")], lambda _, x: places.add(x.device.type))
@@ -70,7 +70,7 @@ def test_counted_numbers_are_the_same_in_any_part_and_spread_as_they_should(monk
 
 
 def counted_by_hand(place: int, name: str) -> int:
-    """The sum of a hash's four bytes, in whole numbers that no machine's width cuts off."""
+    """The sum of a hash's four bytes, in Python's whole numbers, which do not overflow."""
     digest = hashlib.sha256(name.encode()).digest()
     x = place ^ int.from_bytes(digest[:4], "big")
     for i, factor in enumerate((0x7FEB352D, 0x846CA68B) * 2):
@@ -117,7 +117,7 @@ def test_a_worker_makes_what_is_random(tmp_path: Path) -> None:
 
 
 def test_a_worker_and_a_peer_score_the_same_pictures() -> None:
-    """Of the seed that both are given. The scores are those of one model in float32, computed in two ways."""
+    """The pictures are those of the seed. One model in float32 is computed in two ways, so the scores must agree."""
     spec = {"model": str(GOLDEN / "narrow-112"), "device": "cpu", "precision": "fp32", "threads": None, "seed": 5}
     _, handlers = worker.load(spec | {"engine": None})
     [ours] = handlers["latency"]({"batch": 3, "tasks": ["quality"], "warmup": 0, "repeat": 1})["scores"]

@@ -1,4 +1,4 @@
-"""What a bench tells: runs, their comparison, tables and plots. No test asserts how fast anything is."""
+"""The results of a bench: runs, their comparison, tables and plots. No test asserts how fast anything is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOTH = (prompt("quality"), prompt("aesthetics"))
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, Any]:
-    """The embedded model beside itself with an engine that sleeps, in two rounds of one forward of two pictures."""
+    """The embedded model beside the same with an engine that sleeps, in two rounds of one forward of two pictures."""
     made = session(scenario="latency", repeat=2, batches=(2,))
     models = made.models()
     ours = our_contestant(models[0], made.options)

@@ -1,4 +1,4 @@
-"""Contestants as processes: how they take turns, and what is said where one fails."""
+"""Contestants as processes: how they take turns, and the error where one fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qalign_fast.errors import QAlignError
 
 
 class Fake(Contestant):
-    """Writes down when it is started, has its turn and ends."""
+    """Notes when it is started, has its turn and ends."""
 
     log: ClassVar[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""The sweep of tiles: which products and tiles are tried, and which ones the table keeps."""
+"""The sweep of tiles: the products and tiles that it tries, and the tiles that the table keeps."""
 
 from __future__ import annotations
 

@@ -199,3 +199,7 @@ def _time(
     except (RuntimeError, TritonError) as error:  # most often the tile is too large for the device
         return Timing(form, *shape, by, listed, None, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return Timing(form, *shape, by, listed, seconds, 2e-12 * shape.m * shape.k * shape.n / seconds)
+
+
+if __name__ == "__main__":
+    main()
