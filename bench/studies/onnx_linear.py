@@ -57,6 +57,7 @@ class Form:
 
     @property
     def quantizes_only(self) -> bool:
+        """Whether the form only rounds rows and has no product."""
         return "r=" not in self.body
 
 

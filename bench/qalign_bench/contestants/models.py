@@ -43,6 +43,7 @@ class Model:
 
     @property
     def config(self) -> ModelConfig:
+        """The model's sizes."""
         return self.manifest.config
 
     @property

@@ -69,7 +69,7 @@ def make(reference: str, precision: str, device: torch.device) -> RandomModel:
     manifest = manifest_of(source, precision)
     prompts = [entry.prompt for entry in manifest.prompts]
     packed = pack_on_device(source, precision, prompts, tensors.__setitem__)
-    if device.type == "cuda":  # the peak is to be the model's, without what packing took
+    if device.type == "cuda":  # so that the peak is the model's, without the memory of packing
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     return RandomModel(

@@ -24,9 +24,13 @@ _LAYER = re.compile(r"layers\.\d+\.")
 class Clock(Protocol):
     """Marks moments and tells the seconds between two marks."""
 
-    def now(self) -> Any: ...
+    def now(self) -> Any:
+        """A mark of this moment."""
+        ...
 
-    def seconds(self, start: Any, end: Any) -> float: ...
+    def seconds(self, start: Any, end: Any) -> float:
+        """The seconds between two marks."""
+        ...
 
 
 class HostClock:
@@ -73,6 +77,7 @@ class TimedOps(Ops):
         self.clear()
 
     def clear(self) -> None:
+        """Forgets all calls; the next one is in the vision station."""
         self.calls: list[Call] = []
         self._station = "vision"
 

@@ -65,6 +65,7 @@ class EagerVision(nn.Module):
 
 
 def vision_layer(layer: VisionLayer, x: Tensor) -> Tensor:
+    """x [B, T, D] -> [B, T, D]."""
     qkv = layer.qkv(layer.attention_norm(x)).unflatten(-1, (layer.heads, 3, -1))  # [B, T, H, 3, Dh]
     q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, Dh]
     x = x + layer.out(join_heads(scores(q, k).softmax(-1) @ v))
@@ -73,10 +74,12 @@ def vision_layer(layer: VisionLayer, x: Tensor) -> Tensor:
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Attention's scores, before the softmax, of q [B, H, Tq, Dh] and k [B, H, T, Dh]."""
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, H, Tq, T]
 
 
 def join_heads(x: Tensor) -> Tensor:
+    """Puts the heads of each row side by side."""
     return x.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
 
 
@@ -97,6 +100,7 @@ class EagerAbstractor(nn.Module):
 
 
 def abstractor_layer(layer: AbstractorLayer, x: Tensor, features: Tensor) -> Tensor:
+    """x [B, Q, D] and features [B, T, D] -> [B, Q, D]."""
     x = layer.query_norm(x)
     both = torch.cat((x, layer.feature_norm(features)), dim=1)  # [B, Q+T, D]
     q = layer.split_heads(layer.q(x + layer.query_positions))
@@ -131,6 +135,7 @@ class EagerDecoder(nn.Module):
 
 
 def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    """x [B, T, D] -> [B, T, D]. `visual` [B, T] says which rows are a picture's; `mask` [T, T] is added to scores."""
     n = norm(layer, x, visual, layer.attention_norm_text, layer.attention_norm_visual)
     q = rotate(layer.split_heads(layer.q(n)), cos, sin).transpose(1, 2)  # [B, H, T, Dh]
     k = rotate(layer.split_heads(by_modality(n, visual, layer.k_text, layer.k_visual)), cos, sin).transpose(1, 2)
@@ -143,12 +148,13 @@ def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, cos: Tensor, s
 
 
 def norm(layer: DecoderLayer, x: Tensor, visual: Tensor, text_gain: Tensor, visual_gain: Tensor) -> Tensor:
+    """The RMS norm of x [B, T, D], with a gain for each modality."""
     for_text, for_visual = (partial(rms_norm, gain=gain, eps=layer.eps) for gain in (text_gain, visual_gain))
     return by_modality(x, visual, for_text, for_visual)
 
 
 def by_modality(x: Tensor, visual: Tensor, for_text: Rowwise, for_visual: Rowwise) -> Tensor:
-    """x [B, T, D] -> [B, T, D]: each modality's rows are found, picked, worked on and put back."""
+    """x [B, T, D] -> [B, T, D]: each modality's rows are found, picked, changed and put back."""
     out = torch.empty_like(x)
     for is_mine, work in ((~visual, for_text), (visual, for_visual)):
         places = is_mine.nonzero(as_tuple=True)

@@ -60,6 +60,8 @@ class Spec:
 
 
 class PixelPath(Protocol):
+    """A peer's own way from a file to pixels."""
+
     def values(self, file: str) -> object:
         """Turns a file into what the model takes, in the peer's own way. This is timed."""
         ...

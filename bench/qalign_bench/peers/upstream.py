@@ -34,7 +34,7 @@ _INSTALL = (
     f"pip install torch transformers=={_TRANSFORMERS} 'tokenizers<0.16' 'huggingface_hub<1' 'numpy<2' Pillow icecream"
     " colorama asttokens executing pygments"
 )
-# what upstream's preprocessor_config.json holds, CLIP's
+# CLIP's numbers, which upstream's preprocessor_config.json has
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _WEIGHTS = (5.0, 4.0, 3.0, 2.0, 1.0)
 _PROMPT = "USER: How would you rate the {0} of this image?\n<|image|>\nASSISTANT: The {0} of the image is"

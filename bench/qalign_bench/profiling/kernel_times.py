@@ -57,6 +57,7 @@ class Step:
 
     @property
     def gap_share(self) -> float:
+        """The share of the step in which the device did nothing."""
         return 1 - self.busy / self.length
 
 
@@ -140,6 +141,7 @@ def table(step: Step) -> str:
 
 
 def as_json(step: Step) -> dict[str, Any]:
+    """The step and the machine as the JSON has them."""
     return {
         "step_us": step.length,
         "busy_us": step.busy,
