@@ -19,7 +19,8 @@ from torch import nn
 
 from qalign_bench.peers import bnb
 from qalign_bench.peers.hf_eager import EagerPeer, load
-from qalign_bench.peers.loop import Clock, PeerError, parse_spec, random_pictures
+from qalign_bench.peers.loop import Clock, PeerError, parse_spec
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_export import random_numbers
 from qalign_export.parameters import open_parameters
 from qalign_export.writer import export_artifact

@@ -38,10 +38,7 @@ def forms() -> tuple[PixelForm, ...]:
 
 
 def measure_pixels(
-    files: Sequence[str | os.PathLike[str]],
-    repeat: int = 5,
-    rule: PixelRule = _RULE,
-    chosen: Sequence[PixelForm] = (),
+    files: Sequence[str | os.PathLike[str]], repeat: int = 5, rule: PixelRule = _RULE, chosen: Sequence[PixelForm] = ()
 ) -> list[PixelTimes]:
     """The times of the files in their order, each by every path in `chosen`; by default by all. Raises ImageError."""
     clocks = [_Clock(form) for form in chosen or forms()]

@@ -18,19 +18,11 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING or __package__:
-    from qalign_bench.peers.measured_process import (
-        Handler,
-        Message,
-        Pictures,
-        answer_commands,
-        host_peak,
-        random_pictures,
-        read_object,
-    )
+    from qalign_bench.peers import measured_process as process
 else:  # a script's own folder is on its path
-    from measured_process import Pictures, answer_commands, host_peak, random_pictures, read_object
+    import measured_process as process
 
-__all__ = ["Peer", "PeerError", "Pictures", "Spec", "parse_spec", "random_pictures", "serve"]
+Pictures = process.Pictures
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -95,12 +87,12 @@ class Peer(Protocol):
 def serve(load: Callable[[Spec], Peer]) -> None:
     """Loads the peer that the first argument asks for and answers commands, as `answer_commands` does."""
 
-    def begin(text: str) -> tuple[Message, Handler]:
+    def begin(text: str) -> tuple[process.Message, process.Handler]:
         spec, started = parse_spec(text), time.perf_counter()
         peer = load(spec)
         return _ready(peer, time.perf_counter() - started), lambda command: _run(peer, command, spec.seed)
 
-    answer_commands(begin, _FAILURES)
+    process.answer_commands(begin, _FAILURES)
 
 
 def parse_spec(text: str) -> Spec:
@@ -108,7 +100,7 @@ def parse_spec(text: str) -> Spec:
 
     Raises MessageError for text that is no JSON object, PeerError for a device that is not there.
     """
-    given = read_object(text, "the spec")
+    given = process.read_object(text, "the spec")
     device = given.get("device") or "auto"
     has = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
     if device == "auto":
@@ -156,7 +148,7 @@ def _whole(command: Mapping[str, Any], key: str, least: int = 1) -> int:
 def _latency(peer: Peer, command: Mapping[str, Any], seed: int) -> dict[str, Any]:
     batch, repeat, warmup = _whole(command, "batch"), _whole(command, "repeat"), _whole(command, "warmup", 0)
     tasks = command["tasks"]
-    prepared = peer.prepare(random_pictures(seed, batch, peer.side))
+    prepared = peer.prepare(process.random_pictures(seed, batch, peer.side))
     for _ in range(warmup):
         _forward(peer, prepared, tasks)
     if peer.device.type == "cuda":
@@ -168,7 +160,7 @@ def _latency(peer: Peer, command: Mapping[str, Any], seed: int) -> dict[str, Any
             scores = _forward(peer, prepared, tasks)
             times.append(1e3 * (time.perf_counter() - started))
             clock.lap()
-    memory = {"host": host_peak(), "device": _device_peak(peer.device)}
+    memory = {"host": process.host_peak(), "device": _device_peak(peer.device)}
     return {"ms": times, "stations_ms": clock.medians(), "peak_memory_bytes": memory, "scores": scores}
 
 

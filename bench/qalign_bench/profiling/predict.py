@@ -292,42 +292,26 @@ def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> d
     }
 
 
+_HEADER = ("GPU", "precision", "batch", "ms", "pictures/s", "launches")
+_STAGES = ("encode", "decode", "products", "attention", "norms, quantizing", "copies")
+
+
+def _line(found: Mapping[str, Any]) -> list[str]:
+    sent, stages = found["launches"], found["stages"]
+    speed = [
+        f"{found['ms']:.2f}",
+        f"{found['pictures_per_second']:.0f}",
+        f"{sent['encode']} + {sent['decode']}",
+    ]
+    return [found["gpu"], found["precision"], str(found["batch"]), *speed, *(f"{stages[name]:.2f}" for name in _STAGES)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = [foresee(chip, name, batch) for chip in CHIPS for name in precisions_of(chip) for batch in BATCHES]
-    header = [
-        "GPU",
-        "precision",
-        "batch",
-        "ms",
-        "pictures/s",
-        "launches",
-        "encode",
-        "decode",
-        "products",
-        "attention",
-        "norms, quantizing",
-        "copies",
-    ]
-    print(
-        markdown_table(
-            header,
-            [
-                [
-                    f["gpu"],
-                    f["precision"],
-                    str(f["batch"]),
-                    f"{f['ms']:.2f}",
-                    f"{f['pictures_per_second']:.0f}",
-                    f"{f['launches']['encode']} + {f['launches']['decode']}",
-                    *(f"{f['stages'][name]:.2f}" for name in header[6:]),
-                ]
-                for f in found
-            ],
-        )
-    )
+    print(markdown_table([*_HEADER, *_STAGES], [_line(one) for one in found]))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

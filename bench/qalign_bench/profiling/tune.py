@@ -182,13 +182,7 @@ def time_product(facts: Device, what: Product, form: str, device: torch.device, 
 
 
 def _time(
-    shape: Shape,
-    form: str,
-    by: str,
-    tile: Tile | None,
-    launches: Sequence[Launch],
-    clock: Clock,
-    expected: Tensor,
+    shape: Shape, form: str, by: str, tile: Tile | None, launches: Sequence[Launch], clock: Clock, expected: Tensor
 ) -> Timing:
     listed = None if tile is None else list(tile)
     try:
