@@ -3,31 +3,31 @@
 #
 #   PYTHON=path/to/python bench/gpu.sh [PART ...]      default: 1 2 3
 #
-#   1     versions; what the GPU's libraries reach at the model's shapes, while all cores compile; every kernel against its
-#         contract and the engine, on the device; graphs beside direct launches, bit for bit; at full size (random
-#         weights, made on the device) pictures a second, and where a step's time goes, kernel by kernel
-#   2     upstream's way beside ours in one run: its own code where QALIGN_UPSTREAM is a checkout of Q-Align (with
-#         QALIGN_UPSTREAM_PYTHON for what it needs), and hf-eager where that is not, or fails
-#   3     tiles of the model's matrix products beside one another and torch's own: the fastest go into triton_tiles.json,
-#         product by product; then pictures a second with that table
-#   onnx  pictures a second on onnxruntime's CUDA provider in fp16: only where it is named, for its graphs take minutes
-#         to write, and PYTHON must have onnxruntime-gpu
+#   1     Versions. The rates of the GPU's libraries at the model's shapes, while all cores compile. Tests of every kernel
+#         against its contract and of the engine, on the device. Graphs beside direct launches, bit for bit. At full size
+#         (random weights, made on the device): pictures a second, and where a step's time goes, kernel by kernel.
+#   2     Upstream's way beside ours in one run. It is upstream's own code where QALIGN_UPSTREAM is a checkout of Q-Align
+#         (QALIGN_UPSTREAM_PYTHON is an interpreter with its packages), and hf-eager where there is none or it fails.
+#   3     Tiles of the model's matrix products beside one another and beside torch's own. The fastest go into
+#         triton_tiles.json, product by product. Then pictures a second with that table.
+#   onnx  Pictures a second on onnxruntime's CUDA provider in fp16. It runs only where it is named, for writing its graphs
+#         takes minutes and PYTHON must have onnxruntime-gpu.
 #
-# Results come as they are measured, a JSON file each; the summary has those of all parts that OUT holds, beside what was
-# predicted (bench/predicted.json, an estimate). It is printed at the end, at a signal too. What fails does not stop the next;
-# the status is then 1. PYTHON (python3) has torch for CUDA, and pytest, safetensors, Pillow, typer, rich, onnx; the package
-# need not be installed in it. pytest-xdist makes part 1 shorter.
+# Each measurement leaves a JSON file as soon as it is done. The summary has those of all parts in OUT, beside the predicted
+# figures (bench/predicted.json, an estimate). It is printed at the end, and also after a signal. A failure does not stop
+# the next measurement; the exit status is then 1. PYTHON (python3) needs torch for CUDA, pytest, safetensors, Pillow,
+# typer, rich and onnx. The package need not be installed in it. pytest-xdist makes part 1 shorter.
 #
-#   OUT         where JSON and logs go; default bench/results
-#   PRECISIONS  default "int8 fp8 fp16", without fp8 where the device has none
+#   OUT         the folder for JSON and logs; default bench/results
+#   PRECISIONS  default "int8 fp8 fp16", without fp8 on a device that does not have it
 #   BATCHES     default "1 8 64"
-#   REPEAT      forwards timed of each contestant and batch; default 15 to 45
-#   PATIENCE    how many times as long everything may take, for a rehearsal on a slow machine; default 1
-#   TUNE_SECONDS   of each precision's sweep; default 125 for int8, 45 for fp8
-#   MODELS      what onnx needs, 17 GB, and what is kept without a GPU; default below TMPDIR
+#   REPEAT      timed forwards of each contestant and batch; default 15 to 45
+#   PATIENCE    all time limits are multiplied by it, for a rehearsal on a slow machine; default 1
+#   TUNE_SECONDS   seconds of each precision's sweep; default 125 for int8, 45 for fp8
+#   MODELS      the folder for onnx's model, 17 GB, and for models that are made without a GPU; default below TMPDIR
 #   DEVICE, MODEL   cuda and random:one-align; to try the script without a GPU:
 #                   DEVICE=cpu MODEL=random:tests/golden/narrow-112 OUT=/tmp/out MODELS=/tmp/models bench/gpu.sh
-set -um -o pipefail # m: what runs in the background has a process group of its own, and hears of SIGINT
+set -um -o pipefail # m: a command in the background has a process group of its own and receives SIGINT
 cd "$(dirname "$0")/.." || exit 2
 
 PYTHON=${PYTHON:-python3}
@@ -46,11 +46,11 @@ TESTS=(tests/kernels/test_triton_{rows,linear,torch_product,attention,model}.py
   tests/engines/test_cuda_engine.py tests/engines/test_cuda_graphs.py
   tests/engines/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
 FAILED=()
-declare -A RUNNING=() # name -> process id, of what was started and not yet waited for
+declare -A RUNNING=() # name -> process id of each command that was started and not yet waited for
 PART_END=$PART_SECONDS
 
-# start SECONDS NAME COMMAND ...: in the background, its stderr in a log. At the end of its time it is interrupted, at which
-# a bench prints what it has
+# start SECONDS NAME COMMAND ...: starts it in the background, with its stderr in a log. At the end of its time it is
+# interrupted, and a bench then prints what it has
 start() {
   local seconds=$1 name=$2
   shift 2
@@ -58,7 +58,7 @@ start() {
   RUNNING[$name]=$!
 }
 
-# finished SECONDS NAME: waits for what was started, and remembers a failure
+# finished SECONDS NAME: waits for a command that was started, and remembers a failure
 finished() {
   local seconds=$1 name=$2 status=0
   wait "${RUNNING[$name]}" || status=$?
@@ -71,7 +71,7 @@ finished() {
   return "$status"
 }
 
-# limited SECONDS NAME COMMAND ...: both, in no more time than the part has left
+# limited SECONDS NAME COMMAND ...: starts it and waits for it, in no more time than the part has left
 limited() {
   local seconds=$(($1 * PATIENCE)) name=$2 left=$((PART_END - SECONDS))
   shift 2
@@ -85,8 +85,8 @@ limited() {
   finished "$seconds" "$name"
 }
 
-# end_leftovers NAME: what it has started and left behind, a worker in a session of its own for one, would hold the GPU
-# that the next one needs
+# end_leftovers NAME: ends processes that the command started and left behind, such as a worker in a session of its own.
+# They would hold the GPU that the next command needs
 end_leftovers() {
   local left
   mapfile -t left < <(grep -lzxF "QALIGN_GPU_SH=$$-$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3)
@@ -105,10 +105,10 @@ finish() {
   trap - EXIT
   for name in "${!RUNNING[@]}"; do
     FAILED+=("$name: interrupted at $SECONDS s")
-    kill -INT "${RUNNING[$name]}" 2>/dev/null # `timeout`, which passes it on
+    kill -INT "${RUNNING[$name]}" 2>/dev/null # this is `timeout`, which passes the signal on
   done
   for name in "${!RUNNING[@]}"; do
-    for _ in {1..40}; do # for what it has to be printed
+    for _ in {1..40}; do # it prints what it has
       kill -0 "${RUNNING[$name]}" 2>/dev/null || break
       sleep 0.1
     done
@@ -122,7 +122,7 @@ finish() {
   exit "$status"
 }
 
-# compile: the engine's kernels of all precisions, by all cores, beside what comes next; `compiled` waits for it
+# compile: starts to compile the engine's kernels of all precisions on all cores; `compiled` waits for it
 compile() {
   [[ $DEVICE == cpu ]] ||
     start "$((60 * PATIENCE))" compile "$PYTHON" -m qalign_bench.profiling.compile_models "$MODEL" --device "$DEVICE" \
@@ -133,7 +133,7 @@ compiled() {
   [[ $DEVICE == cpu ]] || finished "$((60 * PATIENCE))" compile
 }
 
-# check: says what is here; the status is 3 where there is no fp8, 1 where nothing can be run
+# check: prints the versions and the device; the status is 3 on a device without fp8, 1 where nothing can run
 check() {
   "$PYTHON" - "$DEVICE" <<'PYTHON'
 import sys
@@ -141,6 +141,7 @@ import sys
 import onnx, PIL, pytest, rich, safetensors, torch, triton, typer
 
 from qalign_fast.engines.devices import device_problem
+from qalign_kernels.contract.precisions import PRECISIONS
 
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, Triton {triton.__version__}", flush=True)
 if sys.argv[1] != "cpu":
@@ -151,7 +152,7 @@ if sys.argv[1] != "cpu":
     except RuntimeError as error:
         cudnn = str(error).splitlines()[0]
     print(f"{torch.cuda.get_device_name(sys.argv[1])}, cuDNN {cudnn}", flush=True)
-    sys.exit(0 if torch.cuda.get_device_capability(sys.argv[1]) >= (8, 9) else 3)
+    sys.exit(0 if torch.cuda.get_device_capability(sys.argv[1]) >= PRECISIONS["fp8"].capability else 3)
 PYTHON
 }
 
@@ -171,13 +172,13 @@ profile() {
 }
 
 part_1() {
-  local chosen="not compiled and not tensor_cores" many=() # what is compiled ahead is tested everywhere, for minutes
+  local chosen="not compiled and not tensor_cores" many=() # those tests need no GPU and take minutes
   rm -f "$OUT"/gpu_{ceilings,graphs,throughput_*,profile_*}.json "$OUT/gpu_tests.txt"
   compile
   limited 35 ceilings "$PYTHON" -m qalign_bench.profiling.ceilings --device "$DEVICE" "${BATCHES[@]/#/--batch=}" \
     --json "$OUT/gpu_ceilings.json" >"$OUT/gpu_ceilings.md"
   compiled
-  [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' take minutes there
+  [[ $DEVICE == cpu ]] && chosen="any_batch" # the kernels' tests take minutes there
   "$PYTHON" -c "import xdist" 2>/dev/null && many=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
   limited 70 tests "$PYTHON" -m pytest -vv --tb=short -p no:cacheprovider "${TESTS[@]}" -k "$chosen" "${many[@]}" \
     --durations 5 >"$OUT/gpu_tests.txt"
@@ -208,7 +209,7 @@ part_2() {
 part_3() {
   local form precision seconds
   rm -f "$OUT"/gpu_{tune_*,tuned_*}.json
-  for precision in "${PRECISIONS[@]::2}"; do # cuBLAS's floats are nothing to sweep beside
+  for precision in "${PRECISIONS[@]::2}"; do # float products are cuBLAS's: there is nothing to sweep
     case $precision in
       int8) form=int8 seconds=${TUNE_SECONDS:-125} ;;
       fp8) form=float8_e4m3fn seconds=${TUNE_SECONDS:-45} ;;
@@ -252,7 +253,7 @@ esac
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
 read -ra BATCHES <<<"${BATCHES:-1 8 64}"
 read -ra PRECISIONS <<<"$PRECISIONS"
-exec 3>&1 # a signal may come while a part's output goes into a file
+exec 3>&1 # for the summary: a signal may come while a part's output goes into a file
 trap 'exit 130' INT TERM HUP
 trap finish EXIT
 for part in "${PARTS[@]}"; do

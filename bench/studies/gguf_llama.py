@@ -1,6 +1,6 @@
 """A GGUF file of the LLaMA family in, its float32 decoder and its tokenizer out: real weights to measure on.
 
-Needs `gguf` and `tokenizers`. The file's rows of q and k are interleaved pairs, so RoPE turns neighbours here.
+It needs `gguf` and `tokenizers`. The rows of q and k in the file are interleaved pairs, so RoPE turns neighbours here.
 
 Letters: B sequences, T tokens, D width, H query heads, J key and value heads, Dh head width.
 """
@@ -28,7 +28,7 @@ Linear = Callable[[str, Tensor], Tensor]  # (kind, x [B, T, K]) -> [B, T, N]
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: what its linears are is the caller's choice, so that it can record or replace them."""
+    """One decoder layer. The caller passes its linears, so that it can record or replace them."""
 
     weights: dict[str, Tensor]  # by kind, [N, K]
     attention_norm: Tensor
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Llama:
-    """The whole decoder, its tokenizer, and how many tensors of which quantization the file holds."""
+    """The whole decoder, its tokenizer, and how many tensors of each quantization the file holds."""
 
     embed: Tensor  # [V, D], the head as well
     layers: list[Layer]
@@ -75,7 +75,7 @@ class Llama:
         return float(F.cross_entropy(self.logits(ids, first, linears), ids[:, first:].flatten()))
 
     def logits(self, ids: Tensor, first: int = 1, linears: Iterable[Linear] | None = None) -> Tensor:
-        """What is predicted for the tokens of ids [B, T] from `first` on: [B * (T - first), V]."""
+        """The predictions for the tokens of ids [B, T] from `first` on: [B * (T - first), V]."""
         x, turns = self.embed[ids], self.turns(ids.shape[1])
         for layer, linear in zip(self.layers, linears or [layer.linear for layer in self.layers], strict=True):
             x = layer(x, turns, linear)
@@ -84,7 +84,7 @@ class Llama:
 
 
 def load(path: Path, dither: int | None = None) -> Llama:
-    """`dither` is a seed: each 4-bit weight then moves within its step, as the weight it was rounded from lay there."""
+    """Reads the file. `dither` is a seed: each 4-bit weight then moves within its step, where it was rounded from."""
     reader = GGUFReader(path)
     settings = {name: field.contents() for name, field in reader.fields.items()}
     assert settings["general.architecture"] == "llama", settings["general.architecture"]

@@ -77,7 +77,7 @@ def rounding() -> Iterator[dict[str, Any]]:
 
 
 def worst_logits(engines: dict[str, Engine]) -> float:
-    """Over all pictures, clips and prompts."""
+    """The largest difference of a logit from upstream's, over all pictures, clips and prompts."""
     worst = 0.0
     for folder, engine in engines.items():
         expected = np.load(GOLDEN / folder / "expected.npz")

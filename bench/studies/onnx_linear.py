@@ -1,27 +1,27 @@
-"""ONNX spellings of one 8-bit linear in; a table of milliseconds, GOPS and error in onnxruntime's CPU provider out.
+"""Ways to write an 8-bit linear in ONNX in, a table of milliseconds, GOPS and errors on onnxruntime's CPU provider out.
 
     python bench/studies/onnx_linear.py [--json bench/results/onnx_linear.json] [--quick]
 
-Weights are int8, symmetric, one scale per output; activations are 8-bit, symmetric, one scale per row, found at run
-time: s = max|row| / 127. The 4-bit and blocked forms are there to compare with. Every form is checked against numpy.
+Weights are int8, symmetric, with one scale for each output. Activations are 8-bit, symmetric, with one scale for each
+row that is found at run time: s = max|row| / 127. The 4-bit and blocked forms are for comparison. Every form is checked
+against numpy.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+
+from qalign_bench.figures.environment import study_environment
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
@@ -31,14 +31,14 @@ VISION = ((1025, 1024, 3072), (1025, 1024, 1024), (1025, 1024, 4096), (1025, 409
 DECODER = ((77, 4096, 4096), (65, 4096, 8192), (12, 4096, 8192), (77, 4096, 22016), (77, 11008, 4096))
 LAST_ROW = ((1, 4096, 22016), (1, 11008, 4096))
 QUICK = ((1025, 1024, 1024), (12, 1024, 1024), (1, 1024, 1024))
-CHECKED = 128  # outputs compared with numpy: enough to see a wrong form, cheap in float64
-BUDGET_MS = 2000  # per form and shape; the slow forms then run fewer times
+CHECKED = 128  # outputs compared with numpy: enough to see a wrong form, and cheap in float64
+BUDGET_MS = 2000  # for each form and shape; slow forms run fewer times
 
 SCALE = (
     "high=ReduceMax<keepdims=1>(x,last) low=ReduceMin<keepdims=1>(x,last) neg=Neg(low) "
     "most=Max(high,neg,tiny) s=Div(most,c127) "
 )
-# one block as long as the row: the per-row quantizer that runs on all threads and takes x of any rank
+# one block as long as the row: this quantizer of rows runs on all threads and takes x of any rank
 ROW_U8 = SCALE + "like=Shape(s) zp=Expand(z128,like) q=QuantizeLinear<axis=-1,block_size={K}>(x,s,zp) "
 ROW_S8 = SCALE + "q=QuantizeLinear<axis=-1,block_size={K},output_dtype=3>(x,s) "
 ROW_AXIS = ROW_U8.replace("keepdims=1", "keepdims=0").replace("axis=-1,block_size={K}", "axis=0")
@@ -48,22 +48,23 @@ NBITS = "r=com.microsoft.MatMulNBits<K={K},N={N},bits=%d,block_size=%d,accuracy_
 
 @dataclass(frozen=True)
 class Form:
-    """A graph body that ends in r (before the bias) or q; `rule` and `weights` say which numpy result it must match."""
+    """A graph body that ends in r (before the bias) or q. It must match numpy's result by `rule` and `weights`."""
 
     name: str
     body: str
-    rule: str = "row"  # the activations: float, row, tensor, the length of a block, or "" where nothing is compared
+    rule: str = "row"  # activations: float, row, tensor, the length of a block, or "" where nothing is compared
     weights: str = "w8"
 
     @property
     def quantizes_only(self) -> bool:
+        """Whether the form only rounds rows and has no product."""
         return "r=" not in self.body
 
 
 FORMS = (
     Form("fp32 MatMul", "r=MatMul(x,wf)", "float"),
     Form("u8s8 MatMulInteger, Cast, Mul, Mul", ROW_U8 + "i=MatMulInteger(q,w,z128) " + CAST_SCALE + "r=Mul(fs,ws)"),
-    # onnxruntime fuses this one into MatMulIntegerToFloat by itself, and its bias too: then the bias is scaled by s
+    # onnxruntime itself fuses this one into MatMulIntegerToFloat, with its bias, which is then scaled by s
     Form(
         "u8s8 MatMulInteger, Cast, Mul(s x ws)",
         ROW_U8 + "i=MatMulInteger(q,w,z128) f=Cast<to=1>(i) sw=Mul(s,ws) r=Mul(f,sw)",
@@ -72,7 +73,7 @@ FORMS = (
         "u8s8 IntegerToFloat(scale 1), Mul", ROW_U8 + "f=com.microsoft.MatMulIntegerToFloat(q,w,one,ws,z128) r=Mul(f,s)"
     ),
     Form("u8s8 IntegerToFloat(scale s)", ROW_U8 + "r=com.microsoft.MatMulIntegerToFloat(q,w,s,ws,z128)"),
-    # what session.x64quantprecision=1 makes of the form above
+    # session.x64quantprecision=1 turns the form above into this one
     Form("u8u8 IntegerToFloat(scale s)", ROW_U8 + "r=com.microsoft.MatMulIntegerToFloat(q,wu,s,ws,z128,z128)"),
     Form("s8s8 MatMulInteger, Cast, Mul, Mul", ROW_S8 + "i=MatMulInteger(q,w) " + CAST_SCALE + "r=Mul(fs,ws)"),
     Form("DynamicQuantizeMatMul (per tensor)", "r=com.microsoft.DynamicQuantizeMatMul(x,w,ws)", "tensor"),
@@ -92,7 +93,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One form at one shape. `quartiles_ms` is the spread; `error` the largest difference over the result's RMS."""
+    """One form at one shape. `quartiles_ms` is the spread, `error` the largest difference over the result's RMS."""
 
     shape: Shape
     form: str
@@ -113,14 +114,14 @@ class Row:
 
 
 def measure(shape: Shape, rounds: int) -> Iterator[Row]:
-    """All forms at one shape, interleaved: what else the machine does falls on all of them."""
+    """All forms at one shape, interleaved, so that other work on the machine slows all of them."""
     const, fed, bias = constants(*shape[1:]), inputs(*shape), shape in VISION
     values = {name: ort.OrtValue.ortvalue_from_numpy(v) for name, v in fed.items()}
     sessions = [session(form, *shape[1:], const, bias) for form in FORMS]
     errors = [error(form, s.run(None, feed(s, fed))[0], fed["x"], const, bias) for form, s in zip(FORMS, sessions)]
     times: list[list[float]] = [[] for _ in FORMS]
     for order in np.random.default_rng(2).permuted([range(len(FORMS))] * rounds, axis=1):
-        for i in order:  # another order each time: what ran before decides what the caches hold
+        for i in order:  # another order each time, for the form before decides what the caches hold
             if len(times[i]) < 5 or sum(times[i]) < BUDGET_MS:
                 times[i].append(milliseconds(sessions[i], feed(sessions[i], values)))
     for form, taken, err in zip(FORMS, times, errors):
@@ -129,19 +130,19 @@ def measure(shape: Shape, rounds: int) -> Iterator[Row]:
 
 
 def milliseconds(s: ort.InferenceSession, values: dict) -> float:
-    """One run that leaves its output in onnxruntime: no copy to numpy is timed."""
+    """The time of one run. Its output stays in onnxruntime, so no copy to numpy is timed."""
     began = time.perf_counter()
     s.run_with_ort_values(None, values)
     return 1000 * (time.perf_counter() - began)
 
 
 def feed(s: ort.InferenceSession, values: dict) -> dict:
-    """Of all the values, those this session takes."""
+    """Those of the values that this session takes."""
     return {i.name: values[i.name] for i in s.get_inputs()}
 
 
 def constants(k: int, n: int) -> dict[str, np.ndarray]:
-    """The initializers any form may name, by that name."""
+    """The initializers that a form may use, by their names."""
     rng = np.random.default_rng(0)
     w = rng.integers(-127, 128, (k, n), dtype=np.int8)
     ws = rng.uniform(0.5e-3, 1.5e-3, n).astype(np.float32)
@@ -158,7 +159,7 @@ def constants(k: int, n: int) -> dict[str, np.ndarray]:
 
 
 def inputs(t: int, k: int, n: int) -> dict[str, np.ndarray]:
-    """x with outlying channels, as a decoder's; the rest feeds the epilogues measured alone."""
+    """x [T, K] with outlying channels, as a decoder has them, and the inputs of epilogues that are measured alone."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((t, k), dtype=np.float32)
     x[:, ::97] *= 20
@@ -167,7 +168,7 @@ def inputs(t: int, k: int, n: int) -> dict[str, np.ndarray]:
 
 
 def session(form: Form, k: int, n: int, const: dict[str, np.ndarray], bias: bool) -> ort.InferenceSession:
-    """The form as a session, its constants inside the model: only constant weights are packed beforehand."""
+    """A session of the form. Its constants are inside the model, for onnxruntime packs only constant weights."""
     end = "" if form.quantizes_only else " y=Add(r,bias)" if bias else " y=Identity(r)"
     body = form.body.replace("{K}", str(k)).replace("{N}", str(n)) + end
     words = set(re.findall(r"\w+", body))
@@ -178,7 +179,7 @@ def session(form: Form, k: int, n: int, const: dict[str, np.ndarray], bias: bool
     model = onnx.parser.parse_model(f"{opsets} g({ins})=>({out}){{ {body} }}")
     model.graph.initializer.extend(onnx.numpy_helper.from_array(v, name) for name, v in const.items() if name in words)
     options = ort.SessionOptions()
-    options.use_per_session_threads = False  # else the idle sessions' spinning threads slow the one that is timed
+    options.use_per_session_threads = False  # else threads of idle sessions spin and slow the timed one
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -199,7 +200,7 @@ def error(form: Form, y: np.ndarray, x: np.ndarray, const: dict[str, np.ndarray]
 
 
 def activations(x: np.ndarray, rule: str) -> np.ndarray:
-    """x as the rule quantizes it, in float64."""
+    """x rounded by the rule, in float64."""
     if rule == "float":
         return x.astype(np.float64)
     if rule == "tensor":  # DynamicQuantizeLinear
@@ -208,31 +209,16 @@ def activations(x: np.ndarray, rule: str) -> np.ndarray:
         return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * np.float64(scale))
     groups = x.reshape(len(x), -1, x.shape[1] if rule == "row" else int(rule))
     most = np.abs(groups).max(-1, keepdims=True)
-    # QuantizeLinear divides by the scale, MatMulNBits multiplies by its inverse: they differ where a tie is near
+    # QuantizeLinear divides by the scale and MatMulNBits multiplies by its inverse, which differs near a tie
     levels = groups / (most / np.float32(127)) if rule == "row" else groups * (np.float32(127) / most)
     return np.asarray(np.rint(levels) * np.float64(most / np.float32(127))).reshape(x.shape)
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on; a load above the thread count says that others ran too."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = re.findall(r"model name\s*: (.*)", info) or [platform.processor()]
-    kernels = [flag for flag in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if flag in info.split()]
-    cpu = {
-        "cpu": names[0],
-        "instructions": " ".join(kernels),
-        "threads": os.cpu_count(),
-        "machine": platform.platform(),
-    }
-    versions = {"onnxruntime": ort.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return cpu | versions | {"load": os.getloadavg(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def main() -> None:
     """Measures, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description="Which ONNX form of an 8-bit linear is fastest on this CPU.")
-    parser.add_argument("--json", type=Path, help="also write the rows and the machine here")
-    parser.add_argument("--quick", action="store_true", help="three small shapes, few rounds")
+    parser.add_argument("--json", type=Path, help="also write the rows and the machine's facts into this file")
+    parser.add_argument("--quick", action="store_true", help="three small shapes and few rounds")
     args = parser.parse_args()
     ort.set_global_thread_pool_sizes(os.cpu_count() or 1, 1)
     shapes, rounds = (QUICK, 7) if args.quick else (VISION + DECODER + LAST_ROW, 40)
@@ -240,7 +226,8 @@ def main() -> None:
     print("| T x K x N | form | ms | quartiles | best | GOPS | error |", "|---|---|" + "---:|" * 5, *rows, sep="\n")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        found = {"machine": study_environment(), "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

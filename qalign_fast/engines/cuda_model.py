@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.family import Constants, Family
 from qalign_kernels.contract.attention import BACKENDS, attention_backends
-from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -38,14 +37,13 @@ def build_model(
     constants: Mapping[str, Constants],
     place: torch.device,
     facts: Device,
-    watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> tuple[Any, dict[str, Constants]]:
     """The model, and the constants where it is."""
     from qalign_kernels.cuda.ops import TritonOps
 
     between = between_of(precision)
-    ops = watch(TritonOps(facts, between))
+    ops, exact = TritonOps(facts, between), TritonOps(facts, torch.float32)
     tensors = to_device(family.schema(config), mapped, place, between)
-    model = family.models().CudaModel(config, tensors, ops, TritonOps(facts, torch.float32))
+    model = family.models().CudaModel(config, tensors, ops, exact)
     there = {name: tuple(x.to(place, between) for x in found) for name, found in constants.items()}
     return model, there

@@ -20,6 +20,7 @@ from qalign_fast.artifact.manifest import MANIFEST, Artifact
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
 from qalign_fast.families.schema import Values
 from qalign_kernels.cache_folder import cache_folder
+from qalign_kernels.cores import cores
 
 PARTS = ("encode", "decode")
 _CPU = "CPUExecutionProvider"
@@ -196,18 +197,13 @@ def saturates() -> bool:
 _FEW = 4
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def session_options(provider: Provider, threads: int | None = None) -> Any:
     """onnxruntime's, of each session: numbers are right, and nothing runs where it was not asked to."""
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 3  # errors only
     if threads is not None:
         options.intra_op_num_threads = threads
-    if provider.name == _CPU and (threads or _cores()) <= _FEW:
+    if provider.name == _CPU and (threads or cores()) <= _FEW:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider.name == _CPU:
         if saturates():

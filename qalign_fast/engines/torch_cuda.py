@@ -7,7 +7,7 @@ copies of a real picture, cut off the result. Tokens stay on the device, where e
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
@@ -28,7 +28,6 @@ from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.ops import Ops
 
 if TYPE_CHECKING:
     pass
@@ -54,7 +53,7 @@ class CudaEngine:
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
         self.device = device
         self.kernels = model.ops.name
-        self._model, self._constants, self._runner = model, constants, runner
+        self.model, self._constants, self._runner = model, constants, runner
         visual = self.config.picture_tokens
         self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # of pictures
         self._lock = Lock()  # buffers and graphs are one call's at a time
@@ -64,7 +63,7 @@ class CudaEngine:
         """Returns before the GPU is done, as tokens are read there. Raises DeviceError for what it does not do."""
         batches = list(split_batch(pixels))
         with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
-            return torch.cat([self._run("encode", self._model.encode, x) for x in self._runner.upload(batches)])
+            return torch.cat([self._run("encode", self.model.encode, x) for x in self._runner.upload(batches)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
@@ -72,7 +71,7 @@ class CudaEngine:
         given, (prefix, suffix) = cast(Tensor, tokens), self._constants[prompt.name]
 
         def step(tokens: Tensor) -> Tensor:
-            logits: Tensor = self._model.decode(tokens, prefix, suffix, self._turns[prompt.name])
+            logits: Tensor = self.model.decode(tokens, prefix, suffix, self._turns[prompt.name])
             return logits
 
         with self._refusals(f"{len(tokens)} times {tokens.shape[1]} visual tokens"):
@@ -80,7 +79,7 @@ class CudaEngine:
                 if tokens.shape[1] == self.config.picture_tokens:
                     parts = [self._run(prompt.name, step, part) for part in split_batch(given)]
                 else:  # clips are of many lengths, and their kernels are large
-                    parts = [self._runner.call(lambda clips: self._model.decode(clips, prefix, suffix), given)]
+                    parts = [self._runner.call(lambda clips: self.model.decode(clips, prefix, suffix), given)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
@@ -147,14 +146,11 @@ def build_engine(
     mapped: dict[str, Tensor],
     constants: Mapping[str, Constants],
     runner: Runner | None = None,
-    watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: graphs unless another is given;
-    `watch` may put something between the model and its operations.
-    """
+    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: None is `Graphs`."""
     from qalign_kernels.cuda.runtime import device_of
 
     place = torch.device(device)
     facts, precision = device_of(place), manifest.precision
-    model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts, watch)
+    model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts)
     return CudaEngine(manifest.family, model, precision, there, manifest.task_prompts, device, runner or Graphs(place))

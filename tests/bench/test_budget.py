@@ -1,4 +1,4 @@
-"""Where the time goes: every operation is counted, and what it could take is no more than it did."""
+"""The budget of a picture: every operation is counted, and its least time and bytes are right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qalign_bench.contestants import roof
+from qalign_bench.contestants import peak
 from qalign_bench.contestants.timed_ops import Call
-from qalign_bench.figures.count import our_work
+from qalign_bench.figures.flop import our_work
 from qalign_bench.profiling import budget
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_kernels.contract.ops import Ops
@@ -57,8 +57,8 @@ def test_bytes_are_of_what_is_read_and_written(rounded: Rounded) -> None:
 def test_the_table_and_the_file_say_the_same(
     rounded: Rounded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(roof, "_SHAPES", {"cpu": ((32, 32, 32),)})
-    monkeypatch.setattr(roof, "_SECONDS", 0)
+    monkeypatch.setattr(peak, "_SHAPES", {"cpu": ((32, 32, 32),)})
+    monkeypatch.setattr(peak, "_SECONDS", 0)
     artifact, out = rounded("narrow-112", "int8"), tmp_path / "budget.json"
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["budget", str(artifact), "--repeat", "1", "--json", str(out)])
@@ -72,7 +72,7 @@ def test_the_table_and_the_file_say_the_same(
 
 
 def test_what_hands_rows_on_in_8_bits_may_do_so(rounded: Rounded) -> None:
-    """The fused norms of a GPU reach the linears through the watch."""
+    """TimedOps passes on the fused norms of a GPU, which give linears their rows in 8 bits."""
 
     class Handing(Ops):
         def layer_norm_for(self, readers, x, *others):

@@ -1,4 +1,4 @@
-"""The model of how a Hopper GPU sums fp8's products, by which fast accumulation is judged."""
+"""The model of how a Hopper GPU sums products of 8-bit floats. Fast accumulation is judged by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engines are compared with: the loop that drives a peer, and that each peer computes upstream's function."""
+"""The peers that engines are compared with: their processes answer commands, and each computes upstream's function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from torch import nn
 
 from qalign_bench.peers import bnb
 from qalign_bench.peers.hf_eager import EagerPeer, load
-from qalign_bench.peers.loop import Clock, PeerError, parse_spec, random_pictures
+from qalign_bench.peers.loop import Clock, PeerError, parse_spec
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_export import random_numbers
 from qalign_export.options import ExportOptions
 from qalign_export.parameters import open_parameters
@@ -46,7 +47,7 @@ needs_upstream = pytest.mark.skipif(
 def talk(
     script: str, spec: dict[str, Any], *lines: Any, python: str = sys.executable, status: int = 0
 ) -> list[dict[str, Any]]:
-    """What a peer's process answers to lines of stdin; an object goes as JSON."""
+    """A peer's answers to lines of stdin. A line that is an object is sent as JSON."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     run = subprocess.run(
         [python, str(PEERS / script), json.dumps(spec)],
@@ -104,7 +105,7 @@ def test_a_wrong_command_is_one_line_and_the_next_one_is_answered() -> None:
         "no JSON": "not JSON",
         "[]": "expected an object",
         '{"run": "pipeline"}': "no run 'pipeline'",
-        '{"run": "pixels", "files": [], "repeat": 1}': "has no way of its own from a file to pixels",
+        '{"run": "pixels", "files": [], "repeat": 1}': "has no pixel path of its own",
         '{"run": "latency", "batch": 1}': "no 'repeat'",
         json.dumps(LATENCY | {"batch": 0}): "batch is 0",
         json.dumps(LATENCY | {"tasks": ["beauty"]}): "task 'beauty'",
@@ -197,7 +198,7 @@ def test_a_peers_peak_memory_is_its_own_and_not_its_parents() -> None:
 @needs_upstream
 @pytest.mark.parametrize("folder", ["narrow-112", "narrow-448", "outlier-112"])
 def test_upstreams_own_code_gives_the_golden_scores(folder: str) -> None:
-    """In the interpreter that runs the peer: the goldens are its function, and so is what is timed."""
+    """In the peer's own interpreter: what is timed computes the function of the goldens."""
     spec = {"checkout": UPSTREAM, "model": str(GOLDEN / folder), "precision": "fp32", "device": "cpu"}
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
@@ -267,7 +268,7 @@ def test_upstreams_model_gets_the_numbers_that_ours_has(monkeypatch: pytest.Monk
 
 
 class Named(nn.Module):
-    """Tensors by a checkpoint's names; the abstractor's positions are buffers, as upstream has them."""
+    """Tensors with a checkpoint's names. The abstractor's positions are buffers, as in upstream."""
 
     def __init__(self, places: Iterable[TensorOrigin]) -> None:
         super().__init__()

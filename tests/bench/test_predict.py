@@ -1,4 +1,4 @@
-"""The predictor counts the launches that the engine makes: fewer than it made, and as many as a driver is asked for."""
+"""The predictor counts the launches of the engine: fewer than there once were, and as many as a driver gets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NARROW = f"random:{GOLDEN / 'narrow-112'}"
 
 
 class Counting(Idle):
-    """A driver that launches nothing, and counts."""
+    """A driver that launches nothing and counts."""
 
     launches = 0
 
@@ -45,7 +45,7 @@ def driver() -> Counting:
 
 
 def test_a_picture_takes_fewer_launches_than_it_did() -> None:
-    """int8 at full size: 315 and 365 before q, k and v were one product and patches came from uint8."""
+    """int8 at full size: it had 315 and 365 before q, k and v were one product and patches came from uint8."""
     launches = foresee(H100, "int8", 1)["launches"]
     assert launches["encode"] <= 314
     assert launches["decode"] <= 292

@@ -1,15 +1,17 @@
-"""A contestant for test_bench.py alone: our own worker, whose engine sleeps before it encodes."""
+"""A contestant for test_report.py alone: our own worker with an engine that sleeps before it encodes."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qalign_bench.contestants.wire import Handler, Message, serve
-from qalign_bench.contestants.worker import load
+from qalign_bench.contestants import worker
+from qalign_bench.contestants.wire import serve
 from qalign_fast.engines.contract import Engine, Tokens
+from qalign_fast.engines.load import load_engine
 from qalign_fast.families.prompt import Prompt
 
 SLEEP_S = 0.5
@@ -31,9 +33,10 @@ class Slow:
         return self._engine.decode(tokens, prompt)
 
 
-def load_slow(spec: Message) -> tuple[Message, dict[str, Handler]]:
-    return load(spec, wrap=Slow)
+def load_slow(*arguments: Any, **options: Any) -> Engine:
+    return Slow(load_engine(*arguments, **options))
 
 
 if __name__ == "__main__":
-    serve(load_slow)
+    worker.load_engine = load_slow
+    serve(worker.load)

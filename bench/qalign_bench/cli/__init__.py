@@ -1,1 +1,1 @@
-"""`qalign-fast bench`: its options, and a bench from these to its results."""
+"""`qalign-fast bench`: its command line, its options and a bench from its options to its results."""

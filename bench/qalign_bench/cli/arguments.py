@@ -1,4 +1,4 @@
-"""`qalign-fast bench`'s arguments in, `Options` out, measured and printed."""
+"""The command line of `qalign-fast bench`: its arguments become `Options`, then the bench runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from qalign_bench.cli import command
 from qalign_bench.cli.options import Options, WrongOptionError, work_folder
+from qalign_kernels.contract.precisions import PRECISIONS
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -18,14 +19,14 @@ app = typer.Typer(
 
 Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels"])
 Engine = StrEnum("Engine", [("auto", "auto"), ("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch")])
-Precision = StrEnum("Precision", ["fp32", "fp16", "bf16", "fp8", "int8", "int4"])
+Precision = StrEnum("Precision", list(PRECISIONS))  # type: ignore[misc] # not a literal
 InstructionSet = StrEnum("InstructionSet", ["avx2", "avxvnni", "avx512vnni", "avx512bf16", "amx"])
 Task = StrEnum("Task", ["quality", "aesthetics", "both"])
 
 
 @app.command()
 def bench(
-    scenario: Annotated[Scenario, typer.Argument(help="What is measured.", show_default=False)],
+    scenario: Annotated[Scenario, typer.Argument(help="What to measure.", show_default=False)],
     files: Annotated[
         list[str] | None,
         typer.Argument(help="Pictures that pipeline, startup and pixels read. Default: generated.", show_default=False),
@@ -33,30 +34,33 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Artifact; or a checkpoint, a Hub id, random:one-align, random:mini or random:FOLDER (of a "
-            "config.json), which are exported first; a random one for a named CUDA device is made there, in no file. "
+            help="An artifact, or what is exported first: a checkpoint, a Hub id, random:one-align, random:mini or "
+            "random:FOLDER (with a config.json). A random model for a named CUDA device is made there, without a file. "
             "Default: the embedded model.",
             show_default=False,
         ),
     ] = None,
     engine: Annotated[
-        list[Engine] | None, typer.Option(help="May be repeated, to compare. Default: auto.", show_default=False)
+        list[Engine] | None, typer.Option(help="Repeat it to compare engines. Default: auto.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps.")] = "auto",
     precision: Annotated[
         list[Precision] | None,
-        typer.Option(help="May be repeated, to compare. Default: the artifact's, else int8.", show_default=False),
+        typer.Option(
+            help="Repeat it to compare precisions. Default: the artifact's; int8 for what is exported first.",
+            show_default=False,
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(
             min=1,
             max=1024,
-            help="Pictures at a time; may be repeated. Default: latency 1, throughput 1 2 4 8, pipeline 8.",
+            help="Pictures at a time. Repeat it for several. Default: latency 1, throughput 1 2 4 8, pipeline 8.",
             show_default=False,
         ),
     ] = None,
-    task: Annotated[Task, typer.Option(help="What a picture is scored for.")] = Task.quality,
+    task: Annotated[Task, typer.Option(help="What pictures are scored for.")] = Task.quality,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of every engine. Default: all cores.", show_default=False)
     ] = None,
@@ -64,58 +68,60 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            help="Timed forwards of each contestant and batch (pipeline, pixels: passes, startup: processes). "
-            "Default: some seconds' worth, in rounds.",
+            help="Timed forwards of each contestant and batch (in pipeline and pixels: passes; in startup: processes). "
+            "Default: as many as take some seconds, in rounds.",
             show_default=False,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw into this .png, .svg or .pdf as well.", show_default=False)
+        Path | None, typer.Option(help="Also draw the results into this .png, .svg or .pdf.", show_default=False)
     ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compare with upstream=PATH (a checkout of Q-Align), hf-eager (upstream's way, from this project's "
-            "stations), bnb-int8 or bnb-nf4. May be repeated.",
+            help="Compare with upstream=PATH (a checkout of Q-Align), hf-eager (this project's model, computed in "
+            "upstream's way), bnb-int8 or bnb-nf4. Repeat it for several.",
             show_default=False,
         ),
     ] = None,
     peer_python: Annotated[
-        str | None, typer.Option(help="The interpreter that has the peers' packages.", show_default=False)
+        str | None,
+        typer.Option(help="The interpreter that has the peers' packages. Default: this one.", show_default=False),
     ] = None,
     instruction_set: Annotated[
         InstructionSet | None,
         typer.Option(
-            help="Hold everybody's kernels to what a lesser CPU has (oneDNN's too; not onnxruntime's). Default: all.",
+            help="Use no newer instructions than these, in our kernels and oneDNN's; onnxruntime cannot be held to "
+            "them. Default: all that the CPU has.",
             show_default=False,
         ),
     ] = None,
     exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="One contestant in memory at a time, loaded anew for every round.")
+        bool, typer.Option("--exclusive", help="Keep one contestant in memory at a time; load it anew in every round.")
     ] = False,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune",
-            help="operations on an NVIDIA GPU: time every tile of its matrix products, two minutes long, and keep the "
+            help="In operations on an NVIDIA GPU: time the tiles of its matrix products for two minutes, and keep the "
             "fastest in the installed package.",
         ),
     ] = False,
     work: Annotated[
         Path | None,
-        typer.Option(help="Where exports are kept. Default: in the user's cache folder.", show_default=False),
+        typer.Option(help="The folder that keeps exports. Default: in the user's cache folder.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure speed on this machine, with what a reader of the number needs beside it.
+    """Measure speed on this machine, with the facts that a reader of the numbers needs.
 
     \b
     latency     single forwards: percentiles, memory, share of the measured peak
     throughput  the same over several batch sizes
     pipeline    files on disk to scores: how busy the engine is kept
     operations  the model's operations at their true shapes, beside their contracts in plain torch
-    startup     starting Python to a first score, warm and cold
+    startup     from the start of Python to a first score, warm and cold
     pixels      files to pixels, on one core
     \b
     qalign-fast bench latency --model random:one-align --precision int8
@@ -124,7 +130,7 @@ def bench(
         --peer upstream=../Q-Align --peer-python ../upstream/bin/python
     """
     if json and markdown:
-        raise typer.BadParameter("print one or the other", param_hint="--json and --markdown")
+        raise typer.BadParameter("give one or the other", param_hint="--json and --markdown")
     options = Options(
         scenario=scenario.value,
         model=model,

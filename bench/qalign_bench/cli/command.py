@@ -1,6 +1,6 @@
-"""Options in, a bench out: measured, then printed as a table, markdown or JSON, and drawn.
+"""Options in, a bench out: it is measured, then printed as a table, markdown or JSON, and drawn.
 
-stdout carries the results alone. What was measured before an error or Ctrl-C is printed too.
+stdout has the results alone. What was measured before an error or Ctrl-C is printed too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from qalign_bench.cli.options import Options, WrongOptionError
 from qalign_bench.cli.progress import Progress
 from qalign_bench.cli.session import Session
-from qalign_bench.contestants.entries import check_peers
+from qalign_bench.contestants.command_lines import check_peers
 from qalign_bench.figures import report
 from qalign_bench.scenarios import files_to_pixels, forwards, operations, pipeline, startup
 from qalign_fast.engines.devices import choose_device
@@ -28,7 +28,7 @@ SCENARIOS: Mapping[str, Callable[[Session], None]] = {
     "startup": startup.measure,
     "pixels": files_to_pixels.measure,
 }
-# scenarios in which an option says something
+# the scenarios that have an option
 _ENGINES = ("latency", "throughput", "pipeline", "operations", "startup")
 _PEERS = ("latency", "throughput", "pixels")
 _FILES = ("pipeline", "startup", "pixels")
@@ -37,7 +37,7 @@ _DRAWN = (".png", ".svg", ".pdf")
 
 
 def bench(options: Options, *, form: str = "text", plot: Path | None = None) -> None:
-    """Measures, and prints in a form: "text", "markdown" or "json".
+    """Measures and prints. `form` is "text", "markdown" or "json"; `plot` is a file to draw into as well.
 
     Raises WrongOptionError and MissingExtraError before anything is measured, QAlignError where a contestant fails.
     """
@@ -54,30 +54,32 @@ def bench(options: Options, *, form: str = "text", plot: Path | None = None) -> 
 
 
 def tune(options: Options, *, form: str) -> None:
-    """`operations --tune`: sweeps the tiles of matrix products on a GPU, writes the table that products are run by.
+    """`operations --tune`: times the tiles of matrix products on a GPU and writes the table that the kernels read.
 
-    Raises DeviceError where there is none, WrongOptionError for options that say nothing in it.
+    Raises DeviceError where there is no GPU, WrongOptionError for a scenario or device that it is not for.
     """
-    from qalign_bench.profiling import tune as tiles
+    from qalign_bench.profiling.tile_timings import TABLE, summary, write_table
+    from qalign_bench.profiling.tune import tune as sweep
 
     if options.scenario != "operations":
-        raise WrongOptionError("--tune", f"has no part in {options.scenario}; it has in operations")
+        raise WrongOptionError("--tune", f"is no option of {options.scenario}; it is one of: operations")
     place = choose_device("cuda" if options.device == "auto" else options.device)
     if not place.startswith("cuda"):
-        raise WrongOptionError("--tune", f"is for NVIDIA GPUs, not for {place!r}")
+        raise WrongOptionError("--tune", f"is for NVIDIA GPUs, not for {place!r}; give --device cuda")
     try:
-        timings, found = tiles.tune(
-            place,
-            batches=options.batches,
-            keep=lambda timings, found: tiles.write_table(found["facts"], timings),
+        timings, found = sweep(
+            place, batches=options.batches, keep=lambda timings, found: write_table(found["facts"], timings)
         )
     except OSError as error:
-        raise QAlignError(f"{tiles.TABLE}: {error.strerror}") from error
-    print(json.dumps(found, indent=1) if form == "json" else tiles.summary(timings))
+        raise QAlignError(f"{TABLE}: {error.strerror}") from error
+    print(json.dumps(found, indent=1) if form == "json" else summary(timings))
 
 
 def check(options: Options, plot: Path | None) -> None:
-    """What would only fail after minutes of measuring, or be ignored."""
+    """Refuses what would only fail after minutes of measuring, or would be ignored.
+
+    Raises WrongOptionError, QAlignError for a file that is missing, and MissingExtraError for a plot.
+    """
     check_peers(options)
     for option, value, where in (
         ("--peer", options.peers, _PEERS),
@@ -88,14 +90,14 @@ def check(options: Options, plot: Path | None) -> None:
         ("--engine", options.engines != ("auto",), _ENGINES),
     ):
         if value and options.scenario not in where:
-            raise WrongOptionError(option, f"has no part in {options.scenario}; it has in {', '.join(where)}")
+            raise WrongOptionError(option, f"is no option of {options.scenario}; it is one of: {', '.join(where)}")
     for file in options.files:
         if not Path(file).is_file():
             raise QAlignError(f"{file}: no such file")
     if plot is None:
         return
     if plot.suffix.lower() not in _DRAWN or not plot.absolute().parent.is_dir():
-        raise WrongOptionError("--plot", f"{plot} is not a {', '.join(_DRAWN)} file in a folder that exists")
+        raise WrongOptionError("--plot", f"{plot} is not a {' or '.join(_DRAWN)} file in a folder that exists")
     if find_spec("matplotlib") is None:
         raise MissingExtraError("--plot needs matplotlib: pip install 'qalign-fast[bench]'")
 

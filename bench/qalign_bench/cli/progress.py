@@ -1,4 +1,4 @@
-"""What is being measured in, a bar and remarks on stderr out; where that is no terminal, remarks alone."""
+"""Shows on stderr what is being measured: a bar and remarks, or remarks alone where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class Progress:
-    """Shown while the block lasts; rich is imported only for a terminal."""
+    """The bar, while the block lasts. rich is imported for a terminal only."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -21,10 +21,12 @@ class Progress:
             self._task = self._bar.add_task("starting", total=None)
 
     def show(self, done: int, total: int, what: str) -> None:
+        """Says that `done` of `total` steps are done and what comes next."""
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, description=what)
 
     def remark(self, text: str) -> None:
+        """Prints one line for people."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -1,1 +1,1 @@
-"""Who is measured: processes that answer over a pipe, ours and the peers'."""
+"""What is measured: processes that answer over a pipe, ours and the peers'."""

@@ -1,7 +1,7 @@
-"""A model reference, a precision and an engine in, an artifact that has them out: exported once where it is none.
+"""A model reference, a precision and an engine in, an artifact that has them out. What is no artifact is exported once.
 
-What is exported here is rounded without calibration: its speed is that of any export of this geometry whose linears
-all keep the precision; for its scores and their fidelity export it yourself and give the artifact.
+An export made here is rounded without calibration. Its speed is that of any export of this geometry whose linears all
+keep the precision. To measure its scores and their fidelity, export it yourself and give the artifact.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from qalign_fast.errors import ArtifactError, DeviceError, TaskError
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.references import find_model
 from qalign_fast.version import __version__
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu import native
 
 RANDOM = "random:"
 DEFAULT_PRECISION = "int8"
-TASKS = ("quality", "aesthetics")  # of what is exported here
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.55}  # a weight, its share of scales included
+TASKS = ("quality", "aesthetics")  # of what is exported or made here
+_NF4_BYTES = 0.55  # of a weight in bitsandbytes' 4 bits, its share of scales included
 
 
 @dataclass(frozen=True)
 class Model:
-    """An artifact and the engine to run it with."""
+    """An artifact and the engine that runs it."""
 
     reference: str  # what was asked for
-    directory: Path | None  # None: random numbers, made where they run when they are loaded
+    directory: Path | None  # None: random numbers, which are made on their device when they are loaded
     manifest: Manifest
     checkpoint: str | None  # what it was exported from here: a directory, or `random:` and a geometry
-    engine: str  # or "auto": what `load_engine` picks
-    choice: str | None = None  # which one that is and why, where "auto" was asked for
+    engine: str  # or "auto": the one that `load_engine` picks
+    choice: str | None = None  # the engine that was picked and why, where "auto" was asked for
 
     @property
     def config(self) -> ModelConfig:
@@ -47,20 +48,20 @@ class Model:
 
     @property
     def weights_bytes(self) -> int:
-        """Those of the engine that has the largest files, where it is not known which one will run."""
+        """Bytes of the engine's weights; of the largest engine's where it is not known which one will run."""
         if self.directory is None:
             return 0
         engines = self.manifest.engines if self.engine == "auto" else (self.engine,)
         return max(weights_bytes(self.directory, engine) or 0 for engine in engines)
 
     def fidelity(self, engine: str) -> dict[str, Any] | None:
-        """What `verify` wrote of an engine's scores."""
+        """What `qalign-fast verify` wrote about an engine's scores; None where it did not run."""
         report: dict[str, Any] | None = (self.manifest.fidelity or {}).get(engine)
         return report
 
     @property
     def parameters(self) -> str | None:
-        """Whose parameters these are, as a peer can load them too; None where an artifact does not tell."""
+        """The checkpoint or `random:` geometry that a peer can load too; None where an artifact does not name one."""
         if self.checkpoint:
             return self.checkpoint
         name = self.manifest.source.get("name", "")
@@ -68,13 +69,15 @@ class Model:
 
     @property
     def loaded(self) -> str:
-        """What a worker is told to load."""
+        """The reference that a worker loads."""
         return self.reference if self.directory is None else str(self.directory)
 
     @property
     def numbers(self) -> str | None:
-        """What of `random_numbers` gives a peer the numbers that this model has of `parameters`; None where none does:
-        random ones may have been made in another way. Of a checkpoint they are its own.
+        """The kind of `random_numbers` that gives a peer this model's numbers: "parameter" or "counted".
+
+        None where neither does, since random numbers may have been made in another way. A checkpoint has numbers of its
+        own, so that either kind will do.
         """
         from qalign_bench.contestants.random_model import DeviceParameters
         from qalign_export.parameters import open_parameters
@@ -98,10 +101,13 @@ def prepare(
     device: str = "auto",
     in_file: bool = False,
 ) -> Model:
-    """Finds or makes the artifact; random numbers for a named CUDA device are made there, unless `in_file`.
+    """Finds the artifact or makes it below `work`.
 
-    Raises what `export_artifact` and `find_model` raise, DeviceError for a precision or engine that a given artifact
-    does not have.
+    Random numbers for a named CUDA device are made on that device, unless they must be in a file (`in_file`). `done`
+    is told how many steps of how many an export has done.
+
+    Raises what `export_artifact` and `find_model` raise, and DeviceError for a precision or engine that a given
+    artifact does not have.
     """
     on_device = device.startswith("cuda") and engine in ("auto", "torch") and not in_file
     if reference and reference.startswith(RANDOM) and on_device:
@@ -141,14 +147,16 @@ def require_tasks(model: Model, tasks: tuple[str, ...]) -> None:
 
 
 def upstream_bytes(config: ModelConfig, precision: str) -> int:
-    """About how much the weights are in upstream's form: the vocabulary's embeddings and head among them."""
+    """About how many bytes upstream's model has of weights, with the vocabulary's embeddings and head."""
     from qalign_export.parameters import weight_count
 
     decoder = config.decoder
-    return int((weight_count(config) + 2 * decoder.vocab * decoder.width) * _BYTES[precision])
+    of_each = _NF4_BYTES if precision == "nf4" else PRECISIONS[precision].bytes
+    return int((weight_count(config) + 2 * decoder.vocab * decoder.width) * of_each)
 
 
 def is_one_align(config: ModelConfig) -> bool:
+    """Whether all sizes are OneAlign's."""
     from qalign_export.parameters import ONE_ALIGN
 
     known = ONE_ALIGN
@@ -156,8 +164,8 @@ def is_one_align(config: ModelConfig) -> bool:
 
 
 def _default_engine(precision: str) -> tuple[str, str]:
-    """The one that `load_engine` would pick on the CPU of an artifact with both engines' weights, and why."""
-    if precision in ("bf16", "fp8"):
+    """The engine that `load_engine` would pick on the CPU for an artifact with both engines' weights, and why."""
+    if PRECISIONS[precision].engines == ("torch",):
         return "torch", f"torch: no other engine has {precision}"
     ranking = rank(precision, native.chosen())
     return ranking.engines[0], f"{ranking.engines[0]}: {ranking.why}"
@@ -189,7 +197,7 @@ def _export(
 
 
 def _name(reference: str, checkpoint: str) -> str:
-    """A file name for a model: what it is called, and a hash that changes when the model does."""
+    """A file name for a model: its reference in plain letters, and a hash that changes when the model does."""
     if checkpoint.startswith(RANDOM):
         from qalign_export.parameters import open_parameters
 

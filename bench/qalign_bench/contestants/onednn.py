@@ -1,4 +1,4 @@
-"""An instruction set of our kernels in, the environment that holds oneDNN, and so torch, to no more than it out."""
+"""An instruction set of our kernels in, the environment variables that hold oneDNN, and so torch, to it out."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ NAMES = {
 
 
 def held_to(instruction_set: str | None) -> dict[str, str]:
-    """None: no limit. It counts if it is there when oneDNN is first used."""
+    """Environment variables that must be set before oneDNN is first used. None: no limit."""
     return {"ONEDNN_MAX_CPU_ISA": NAMES[instruction_set]} if instruction_set else {}

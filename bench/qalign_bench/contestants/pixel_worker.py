@@ -1,6 +1,6 @@
-"""One of our forms of the pixel path as a contestant.
+"""One of our pixel paths as a contestant.
 
-    python -m qalign_bench.contestants.pixel_worker '<json>'        the messages are wire.py's
+    python -m qalign_bench.contestants.pixel_worker '<json>'        wire.py describes the messages
 
 Spec: {"form": a name of `forms`}. The command `pixels` takes {"files", "repeat"} and gives, by file, {"ms": times,
 "decode_ms": the part of each until all is RGB, "sha256": of the uint8 [S, S, 3]}. One thread.
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qalign_bench.contestants.pixels import forms, measure_pixels
+from qalign_bench.contestants.pixel_times import forms, measure_pixels
 from qalign_bench.contestants.wire import Handler, Message, serve
 
 
 def load(spec: Message) -> tuple[Message, dict[str, Handler]]:
+    """The first answer and the command `pixels`."""
     [form] = [form for form in forms() if form.name == spec["form"]]
 
     def pixels(command: Message) -> Message:

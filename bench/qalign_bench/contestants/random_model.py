@@ -1,7 +1,7 @@
-"""A geometry, a precision and a device in, a model of random numbers that was made on the device out, in no file.
+"""A geometry, a precision and a device in, a model of random numbers out. It is made on the device and is in no file.
 
-At full size that takes a GPU some seconds, where making, writing, hashing and reading 8 GB takes a minute. The numbers
-are `random_numbers.counted`'s, the same on every device; nothing is calibrated.
+At full size a GPU needs some seconds for that. Making, writing, hashing and reading 8 GB takes a minute. The numbers
+are those of `random_numbers.counted`, the same on every device. Nothing is calibrated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qalign_bench.contestants.models import DEFAULT_PRECISION, TASKS
 from qalign_export import random_numbers
 from qalign_export.parameters import RANDOM, RandomParameters
 from qalign_export.rounding.blockwise import RoundingResult, fold_and_round
@@ -33,19 +34,16 @@ from qalign_fast.families.prompt import MEDIA, Prompt
 from qalign_fast.levels import LEVELS
 from qalign_fast.version import __version__
 
-TASKS = ("quality", "aesthetics")
-PRECISION = "int8"  # unless another is named
-
 
 class DeviceParameters(RandomParameters):
-    """Random parameters of the same spread, made on the device."""
+    """Random parameters with the spread of RandomParameters', made on the device."""
 
     def __init__(self, reference: str, device: torch.device | str = "cpu") -> None:
         super().__init__(reference)
         self.device = torch.device(device)
 
     def sha256(self) -> str:
-        """Of the name and a sample: other numbers are another model."""
+        """The hash of the name and of a sample of the numbers, for other numbers are another model."""
         sample = random_numbers.counted("model.norm.weight", (64,), torch.device("cpu")).numpy().tobytes()
         return hashlib.sha256(self.name.encode() + sample).hexdigest()
 
@@ -55,7 +53,7 @@ class DeviceParameters(RandomParameters):
 
 @dataclass(frozen=True)
 class RandomModel:
-    """What an artifact holds, on the device. Its manifest names no file."""
+    """What an artifact holds, on the device. The manifest names no file."""
 
     manifest: Manifest
     tensors: dict[str, Tensor]
@@ -63,11 +61,12 @@ class RandomModel:
 
     @property
     def bytes(self) -> int:
+        """Of the weights."""
         return sum(x.nbytes for x in self.tensors.values())
 
 
 def make(reference: str, precision: str, device: torch.device) -> RandomModel:
-    """Raises CheckpointError for a geometry that is not known."""
+    """Makes the model of "random:" and a geometry. Raises CheckpointError for a geometry that is not known."""
     source, tensors = DeviceParameters(reference, device), dict[str, Tensor]()
     manifest = manifest_of(source, precision)
     prompts = [entry.prompt for entry in manifest.prompts]
@@ -81,8 +80,9 @@ def make(reference: str, precision: str, device: torch.device) -> RandomModel:
 
 
 def load(model: RandomModel, device: str, runner: Runner | None = None) -> Engine:
-    """The engine that an artifact of these would be run by on a device: "cuda:N", or "cpu" in plain torch. It takes the
-    tensors along. `runner`: of a CUDA engine, graphs unless another is given.
+    """The engine that would run an artifact of this model on a device: "cuda:N", or "cpu" in plain torch.
+
+    It takes the tensors out of the model. `runner` is a CUDA engine's; None is `Graphs`.
     """
     manifest, place = model.manifest, torch.device(device)
     if place.type == "cuda":
@@ -94,24 +94,27 @@ def load(model: RandomModel, device: str, runner: Runner | None = None) -> Engin
 
 
 def launches(model: RandomModel) -> Launches:
+    """What `compile_ahead` must know of the model."""
     manifest = model.manifest
     return Launches(manifest.family.name, manifest.config, manifest.precision, model.tensors, model.constants)
 
 
 def open_engine(reference: str, precision: str | None, device: str, runner: Runner | None = None) -> Engine:
-    """Of `random:` and a geometry, made there; else of an artifact. For programs that look into one engine.
+    """The engine of a model in random numbers, which are made on the device, or of an artifact.
 
-    Raises what `load_engine` raises.
+    It is for programs that look into one engine. `runner`: as in `load`, for random numbers only. Raises what
+    `load_engine` raises.
     """
     place = "cuda:0" if device == "cuda" else device
     if reference.startswith(RANDOM):
-        return load(make(reference, precision or PRECISION, torch.device(place)), place, runner)
+        return load(make(reference, precision or DEFAULT_PRECISION, torch.device(place)), place, runner)
     if runner is None or not place.startswith("cuda"):
         return load_engine(Path(reference), LoadOptions(device=device, precision=precision, engine="torch"))
     raise DeviceError(f"{reference}: only {RANDOM}... is launched in other ways")
 
 
 def manifest_of(source: RandomParameters, precision: str) -> Manifest:
+    """The manifest of an artifact of these numbers that is in no file."""
     prompts = [prompt(task, medium) for task in TASKS for medium in MEDIA]
     return Manifest(
         name=source.name,

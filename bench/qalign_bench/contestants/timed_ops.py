@@ -1,6 +1,6 @@
-"""Operations in, the same operations out, with a note of how long each took and what it had to do.
+"""Operations in, the same operations out, which note how long each call took and what it had to do.
 
-The model's own names tell the station: norms and attention belong to the linear that came before them.
+The names of weights tell the station. Norms and attention belong to the station of the linear before them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ _LAYER = re.compile(r"layers\.\d+\.")
 
 
 class Clock(Protocol):
-    def now(self) -> Any: ...
+    """Marks moments and tells the seconds between two marks."""
 
-    def seconds(self, start: Any, end: Any) -> float: ...
+    def now(self) -> Any:
+        """A mark of this moment."""
+        ...
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """The seconds between two marks."""
+        ...
 
 
 class HostClock:
+    """The host's time."""
+
     def now(self) -> float:
         return time.perf_counter()
 
@@ -36,7 +44,7 @@ class HostClock:
 
 
 class CudaClock:
-    """Marks in the device's own queue, so that nothing waits for the host."""
+    """Events in the device's own queue, so that nothing waits for the host."""
 
     def now(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -49,24 +57,27 @@ class CudaClock:
 
 
 class Call(NamedTuple):
+    """One call of an operation."""
+
     station: str
     operation: str
     flop: int  # a multiplication and an addition are two
-    bytes: int  # of what it reads and writes
+    bytes: int  # that it reads and writes
     start: Any
     end: Any
 
 
 class TimedOps(Ops):
-    """`calls` since the last `clear`."""
+    """Runs `inner` and keeps the `calls` since the last `clear`."""
 
     def __init__(self, ops: Ops, clock: Clock | None = None) -> None:
-        """`clock`: the host's unless another is given."""
+        """`clock`: None is the host's."""
         self.name = ops.name
         self.inner, self.clock = ops, clock or HostClock()
         self.clear()
 
     def clear(self) -> None:
+        """Forgets all calls; the next one is in the vision station."""
         self.calls: list[Call] = []
         self._station = "vision"
 
@@ -136,11 +147,14 @@ class TimedOps(Ops):
 
 
 class Size(NamedTuple):
+    """How much something holds."""
+
     elements: int
     bytes: int
 
 
 def size_of(x: Tensor | QuantizedRows | None) -> Size:
+    """The size of a tensor or of rows with their scales; of None it is zero."""
     if x is None:
         return Size(0, 0)
     if isinstance(x, QuantizedRows):

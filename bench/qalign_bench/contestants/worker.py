@@ -1,22 +1,23 @@
-"""Our own engine as a contestant: python -m qalign_bench.contestants.worker '<json>'; the messages are wire.py's.
+"""Our own engine as a contestant.
 
-Commands: `latency` times single forwards over pictures in memory, `pipeline` scores files as `Scorer` does.
+    python -m qalign_bench.contestants.worker '<json>'        wire.py describes the messages
+
+The command `latency` times single forwards over pictures in memory; `pipeline` scores files as `Scorer` does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qalign_bench.contestants.wire import Handler, Message, peak_memory, serve
+from qalign_bench.figures.environment import versions
 from qalign_bench.figures.spread import median
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_fast import Scorer
 from qalign_fast.artifact.manifest import MANIFEST, is_artifact, open_artifact, read_manifest
 from qalign_fast.engines.contract import Engine, Tokens
@@ -29,17 +30,16 @@ from qalign_fast.levels import score_of
 _RUNTIMES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}
 
 
-def load(spec: Message, wrap: Callable[[Engine], Engine] = lambda engine: engine) -> tuple[Message, dict[str, Handler]]:
-    """`wrap` is for tests: what stands between the clock and the engine."""
+def load(spec: Message) -> tuple[Message, dict[str, Handler]]:
+    """Loads the engine that the spec asks for. Raises what `load_engine` raises."""
     started = time.perf_counter()
     engine, size = _made(spec) if spec["model"].startswith("random:") else _loaded(spec)
-    engine = wrap(engine)
     if spec.get("instruction_set") and engine.kernels.startswith("native"):
-        engine = wrap(_held_to(spec["instruction_set"], Path(spec["model"]), spec["threads"]))
+        engine = _held_to(spec["instruction_set"], Path(spec["model"]), spec["threads"])
     ready = {
         "name": "qalign-fast",
         "load_s": time.perf_counter() - started,
-        "versions": _versions("qalign-fast", "numpy", *_RUNTIMES.get(engine.name.partition("-")[0], ())),
+        "versions": versions("qalign-fast", "numpy", *_RUNTIMES.get(engine.name.partition("-")[0], ())),
         "device": engine.device,
         "engine": engine.name,
         "precision": engine.precision,
@@ -61,7 +61,7 @@ def _loaded(spec: Message) -> tuple[Engine, int | None]:
 
 
 def _made(spec: Message) -> tuple[Engine, int]:
-    """The same of random numbers, made on the device."""
+    """The same for random numbers, which are made on the device."""
     import torch
 
     from qalign_bench.contestants.random_model import load, make
@@ -76,19 +76,21 @@ def _made(spec: Message) -> tuple[Engine, int]:
 
 
 def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engine:
-    """The engine on kernels that are not the best of this CPU."""
+    """The engine on kernels for an instruction set that is not this CPU's best. Raises DeviceError without it."""
     from qalign_fast.engines.torch_cpu import load_folded
     from qalign_kernels.cpu.ops import exact_for, load_native
 
     opened = open_artifact(artifact, remembered=True)
     ops = load_native(instruction_set, threads=threads, exact=exact_for(opened.manifest.precision))
     if ops is None:
-        raise DeviceError(f"this CPU does not have {instruction_set}")
+        raise DeviceError(
+            f"instruction set {instruction_set!r}: this CPU does not have it, or `qalign-fast build` has not been run"
+        )
     return load_folded(opened, threads, ops)
 
 
 def weights_bytes(model: Path, engine: str) -> int | None:
-    """Bytes of the files that an engine reads its weights from; None for a checkpoint."""
+    """Bytes of the files from which an engine reads its weights; None for a checkpoint."""
     if not is_artifact(model):
         return None
     manifest = read_manifest(model / MANIFEST)
@@ -97,21 +99,21 @@ def weights_bytes(model: Path, engine: str) -> int | None:
 
 
 class _Timed:
-    """An engine that keeps how long each of its calls took, one at a time."""
+    """An engine that adds up how long its calls took. It runs one call at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
         self.kernels = engine.kernels
         self.in_flight, self._turn = engine.in_flight, Lock()
-        self.counted = engine.device if engine.name == "torch" else "cpu"  # whose memory can be asked about
+        self.counted = engine.device if engine.name == "torch" else "cpu"  # its memory can be asked about
         self._engine = engine
         self.seconds = {"encode": 0.0, "decode": 0.0}
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         with self._turn, _Clock(self.seconds, "encode"):
             tokens = self._engine.encode(pixels)
-            if self.name == "torch" and self.device.startswith("cuda"):  # it returns before the device is done
+            if self.name == "torch" and self.device.startswith("cuda"):  # encode returns before the device is done
                 import torch
 
                 torch.cuda.synchronize()
@@ -123,6 +125,8 @@ class _Timed:
 
 
 class _Clock:
+    """Adds the seconds that its block took to those of a station."""
+
     def __init__(self, seconds: dict[str, float], station: str) -> None:
         self._seconds, self._station = seconds, station
 
@@ -135,8 +139,7 @@ class _Clock:
 
 def _latency(engine: _Timed, command: Message, seed: int) -> Message:
     batch, tasks = command["batch"], command["tasks"]
-    side = engine.config.pixels.side
-    pixels = np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
+    pixels = random_pictures(seed, batch, engine.config.pixels.side)
     prompts = {p.task: p for p in engine.prompts if p.medium == "image"}
     chosen = [prompts[task] for task in tasks]
     times, stations = [], []
@@ -170,16 +173,6 @@ def _pipeline(engine: _Timed, command: Message) -> Message:
         "pictures": done,
         "peak_memory_bytes": peak_memory(engine.counted),
     }
-
-
-def _versions(*packages: str) -> Mapping[str, Any]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

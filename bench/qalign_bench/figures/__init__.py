@@ -1,1 +1,1 @@
-"""Answers in, figures out: records, tables, plots, and the facts that belong beside them."""
+"""Answers in, figures out: runs, tables, plots and the facts that belong beside them."""

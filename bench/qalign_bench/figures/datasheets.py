@@ -1,22 +1,15 @@
-"""A device's name and a precision in, what its maker says it computes out."""
+"""A device's name and a precision in, the rate that the device's maker states out."""
 
 from __future__ import annotations
 
 import re
 
-# what a weight's precision computes in: 4-bit weights meet 8-bit rows, and NF4 is expanded to a float
-ARITHMETIC = {
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "fp8": "fp8",
-    "int8": "int8",
-    "int4": "int8",
-    "nf4": "bf16",
-}
+from qalign_kernels.contract.precisions import PRECISIONS
 
-# Dense TFLOPS or TOPS of NVIDIA's datasheets and architecture papers, floats with float32 accumulation; by names as the
-# driver gives them, so that a variant with other figures (3090 Ti, H100 PCIe) is not taken for what it is not.
+_OF_PEERS = {"nf4": "bf16"}  # bitsandbytes expands its weights to a float
+
+# Dense TFLOPS or TOPS of NVIDIA's datasheets and architecture papers, floats with float32 accumulation. Patterns fit
+# names as the driver gives them, so that a variant with other figures (3090 Ti, H100 PCIe) does not match.
 DATASHEETS = {
     r"RTX 3090$": {"fp16": 71, "bf16": 71, "int8": 284},
     r"RTX 4090$": {"fp16": 165, "bf16": 165, "fp8": 330, "int8": 661},
@@ -27,9 +20,14 @@ DATASHEETS = {
 }
 
 
+def arithmetic_of(precision: str | None) -> str:
+    """The precision in which weights of a precision are multiplied; "" for one that is not known."""
+    known = PRECISIONS.get(precision or "")
+    return (known.arithmetic or known.name) if known else _OF_PEERS.get(precision or "", "")
+
+
 def datasheet_gops(device_name: str, precision: str | None) -> float | None:
-    """GFLOPS or GOPS its maker states, where the device is a known one."""
-    arithmetic = ARITHMETIC.get(precision or "", "")
+    """The GFLOPS or GOPS that the maker states; None for a device or precision that is not in the table."""
     known = (tops for pattern, tops in DATASHEETS.items() if re.search(pattern, device_name))
-    tops = next(known, {}).get(arithmetic)
+    tops = next(known, {}).get(arithmetic_of(precision))
     return None if tops is None else 1e3 * tops

@@ -1,4 +1,4 @@
-"""Joules used so far, where the machine counts them: RAPL for a CPU package, NVML for an NVIDIA GPU."""
+"""The joules that a device has used, where the machine counts them: RAPL for CPUs, NVML for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _SUCCESS = 0
 
 
 def energy_meter(device: str) -> Callable[[], float] | None:
-    """What reads the joules that a device, "cpu" or "cuda:N", has used since some moment; None where nothing counts.
+    """A function that reads the joules that "cpu" or "cuda:N" has used since some moment; None where nothing counts.
 
-    A CPU's are those of all its packages, whoever used them.
+    For "cpu" it is the sum over all packages, whichever process used them.
     """
     return _nvml(int(device.partition(":")[2] or 0)) if device.startswith("cuda") else _rapl(_RAPL)
 
 
 def _rapl(folder: Path) -> Callable[[], float] | None:
-    """The kernel's counters of microjoules, one a package; on most systems only root may read them."""
+    """The kernel's counters of microjoules, one for each package. On most systems only root may read them."""
     counters = []
-    for zone in sorted(folder.glob("intel-rapl:?")):  # AMD's are called the same; intel-rapl:0:1 are parts of a package
+    for zone in sorted(folder.glob("intel-rapl:?")):  # AMD's have the same name; intel-rapl:0:1 is a part of a package
         try:
             int((zone / "energy_uj").read_text())
             counters.append(_Counter(zone / "energy_uj", int((zone / "max_energy_range_uj").read_text())))
@@ -32,7 +32,7 @@ def _rapl(folder: Path) -> Callable[[], float] | None:
 
 
 class _Counter:
-    """A counter that starts again at 0 past its range."""
+    """A counter that starts again at 0 after the end of its range."""
 
     def __init__(self, path: Path, span: int) -> None:
         self._path, self._span = path, span

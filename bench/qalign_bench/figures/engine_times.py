@@ -1,13 +1,13 @@
-"""Receipts in, the table out by which engines are chosen, qalign_fast/engines/engine_times.json.
+"""Receipts in, the table by which engines are chosen out: qalign_fast/engines/engine_times.json.
 
     python -m qalign_bench.figures.engine_times
 
-A receipt is bench/results/engines_NAME.json, as it was printed by
+A receipt is bench/results/engines_NAME.json. It was printed by
 
     qalign-fast bench latency --model random:one-align --precision int8 --engine torch --engine onnx --json
 
-on a machine whose best instruction set it is about: what --instruction-set holds our kernels to does not hold
-onnxruntime, so that a lesser set is measured on a lesser CPU, or under bench/as_avx2/run.
+on a machine whose best instruction set it is about. --instruction-set holds our kernels to a set but not onnxruntime,
+so an older set is measured on an older CPU, or under bench/as_avx2/run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NATIVE = "native "
 
 
 class ReceiptError(QAlignError):
-    """A file that is no measurement of several engines, or not a fair one of the full size."""
+    """A file that is no measurement of several engines, or no fair one of the full size."""
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def table(results: Path) -> str:
-    """The JSON of all receipts in a folder. Raises ReceiptError, which names the file."""
+    """The table's JSON from all receipts in a folder. Raises ReceiptError, which names the file."""
     found: dict[tuple[str, str], Measured] = {}
     for path in sorted(results.glob("engines_*.json")):
         for entry in read_receipt(path):
@@ -45,7 +45,7 @@ def table(results: Path) -> str:
 
 
 def read_receipt(path: Path) -> Iterator[Measured]:
-    """What it says of each precision. Raises ReceiptError."""
+    """What a receipt says of each precision. Raises ReceiptError."""
     try:
         found = json.loads(path.read_text("utf-8"))
         runs = [run for run in found["runs"] if not run["is_peer"] and run["batch"] == 1 and len(run["tasks"]) == 1]

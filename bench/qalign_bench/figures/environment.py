@@ -1,4 +1,4 @@
-"""The machine in, what a reader of a number must know of it out."""
+"""What a reader of a number must know of the machine that it was measured on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qalign_kernels.cores import cores
 from qalign_kernels.cpu import native
 
 _FLAGS = tuple("avx2 avx512f avx512_vnni avx512_bf16 avx_vnni amx_int8 amx_bf16 asimddp i8mm".split())
 _PACKAGES = ("qalign-fast", "numpy", "Pillow", "torch", "onnxruntime", "onnxruntime-gpu")
 
 
-def environment() -> dict[str, Any]:
-    """Processor, memory, system, versions, revision and date."""
+def environment(*packages: str) -> dict[str, Any]:
+    """Processor, memory, system, versions, revision and date. `packages`: more packages to tell the versions of."""
     return {
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -27,19 +28,31 @@ def environment() -> dict[str, Any]:
         "gpu": _gpus(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions(*_PACKAGES, *packages),
         "revision": _revision(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def study_environment(*packages: str) -> dict[str, Any]:
+    """The same as the files of bench/studies have it: versions beside the other facts, and the load average."""
+    facts = environment(*packages)
+    return {**facts, **facts["packages"], "load": os.getloadavg()}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def device_name(device: str, facts: dict[str, Any]) -> str:
-    """What stands beside a number: the GPU's name, or the processor's and how many cores."""
+    """A device as it is shown beside a number: the GPU's name, or the processor's name and its count of cores."""
     if device.startswith("cuda") and facts["gpu"]:
         name: str = facts["gpu"][int(device.partition(":")[2] or 0)]["name"]
         return name
@@ -66,27 +79,17 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _FLAGS if flag in has]
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _gpus() -> list[dict[str, str]]:
-    """Name, memory and driver of each NVIDIA GPU, in the driver's order, as its own tool lists them."""
+    """Name, memory and driver of each NVIDIA GPU, in the order in which nvidia-smi lists them."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     lines = _output(query)
     return [dict(zip(("name", "memory", "driver"), line.split(", "))) for line in lines.splitlines()]
 
 
 def _revision() -> str | None:
-    """The git revision of the project's checkout, "+" where it has changes; None for an installed package."""
+    """The git revision of the project's checkout, with "+" where it has changes; None for an installed package."""
     root = Path(__file__).parents[3]
-    if not (root / "pyproject.toml").exists():  # else git might speak of another project, which we are installed in
+    if not (root / "pyproject.toml").exists():  # else git could tell about another project that we are installed in
         return None
     revision = _output(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"])
     changed = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
@@ -94,7 +97,7 @@ def _revision() -> str | None:
 
 
 def _output(command: list[str]) -> str:
-    """What a program prints; nothing where it is missing or fails."""
+    """What a program prints; an empty text where it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,10 +1,10 @@
-"""The JSON that gpu.sh leaves in a folder in, a few tables of it out, measured beside predicted.
+"""The JSON files that gpu.sh leaves in a folder in, a few tables out, with the measured beside the predicted.
 
     python -m qalign_bench.figures.gpu_summary bench/results [--predicted bench/predicted.json]
 
-It reads what there is, for it is printed too where a measurement was cut off. Predictions are a JSON list of
+It reads the files that are there, for it also runs after a measurement that was cut off. Predictions are a JSON list of
 {"gpu", "precision", "batch", "ms", "pictures_per_second", "stages": {name: ms}}: `gpu` is part of the device's name,
-`ms` are a batch's, and a stage is "encode", "decode" or one of `KINDS` below.
+`ms` is the time of a batch, and a stage is "encode", "decode" or one of `KINDS` below.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Json: TypeAlias = Any
-Lines: TypeAlias = list[list[str]]  # a table's, of cells
+Lines: TypeAlias = list[list[str]]  # of a table; a line is a list of cells
 _SHOWN = 20  # tests that fail
-# of kernels, by their names; the first that is found in one
+# kinds of kernels by a pattern of their names; the first that matches counts
 KINDS = {
     "attention": r"_attend|fmha|flash|attention|sdpa",
     "norms, quantizing": r"_norm|_quantize|_swiglu|_finish_product",
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def read(path: Path) -> Json:
-    """None for a file that is not there, or was cut off."""
+    """A file's JSON; None for a file that is not there or was cut off."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def read(path: Path) -> Json:
 
 
 def tables(folder: Path, predicted: Sequence[Json]) -> Iterator[tuple[list[str], Lines]]:
-    """A header and its lines for each kind of result in the folder; those without lines too."""
+    """A header and its lines for each kind of result. Kinds that the folder has none of come without lines."""
     files = [(path, read(path)) for path in sorted(folder.glob("gpu_*.json"))]
     known = [(path.stem.removeprefix("gpu_"), found) for path, found in files if found is not None]
     profiles = [profile for name, found in known if name.startswith("profile_") for profile in found]
@@ -84,7 +84,7 @@ TILES = ["product", "M x K x N", "fastest", "us", "TOPS", "us by rule", "us of t
 
 
 def prediction(run: Json, predicted: Sequence[Json]) -> Json | None:
-    """Of our own engine alone."""
+    """The prediction for a run of our own engine; None where there is none."""
     for one in [] if run["is_peer"] else predicted:
         here = one["gpu"].lower() in run["device"].lower()
         if here and (one["precision"], one["batch"]) == (run["precision"], run["batch"]):
@@ -111,7 +111,7 @@ def speed(run: Json, expected: Json | None) -> list[str]:
 
 
 def stages(run: Json, profiles: Sequence[Json], expected: Json | None) -> Iterator[list[str]]:
-    """Of those that were foreseen, encode and decode for all of ours."""
+    """Lines of STAGES: encode and decode of a run of ours, and the kinds of kernels where a profile was taken."""
     if run["is_peer"]:
         return
     measured = dict(run["stations_ms"])
@@ -125,7 +125,7 @@ def stages(run: Json, profiles: Sequence[Json], expected: Json | None) -> Iterat
 
 
 def kinds(profile: Json) -> dict[str, float]:
-    """Milliseconds of a step by kind of kernel."""
+    """The milliseconds of a step by kind of kernel."""
     found: dict[str, float] = defaultdict(float)
     for kernel in profile["kernels"]:
         kind = next(kind for kind, pattern in KINDS.items() if re.search(pattern, kernel["name"]))
@@ -141,10 +141,10 @@ def step(profile: Json) -> list[str]:
 
 
 def tests(path: Path) -> Lines:
-    """How many there are of each outcome, as pytest names it, and which did not pass."""
+    """Lines of TESTS: the count of each outcome, as pytest names it, and the tests that did not pass."""
     if not path.is_file():
         return []
-    # "name PASSED [ 5%]", or, of several processes, "[gw1] [  5%] PASSED name"
+    # "name PASSED [ 5%]", or with several processes "[gw1] [  5%] PASSED name"
     found = re.findall(
         r"^(?:\[gw\d+\] \[.*?\] (\w+) (\S.*)|(\S+::.*) ([A-Z]{4,}) +\[.*)$", path.read_text(), re.MULTILINE
     )
@@ -155,11 +155,13 @@ def tests(path: Path) -> Lines:
 
 
 def graphs(found: Json) -> Iterator[list[str]]:
+    """Lines of GRAPHS."""
     for row in found["batches"]:
         yield [row["precision"], str(row["batch"]), f"{row['largest_difference']:g}"]
 
 
 def ceilings(rows: Sequence[Json]) -> Iterator[list[str]]:
+    """Lines of CEILINGS, one for each shape."""
     by_shape: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         rate = row.get("tops") or row.get("gbs")
@@ -170,7 +172,7 @@ def ceilings(rows: Sequence[Json]) -> Iterator[list[str]]:
 
 
 def tiles(times: Sequence[Json]) -> Iterator[list[str]]:
-    """The fastest of each product."""
+    """Lines of TILES: the fastest tile of each product."""
     products: dict[tuple[str, str], list[Json]] = defaultdict(list)
     for time in times:
         if time["seconds"] is not None:
@@ -187,11 +189,12 @@ def tiles(times: Sequence[Json]) -> Iterator[list[str]]:
 
 
 def number(value: float | None, decimals: int = 1) -> str:
+    """A number with so many decimals; "-" for None."""
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
 def text(header: Sequence[str], lines: Lines) -> str:
-    """Columns as wide as they need to be."""
+    """A table as text, each column as wide as its widest cell."""
     rows = [list(header), *lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -1,6 +1,6 @@
-"""A bench's results in, a picture of them out: pictures a second over batch sizes, or where a picture's time goes.
+"""A bench's results in, a plot out: pictures a second over batch sizes, or where a picture's time goes.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def draw(found: Results, path: Path) -> None:
 
 
 def _batches(axes: Axes, runs: Sequence[Run]) -> None:
-    """A line a contestant; bars span the rounds."""
+    """A line for each contestant. Error bars span the rounds' medians."""
     for i, name in enumerate(dict.fromkeys(run["contestant"] for run in runs)):
         own = [run for run in runs if run["contestant"] == name]
         batches, speeds = [run["batch"] for run in own], [run["images_per_second"] for run in own]
@@ -59,7 +59,7 @@ def _batches(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _stations(axes: Axes, runs: Sequence[Run]) -> None:
-    """A bar a run, its stations end to end; a whisker spans the rounds' medians of the whole."""
+    """A bar for each run, its stations end to end. A whisker spans the rounds' medians of the whole."""
     parts = [run["stations_ms"] or {"not told apart": run["ms_p50"]} for run in runs]
     names = list(dict.fromkeys(name for stations in parts for name in stations))
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}

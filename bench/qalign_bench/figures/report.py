@@ -1,7 +1,7 @@
-"""A bench's results in, what is printed of them out: tables for a terminal or in markdown, what belongs beside them.
+"""A bench's results in, text or markdown out: two tables, and the lines that belong beside them.
 
-Results are the JSON object of `results`. Two tables: how fast, and what it takes; a column that no run fills is left
-out.
+Results are the JSON object that `results` makes. One table is about speed, the other about costs. A column that no run
+fills is left out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from math import floor, log10
 from typing import Any, TypeAlias
 
 from qalign_bench.cli.session import Run, Session
-from qalign_bench.figures.record import compare_runs
+from qalign_bench.figures.runs import compare_runs
 
 Results: TypeAlias = Mapping[str, Any]
 Column: TypeAlias = tuple[str, Callable[[Run], str]]
 
 
 def results(session: Session, *, interrupted: bool = False) -> dict[str, Any]:
-    """All of a bench as one JSON object."""
+    """A whole bench as one JSON object."""
     compare_runs(session.runs)
     return {
         "scenario": session.options.scenario,
@@ -36,13 +36,14 @@ def as_text(found: Results) -> str:
 
 
 def as_markdown(found: Results) -> str:
+    """For a document."""
     tables = [markdown_table(*cells(columns, found["runs"])) for columns in (SPEED, COST)]
     beside = [*headline(found).splitlines()[1:], *notes(found)]
     return "\n\n".join([headline(found).splitlines()[0], *tables, "\n".join(f"- {line}" for line in beside)])
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """So many significant digits, written out; empty for None."""
+    """A number with so many significant digits and no exponent; "" for None."""
     if value is None:
         return ""
     decimals = max(0, digits - 1 - floor(log10(abs(value)))) if value else 0
@@ -50,6 +51,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None) -> str:
+    """A share as percent; "" for None."""
     return "" if share is None else f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
@@ -122,23 +124,24 @@ def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in markdown; all columns but the first are aligned to the right."""
     rule = "|---" + "|---:" * (len(header) - 1) + "|"
     first, *rest = [f"| {' | '.join(line)} |" for line in (header, *rows)]
     return "\n".join([first, rule, *rest])
 
 
 def subject(run: Run) -> str:
-    """What was measured, of which model and for what."""
+    """What was measured: the scenario, the model and the tasks."""
     return f"{run['scenario']} of {run['model']}" + (f", {' and '.join(run['tasks'])}" if run["engine"] else "")
 
 
 def case(run: Run) -> str:
-    """Which of the things that were tried on one contestant."""
+    """Which of a contestant's cases a run is: its pages, file, operation or batch."""
     return str(run.get("pages") or run.get("file") or run.get("operation") or f"batch {run['batch']}")
 
 
 def headline(found: Results) -> str:
-    """What was measured, on what, when."""
+    """What was measured, on which machine, and when."""
     run = found["runs"][0]
     facts = run["environment"]
     flags = ", ".join(facts["cpu_flags"]) or "no vector extension we know"
@@ -156,7 +159,7 @@ def headline(found: Results) -> str:
 
 
 def notes(found: Results) -> list[str]:
-    """Lines below the tables: who the contestants are, peaks, fidelity, the baseline, and what is wrong."""
+    """The lines below the tables: the contestants, peaks, fidelity, the baseline, and warnings."""
     runs = found["runs"]
     lines = [
         *names(runs),
@@ -175,7 +178,7 @@ def notes(found: Results) -> list[str]:
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """Who the contestants are."""
+    """What the contestants are."""
     theirs = [
         f"{run['contestant']} is {run['full_name']}" + (f", in {run['precision']}" if run["stations_ms"] else "")
         for run in runs
@@ -186,7 +189,7 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def _chosen(found: Results) -> list[str]:
-    """Which engine was taken where none was asked for."""
+    """Which engine was chosen where none was asked for."""
     return [f"engine of {precision}, chosen: {choice}" for precision, choice in found.get("chosen", {}).items()]
 
 
@@ -201,7 +204,7 @@ def _peaks(runs: Sequence[Run]) -> list[str]:
 
 
 def _fidelities(runs: Sequence[Run]) -> list[str]:
-    """What a precision costs in scores, beside what it gives in speed."""
+    """How far each precision moves scores."""
     lines = []
     for run in runs:
         report = run["fidelity"]
@@ -217,7 +220,7 @@ def _fidelities(runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(runs: Sequence[Run]) -> list[str]:
-    """The largest over batches, of each two that were compared."""
+    """The largest difference of scores over batches, for each pair that was compared."""
     largest: dict[tuple[str, str], float] = {}
     for run in runs:
         if run["against"] and (found := run["against"]["largest_score_difference"]) is not None:

@@ -1,8 +1,8 @@
-"""Times by round in, what is printed of them out: percentiles, the spread of a median, the ratio of two contestants.
+"""Times by round in, the figures that are printed out: percentiles, the spread of a median, the ratio of two series.
 
-A round's median is steadier than one time, so the spread is the range of the rounds' medians: the same machine an hour
-later should give a median within it. Percentiles are nearest-rank: always a time that was measured, and the median of
-all times lies within the spread whatever they are.
+A round's median is steadier than one time, so the spread is the range of the rounds' medians. The same machine an hour
+later should give a median within it. Percentiles are nearest-rank: each is a time that was measured, and the median of
+all times always lies within the spread.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Rounds = Sequence[Sequence[float]]  # of each round, its times
+Rounds = Sequence[Sequence[float]]  # the times of each round
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A middle value, and the least and largest that a round gave."""
+    """A middle value, and the least and the largest value of a round."""
 
     middle: float
     low: float
@@ -24,11 +24,12 @@ class Spread:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The least value that `share` (0..1) of all do not exceed."""
+    """The least value that is not exceeded by a `share` (0..1) of all values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
+    """The percentile of one half: a value that was measured, the lower one of two in the middle."""
     return percentile(values, 0.5)
 
 
@@ -39,6 +40,6 @@ def spread(rounds: Rounds) -> Spread:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
-    """How many times `fast` fits into `slow`, both medians by round: the middle one of the rounds' ratios."""
+    """How many times `fast` fits into `slow`, both medians by round: the median and range of the rounds' ratios."""
     ratios = [a / b for a, b in zip(slow, fast)]
     return Spread(median(ratios), min(ratios), max(ratios))

@@ -1,1 +1,1 @@
-"""What the engines are measured against; each module is the script of a process that `loop.py`'s commands drive."""
+"""What the engines are compared with. hf_eager, bnb and upstream are scripts, each for a process of its own."""

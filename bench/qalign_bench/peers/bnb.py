@@ -1,9 +1,9 @@
-"""A checkpoint or random weights in; scores and times of `eager_model.py` on bitsandbytes' linears out.
+"""The peers bnb-int8 and bnb-nf4: `eager_model.py` on bitsandbytes' linears.
 
     python bnb.py '{"model": "random:one-align", "precision": "int8"}'      or "nf4"
 
 Every linear but the head is replaced, as transformers does for load_in_8bit and load_in_4bit, with upstream's
-settings. The rest is what hf_eager.py is: this project's re-make of upstream's way.
+settings. The rest is as in hf_eager.py: this project's re-make of upstream's way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qalign_fast.errors import DeviceError, MissingExtraError
 
 
 def load(spec: Spec) -> EagerPeer:
-    """Raises PeerError where bitsandbytes is not installed, and for a model or precision that will not do."""
+    """Raises PeerError where bitsandbytes is not installed, and for a model or precision that this peer cannot take."""
     make = {"int8": int8_linear, "nf4": nf4_linear}.get(spec.precision)
     if make is None:
         raise PeerError(f"precision {spec.precision!r} is not one this peer has: int8, nf4")
@@ -41,7 +41,7 @@ def load(spec: Spec) -> EagerPeer:
     stations = nn.ModuleList((model.vision, model.abstractor, model.decoder))
     if spec.precision == "nf4" and spec.device.type == "cpu":
         refuse_widths(stations)
-    for name in [*find_linears(stations)]:  # one after another: rounded when they come to their device
+    for name in [*find_linears(stations)]:  # one after another: each is rounded when it comes to its device
         replace(stations, name, make(bnb, linear_at(stations, name)).to(spec.device))
     name = f"bitsandbytes {spec.precision} in upstream's way (this project's re-make of it, not upstream's code)"
     return EagerPeer(model.to(spec.device), spec, name, ("bitsandbytes",))

@@ -1,7 +1,7 @@
-"""This project's stations in, the same function run in upstream's way out: this project's re-make, not upstream's code.
+"""The model computed in upstream's way from this project's stations. It is a re-make, not upstream's code.
 
-It has what costs upstream its time: the whole sequence, its constant beginning too, runs through every layer in full;
-logits are made of all positions over the whole vocabulary; attention writes out its scores and probabilities; keys,
+It does what costs upstream its time. The whole sequence, its constant beginning too, runs through every layer in full.
+Logits are computed at all positions over the whole vocabulary. Attention writes out its scores and probabilities. Keys,
 values and norms find each modality's rows, pick them and put them back.
 
 Letters: B batch, T tokens, D width, H heads, Dh head width, Q queries, S side, n patches.
@@ -31,7 +31,7 @@ Rowwise: TypeAlias = Callable[[Tensor], Tensor]  # of rows [N, *], each by itsel
 
 
 class EagerModel(nn.Module):
-    """`head` takes rows to logits over the whole vocabulary; the stations' own has the five levels' rows alone."""
+    """`head` gives logits over the whole vocabulary. The stations' own head has the five levels' rows alone."""
 
     def __init__(self, stations: Model, head: nn.Linear) -> None:
         super().__init__()
@@ -67,6 +67,7 @@ class EagerVision(nn.Module):
 
 
 def vision_layer(layer: VisionLayer, x: Tensor) -> Tensor:
+    """x [B, T, D] -> [B, T, D]."""
     qkv = layer.qkv(layer.attention_norm(x)).unflatten(-1, (layer.heads, 3, -1))  # [B, T, H, 3, Dh]
     q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, Dh]
     x = x + layer.out(join_heads(scores(q, k).softmax(-1) @ v))
@@ -75,15 +76,17 @@ def vision_layer(layer: VisionLayer, x: Tensor) -> Tensor:
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Attention's scores, before the softmax, of q [B, H, Tq, Dh] and k [B, H, T, Dh]."""
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, H, Tq, T]
 
 
 def join_heads(x: Tensor) -> Tensor:
+    """Puts the heads of each row side by side."""
     return x.transpose(1, 2).flatten(2)  # [B, H, T, Dh] -> [B, T, D]
 
 
 class EagerAbstractor(nn.Module):
-    """Features [B, T, D] -> visual tokens [B, Q+1, Dllm]; every layer norms and projects all features anew."""
+    """Features [B, T, D] -> visual tokens [B, Q+1, Dllm]. Every layer normalizes and projects all features anew."""
 
     def __init__(self, station: Abstractor) -> None:
         super().__init__()
@@ -99,6 +102,7 @@ class EagerAbstractor(nn.Module):
 
 
 def abstractor_layer(layer: AbstractorLayer, x: Tensor, features: Tensor) -> Tensor:
+    """x [B, Q, D] and features [B, T, D] -> [B, Q, D]."""
     x = layer.query_norm(x)
     both = torch.cat((x, layer.feature_norm(features)), dim=1)  # [B, Q+T, D]
     q = layer.split_heads(layer.q(x + layer.query_positions))
@@ -111,7 +115,7 @@ def abstractor_layer(layer: AbstractorLayer, x: Tensor, features: Tensor) -> Ten
 
 
 class EagerDecoder(nn.Module):
-    """Visual tokens [B, V, D] and a prompt -> all rows [B, T, D] of the sequence, after the last norm."""
+    """Visual tokens [B, V, D] and a prompt -> all rows of the sequence [B, T, D], after the last norm."""
 
     def __init__(self, station: Decoder) -> None:
         super().__init__()
@@ -134,6 +138,7 @@ class EagerDecoder(nn.Module):
 
 
 def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+    """x [B, T, D] -> [B, T, D]. `visual` [B, T] says which rows are a picture's; `mask` [T, T] is added to scores."""
     n = norm(layer, x, visual, layer.attention_norm_text, layer.attention_norm_visual)
     q = rotate(layer.split_heads(layer.q(n)), turns).transpose(1, 2)  # [B, H, T, Dh]
     k = rotate(layer.split_heads(by_modality(n, visual, layer.k_text, layer.k_visual)), turns).transpose(1, 2)
@@ -153,7 +158,7 @@ def norm(layer: DecoderLayer, x: Tensor, visual: Tensor, text_gain: Tensor, visu
 
 
 def by_modality(x: Tensor, visual: Tensor, for_text: Rowwise, for_visual: Rowwise) -> Tensor:
-    """x [B, T, D] -> [B, T, D]: each modality's rows are found, picked, worked on and put back."""
+    """x [B, T, D] -> [B, T, D]: each modality's rows are found, picked, changed and put back."""
     out = torch.empty_like(x)
     for is_mine, work in ((~visual, for_text), (visual, for_visual)):
         places = is_mine.nonzero(as_tuple=True)

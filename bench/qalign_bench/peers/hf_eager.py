@@ -1,8 +1,8 @@
-"""A checkpoint or random weights in; scores and times of the model run in upstream's way out, by `loop.py`'s commands.
+"""The peer hf-eager: the model computed in upstream's way, for machines without a checkout of Q-Align.
 
     python hf_eager.py '{"model": "random:one-align"}'
 
-A peer for machines without a checkout of Q-Align. It is not upstream's code; `eager_model.py` says what it re-makes.
+It is not upstream's code; `eager_model.py` says what it re-makes. It loads a checkpoint or random weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load(spec: Spec) -> EagerPeer:
 def load_model(spec: Spec, dtype: torch.dtype, device: torch.device) -> EagerModel:
     """Raises PeerError for a model that cannot be read."""
     if spec.model is None:
-        raise PeerError("the spec has no model, and this peer has no way of its own from a file to pixels")
+        raise PeerError("the spec has no model; this peer needs one, for it has no pixel path of its own")
     try:
         counted = spec.own.get("numbers") == "counted"
         source = DeviceParameters(spec.model, device) if counted else open_parameters(spec.model)
@@ -41,7 +41,7 @@ def load_model(spec: Spec, dtype: torch.dtype, device: torch.device) -> EagerMod
 
 
 def load_stations(source: ParameterSource, dtype: torch.dtype, device: torch.device) -> Model:
-    """A parameter at a time: the peak is the model and one parameter in float32."""
+    """Loads one parameter at a time. The peak of memory is the model and one parameter in float32."""
     with torch.device("meta"):
         stations = Model(source.config)
     tensors = {name: source.read([name])[name].to(device, dtype) for name in stations.state_dict()}
@@ -50,7 +50,9 @@ def load_stations(source: ParameterSource, dtype: torch.dtype, device: torch.dev
 
 
 def whole_head(stations: Model) -> nn.Linear:
-    """As many rows as upstream's: the levels' in their places, and of the others, which nobody reads, embeddings."""
+    """A head with as many rows as upstream's. The levels' rows are in their places; nobody reads the others, which
+    are embeddings.
+    """
     rows = stations.decoder.embed.detach().clone()  # [vocabulary, D]
     rows[list(LEVEL_IDS)] = stations.decoder.head.detach()
     with torch.device("meta"):
@@ -60,6 +62,8 @@ def whole_head(stations: Model) -> nn.Linear:
 
 
 class EagerPeer(Peer):
+    """An `EagerModel` on a device, in the dtype of its head."""
+
     pixel_path = None
 
     def __init__(self, model: EagerModel, spec: Spec, name: str, packages: tuple[str, ...] = ()) -> None:
@@ -81,7 +85,7 @@ class EagerPeer(Peer):
         if task not in TASKS:
             raise PeerError(f"task {task!r} is not one this peer has: {', '.join(TASKS)}")
         logits = self.model(prepared, prompt(task))[:, -1, list(LEVEL_IDS)]  # [B, 5]
-        scores: list[float] = (logits.softmax(-1) @ self._weights).tolist()  # in 16 bits, as upstream does
+        scores: list[float] = (logits.softmax(-1) @ self._weights).tolist()  # in the model's dtype, as upstream does
         return scores
 
 

@@ -1,11 +1,11 @@
-"""A checkout of Q-Align in; its own model's scores, its own pixels and their times out, by `loop.py`'s commands.
+"""The peer upstream: a checkout of Q-Align, its own model and its own path from files to pixels.
 
     PYTHON upstream.py '{"checkout": "path/to/Q-Align", "model": "path/to/checkpoint"}'
     PYTHON upstream.py '{"checkout": ..., "model": "random:one-align", "random_numbers": "path/to/random_numbers.py"}'
 
-PYTHON needs what upstream's inference needs (`_INSTALL`) and nothing of this project: of it this file imports only
-siblings, and runs `qalign_export/random_numbers.py`. Upstream's code is as it is, but for the tokenizer and the
-preprocessor that it would fetch from the Hub.
+PYTHON needs what upstream's inference needs (`_INSTALL`) and none of this project's packages. This file imports only
+siblings and runs `qalign_export/random_numbers.py`. Upstream's code is not changed, but for the tokenizer and the
+preprocessor, which it would fetch from the Hub.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INSTALL = (
     f"pip install torch transformers=={_TRANSFORMERS} 'tokenizers<0.16' 'huggingface_hub<1' 'numpy<2' Pillow icecream"
     " colorama asttokens executing pygments"
 )
-# what upstream's preprocessor_config.json holds, CLIP's
+# CLIP's numbers, which upstream's preprocessor_config.json has
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _WEIGHTS = (5.0, 4.0, 3.0, 2.0, 1.0)
 _PROMPT = "USER: How would you rate the {0} of this image?\n<|image|>\nASSISTANT: The {0} of the image is"
@@ -42,7 +42,7 @@ _TASKS = ("quality", "aesthetics")
 
 
 def load(spec: Spec) -> Upstream:
-    """Raises PeerError for a checkout, an interpreter or a model that will not do."""
+    """Raises PeerError for a checkout, an interpreter or a model that this peer cannot use."""
     code = import_upstream(Path(spec.own.get("checkout") or ""))
     reference = "random:one-align" if spec.model is None else spec.model
     config = read_config(code, reference)
@@ -60,7 +60,7 @@ def load(spec: Spec) -> Upstream:
 
 
 def import_upstream(checkout: Path) -> SimpleNamespace:
-    """Its code; transformers' LLaMA is upstream's from here on, in the whole process."""
+    """Imports upstream's code. From here on transformers' LLaMA is upstream's in the whole process."""
     if not (checkout / "q_align" / "__init__.py").is_file():
         raise PeerError(
             f"{checkout}: no checkout of Q-Align (no q_align/__init__.py);"
@@ -79,7 +79,9 @@ def import_upstream(checkout: Path) -> SimpleNamespace:
 
 
 def read_config(code: SimpleNamespace, reference: str) -> Any:
-    """Of a checkpoint's directory, of `random:` and a directory with a config.json, of `random:one-align`."""
+    """The config of a checkpoint's directory, of `random:` and a directory with a config.json, or of
+    `random:one-align`. Raises PeerError for anything else.
+    """
     config_class, geometry = code.modeling.MPLUGOwl2Config, reference.removeprefix("random:")
     if (Path(geometry) / "config.json").is_file():
         config = config_class.from_pretrained(geometry)
@@ -94,7 +96,7 @@ def read_config(code: SimpleNamespace, reference: str) -> Any:
 
 
 def make_processor(code: SimpleNamespace, config: Any, directory: Path) -> Any:
-    """transformers' own CLIPImageProcessor, as the checkpoint's file says, else with CLIP's numbers."""
+    """transformers' own CLIPImageProcessor, set as the checkpoint's file says, or with CLIP's numbers without one."""
     processor_class = code.transformers.CLIPImageProcessor
     if (directory / "preprocessor_config.json").is_file():
         return processor_class.from_pretrained(directory)
@@ -109,7 +111,7 @@ def make_processor(code: SimpleNamespace, config: Any, directory: Path) -> Any:
 
 
 class Upstream(Peer):
-    """Upstream's model called as its scorer calls it; `model` is None where pixels alone are asked for."""
+    """Upstream's model, called as upstream's scorer calls it. `model` is None where pixels alone are asked for."""
 
     packages = ("transformers", "tokenizers", "Pillow")
 
@@ -126,7 +128,7 @@ class Upstream(Peer):
 
     def _set_up(self, code: SimpleNamespace, model: Any) -> None:
         self.weights_bytes = sum(p.nbytes for p in model.parameters())
-        body = model.get_model()  # called with embeddings made already: the layers and the last norm
+        body = model.get_model()  # it is called with embeddings: it runs the layers and the last norm
         self.stations = {"vision": body.vision_model, "abstractor": body.visual_abstractor, "decoder": body}
         self.stations["head"] = model.lm_head
         self._weights = torch.tensor(_WEIGHTS, dtype=self._dtype, device=self.device)
@@ -143,7 +145,7 @@ class Upstream(Peer):
     @torch.inference_mode()
     def score(self, prepared: Tensor, task: str) -> list[float]:
         if self._model is None:
-            raise PeerError("the spec has no model: there are pixels only")
+            raise PeerError("the spec has no model; without one this peer answers `pixels` only")
         if task not in self._ids:
             raise PeerError(f"task {task!r} is not one this peer has: {', '.join(self._ids)}")
         ids = self._ids[task].repeat(len(prepared), 1)  # [B, T]
@@ -153,7 +155,7 @@ class Upstream(Peer):
 
 
 class UpstreamPixels:
-    """From a file to what the model takes: padded by upstream's function, all else by transformers."""
+    """Upstream's path from a file to what the model takes: upstream's function pads, transformers does the rest."""
 
     def __init__(self, processor: Any, expand2square: Any) -> None:
         self._processor, self._expand2square = processor, expand2square
@@ -171,7 +173,7 @@ class UpstreamPixels:
         try:
             picture = self._expand2square(Image.open(file), self._background)
             return self._processor.preprocess([picture], **settings)["pixel_values"]
-        except (ValueError, TypeError) as error:  # its answer to modes of pictures that it does not know
+        except (ValueError, TypeError) as error:  # what it raises for modes of pictures that it does not know
             raise PeerError(f"{file}: upstream fails on this picture ({error})") from error
 
 

@@ -1,7 +1,7 @@
 """Upstream's model class and its config in, the model out: from a checkpoint, or filled with random numbers.
 
-Imported by upstream.py in an interpreter without this project's packages, so it imports torch and siblings alone. What
-makes the random numbers is a file of the project's that needs numpy and torch alone; the spec says where it is, and
+upstream.py imports this file in an interpreter without this project's packages, so it imports torch and siblings alone.
+Another file of the project, which needs numpy and torch alone, makes the random numbers. The spec says where it is and
 which of its two kinds are wanted.
 """
 
@@ -27,12 +27,12 @@ _TASKS = {"quality": (11029,), "aesthetics": (263, 342, 9188, 1199)}
 
 
 class Tokenizer:
-    """The family's tokenizer for the few texts that upstream's scorer asks it for; each begins with BOS."""
+    """The family's tokenizer for the few texts that upstream's scorer needs. Each begins with BOS."""
 
     bos_token_id = _BOS
 
     def __init__(self, encoding: Any) -> None:
-        self._encoding = encoding  # transformers' BatchEncoding: what a tokenizer returns
+        self._encoding = encoding  # transformers' BatchEncoding, which a tokenizer returns
         self._ids = {word: [_BOS, level] for word, level in _LEVELS.items()}
         for task, words in _TASKS.items():
             before, after = (
@@ -48,7 +48,7 @@ class Tokenizer:
 
 
 def load_checkpoint(model_class: Any, config: Any, directory: str, spec: Spec) -> nn.Module:
-    """As upstream's builder loads it, where it has fp16 always."""
+    """Loads it as upstream's builder does, but in the spec's dtype; upstream's is always float16."""
     model: nn.Module = model_class.from_pretrained(
         directory, config=config, torch_dtype=spec.dtype(), low_cpu_mem_usage=find_spec("accelerate") is not None
     )
@@ -56,12 +56,15 @@ def load_checkpoint(model_class: Any, config: Any, directory: str, spec: Spec) -
 
 
 def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
-    """True sizes, random numbers: true speed, and scores that mean nothing but are everybody's who has these numbers.
+    """A model of the true sizes with random numbers. Its speed is the true one. Its scores mean nothing, but every
+    engine with the same numbers has the same scores.
 
-    Raises PeerError where the spec does not say what makes them.
+    Raises PeerError where the spec does not name the file that makes the numbers.
     """
     if "random_numbers" not in spec.own:
-        raise PeerError("random: needs the spec's 'random_numbers', the path of qalign_export/random_numbers.py")
+        raise PeerError(
+            "model 'random:...' needs 'random_numbers' in the spec: the path of qalign_export/random_numbers.py"
+        )
     numbers = runpy.run_path(spec.own["random_numbers"])
 
     def make(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -78,7 +81,7 @@ def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
     model.load_state_dict(
         {
             name: make(name, tuple(tensor.shape)).to(spec.device, spec.dtype())
-            for name, tensor in model.state_dict().items()  # positions that a checkpoint has are buffers
+            for name, tensor in model.state_dict().items()  # the positions in a checkpoint are buffers
         },
         assign=True,
     )
@@ -89,6 +92,7 @@ def random_model(model_class: Any, config: Any, spec: Spec) -> nn.Module:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default dtype while the block lasts."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -98,7 +102,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def rebuild_rotary(model: nn.Module) -> None:
-    """Their tables are computed when they are made; on the meta device nothing was."""
+    """Makes the rotary tables anew: they are computed when a module is made, and on the meta device nothing was."""
     for module in model.modules():
         for name, child in module.named_children():
             if hasattr(child, "cos_cached"):

@@ -1,11 +1,11 @@
-"""An artifact with torch weights in, where a batch's time goes out, by station and operation, beside what it could be.
+"""An artifact with torch weights in, where a batch's time goes out, by station and operation, beside the least time.
 
     python -m qalign_bench.profiling.budget ARTIFACT [--device cuda --batch 64] [--json bench/results/budget_cpu.json]
 
-What an operation could take is the longer of its arithmetic at the peak of a large matrix product and of its reading
-and writing at the memory's speed, both measured in the same run; which one that is says why it takes no less. Times are
-medians of forwards whose operations are launched one by one: on a GPU what lies between them is not what it is in a
-graph of kernels.
+The least time of an operation is the longer of two: its arithmetic at the peak of a large matrix product, or its reads
+and writes at the memory's speed. Both rates are measured in the same run, and the longer one is the operation's bound.
+Times are medians of forwards whose operations are launched one by one. On a GPU the time between them is therefore not
+that of a graph of kernels.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from qalign_bench.contestants.onednn import NAMES, held_to
-from qalign_bench.contestants.roof import Roof, bandwidth
+from qalign_bench.contestants.peak import Peaks, bandwidth
 from qalign_bench.contestants.timed_ops import Call, CudaClock, TimedOps
-from qalign_bench.figures.datasheets import ARITHMETIC
+from qalign_bench.figures.datasheets import arithmetic_of
 from qalign_bench.figures.environment import environment
 from qalign_bench.figures.report import markdown_table, number, percent
 from qalign_bench.figures.spread import median
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.torch_cpu import load_folded
 from qalign_fast.engines.torch_weights import read_folded
-from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.ops import PLAIN
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu.ops import exact_for, load_native
-
-_FLOAT = {"fp32": "fp32", "bf16": "bf16"}  # what attention computes in on a GPU; in other precisions float16
 
 
 class Subject(NamedTuple):
+    """An engine, the operations that it runs on, and what its arithmetic is."""
+
     engine: Engine
     ops: TimedOps
-    products: str  # what its linears' arithmetic is, by datasheets' names
-    attention: str
+    products: str  # the precision that its linears compute in
+    attention: str  # and that of its attention
     instruction_set: str | None = None
 
 
 class Limits(NamedTuple):
-    """Measured: GFLOP/s of a large product by the operations that it bounds, GB/s of memory."""
+    """What was measured: the peaks (`Peaks.peak`) of linears and of attention, and the memory's GB/s."""
 
     products: Mapping[str, Any]
     attention: Mapping[str, Any]
     gbs: float
 
     def seconds(self, call: Call) -> tuple[float, str]:
-        """The least that a call can take, and what bounds it."""
+        """The least time of a call, and its bound: "arithmetic" or "memory"."""
         rate = self.attention if call.operation == "attention" else self.products
         computing, moving = 1e-9 * call.flop / rate["gops"], 1e-9 * call.bytes / self.gbs
         return (computing, "arithmetic") if computing > moving else (moving, "memory")
@@ -66,10 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument("--instruction-set", choices=NAMES, help="of the C++ kernels and oneDNN; default: all")
+    parser.add_argument("--instruction-set", choices=NAMES, help="hold the C++ kernels and oneDNN to it; default: all")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="a list that this is added to")
+    parser.add_argument("--json", type=Path, help="add the result to the list in this file")
     options = parser.parse_args()
     os.environ |= held_to(options.instruction_set)
     if options.device == "cpu":
@@ -85,42 +86,42 @@ def main() -> None:
 
 
 def on_cpu(artifact: Path, instruction_set: str | None = None) -> Subject:
+    """The torch engine on this CPU; in plain torch where its kernels are not built. Exits without `instruction_set`."""
     opened = open_artifact(artifact, remembered=True)
     ops = TimedOps(load_native(instruction_set, exact=exact_for(opened.manifest.precision)) or PLAIN)
     if instruction_set and ops.inner is PLAIN:
         sys.exit(f"{instruction_set}: not built (qalign-fast build), or this CPU does not have it")
     engine = load_folded(opened, ops=ops)
-    products = ARITHMETIC[engine.precision]
+    products = arithmetic_of(engine.precision)
     products = products if products in ("int8", "bf16") else "fp32"
-    attention = "bf16" if ops.name == "native amx" else "fp32"  # with AMX as products of bfloat16, three for each
+    attention = "bf16" if ops.name == "native amx" else "fp32"  # AMX computes one of float32 by three of bfloat16
     return Subject(engine, ops, products, attention, instruction_set)
 
 
 def on_cuda(artifact: Path, device: str) -> Subject:
+    """The torch engine on "cuda:N"."""
     from qalign_fast.engines.cuda_graphs import Direct
     from qalign_fast.engines.torch_cuda import build_engine
 
     opened = open_artifact(artifact, remembered=True)
-    watched: list[TimedOps] = []
-
-    def watch(ops: Ops) -> Ops:
-        watched.append(TimedOps(ops, CudaClock()))
-        return watched[0]
-
-    engine = build_engine(opened.manifest, device, *read_folded(opened), Direct(torch.device(device)), watch)
-    return Subject(engine, watched[0], ARITHMETIC[engine.precision], _FLOAT.get(engine.precision, "fp16"))
+    engine = build_engine(opened.manifest, device, *read_folded(opened), Direct(torch.device(device)))
+    engine.model.ops = ops = TimedOps(engine.model.ops, CudaClock())
+    between = PRECISIONS[engine.precision].between
+    attention = next(name for name, precision in PRECISIONS.items() if precision.weight == between)
+    return Subject(engine, ops, arithmetic_of(engine.precision), attention)
 
 
 def measured_limits(subject: Subject) -> Limits:
+    """The limits of the subject's device, measured now."""
     kind = subject.engine.device.partition(":")[0]
-    roof = Roof(kind, subject.instruction_set)
-    return Limits(roof.peak(subject.products), roof.peak(subject.attention), bandwidth(kind))
+    peaks = Peaks(kind, subject.instruction_set)
+    return Limits(peaks.peak(subject.products), peaks.peak(subject.attention), bandwidth(kind))
 
 
 def measure(subject: Subject, limits: Limits, batch: int, repeat: int) -> dict[str, Any]:
+    """What the JSON has of one batch: the time of a picture, by operation, and the least time of each."""
     engine, ops = subject.engine, subject.ops
-    side = engine.config.pixels.side
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
+    pixels = random_pictures(0, batch, engine.config.pixels.side)
     forwards, whole = [], []
     for i in range(repeat + 1):
         ops.clear()
@@ -164,7 +165,7 @@ def measure(subject: Subject, limits: Limits, batch: int, repeat: int) -> dict[s
 
 
 def by_operation(ops: TimedOps, value: Callable[[Call], float]) -> dict[tuple[str, str], float]:
-    """The sum over the calls of each station's operation, in the order of the first."""
+    """The sum over the calls of each station's operation, in the order of the first calls."""
     found: dict[tuple[str, str], float] = defaultdict(float)
     for call in ops.calls:
         found[call.station, call.operation] += value(call)
@@ -172,7 +173,7 @@ def by_operation(ops: TimedOps, value: Callable[[Call], float]) -> dict[tuple[st
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """A line for each operation, then one for each station and all."""
+    """A line for each operation, then one for each station and one for all."""
     rows = found["operations"]
     lines = [_line(f"{row['station']} {row['operation']}", [row], row["bound"]) for row in rows]
     for station in dict.fromkeys(row["station"] for row in rows):

@@ -1,10 +1,11 @@
-"""A GPU in, what its libraries reach at the model's own shapes out: the rates that no kernel here need be ashamed of.
+"""A GPU in, the rates that its libraries reach at the model's own shapes out, to compare our kernels with.
 
     python -m qalign_bench.profiling.ceilings --json OUT [--batch 64] [--device cuda]
 
-Products by torch in float16, int8 and fp8 (with a scale a row and a channel, in slow and fast accumulation), without
-what comes after them in the model; attention by each of torch's backends at the vision tower's shape; a copy. JSON is
-written after each. A time is `tune`'s; on a CPU shapes are shrunk and times mean nothing.
+It times torch's products in float16, int8 and E4M3 (with a scale for each row and channel, in slow and fast
+accumulation), without what follows them in the model; attention by each of torch's backends at the vision tower's
+shape; and a copy. The JSON is written after each. Times are taken as in `tune`. On a CPU shapes are shrunk and times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch.nn.attention import SDPBackend
 
 from qalign_bench.figures.environment import environment
 from qalign_bench.figures.report import markdown_table, number
-from qalign_bench.profiling.tune import BATCHES, Product, by_matrix, graph_clock, make_weights, plain_clock, shrunk
+from qalign_bench.profiling.launch_clock import Launch, clock_of, device_name
+from qalign_bench.profiling.model_products import BATCHES, Product, by_matrix, shrunk
+from qalign_bench.profiling.random_weights import make_weights
 from qalign_kernels.contract.attention import BACKENDS, attention_by
 from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.quantized_rows import E4M3
 
-Launch: TypeAlias = Callable[[], Tensor]
 Row: TypeAlias = dict[str, Any]  # what, by, shape, seconds, and tops or gbs; or an error
 _COPIED = 1 << 30  # bytes
 
@@ -49,19 +51,14 @@ def main() -> None:
         print(table(rows), flush=True)
 
 
-def device_name(device: torch.device) -> str:
-    """As the driver calls it; of a CPU, that its times mean nothing."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, shapes shrunk: no measurement"
-
-
 def measured(device: torch.device, batches: Sequence[int]) -> Iterator[Row]:
-    """A row for each subject, as it is measured; what the device or torch refuses has an error instead of seconds."""
-    clock = graph_clock if device.type == "cuda" else plain_clock
+    """A row for each subject, as it is measured. What the device or torch refuses has an error instead of seconds."""
+    clock = clock_of(device)
     for what, by, shape, launches, rate, amount in subjects(device, batches):
         row: Row = {"what": what, "by": by, "shape": list(shape)}
         try:
             seconds = clock(launches())
-        except RuntimeError as error:  # what this GPU or this torch does not have
+        except RuntimeError as error:  # this GPU or this torch does not have it
             yield row | {"error": str(error).splitlines()[0]}
             continue
         yield row | {"seconds": seconds, rate: amount / seconds}
@@ -71,7 +68,7 @@ Subject: TypeAlias = tuple[str, str, Sequence[int], Callable[[], Sequence[Launch
 
 
 def subjects(device: torch.device, batches: Sequence[int]) -> Iterator[Subject]:
-    """What, by whom, at which shape, how, and by which unit its rate is told."""
+    """What is timed, whose code it is, its shape, its launches, and the key and amount of its rate."""
     cuda = device.type == "cuda"
     size = _COPIED if cuda else 1 << 20
     yield "copy", "torch", (size,), lambda: copies(size, device), "gbs", 2e-9 * size
@@ -88,32 +85,32 @@ def subjects(device: torch.device, batches: Sequence[int]) -> Iterator[Subject]:
 
 
 def copies(size: int, device: torch.device) -> list[Launch]:
-    """Of `size` bytes from the device's memory to itself."""
+    """A copy of `size` bytes in the device's memory."""
     x = torch.zeros(size, dtype=torch.uint8, device=device)
     y = torch.empty_like(x)
     return [lambda: y.copy_(x)]
 
 
 def attentions(backend: SDPBackend, shape: tuple[int, ...], heads: int, device: torch.device) -> list[Launch]:
-    """The engine's own call, on float16 [B, T, D], by one of torch's kernels."""
+    """The engine's own call on float16 [B, T, D], by one of torch's kernels."""
     q, k, v = (torch.randn(shape, device=device).half() for _ in range(3))
     return ready([partial(attention_by, [backend], q, k, v, heads)])
 
 
 def floats(what: Product, device: torch.device) -> list[Launch]:
-    """In float16, a launch for each copy of the weight."""
+    """torch's product in float16, a launch for each copy of the weight."""
     x = torch.randn(what.shape[:2], device=device).half()
     return ready([partial(torch.mm, x, w.weight.T) for w in make_weights(what, "float16", device)])
 
 
 def bytes_(what: Product, device: torch.device) -> list[Launch]:
-    """The same in int8, with int32 sums."""
+    """The same in int8 with int32 sums."""
     x = torch.randint(-127, 128, what.shape[:2], dtype=torch.int8, device=device)
     return ready([partial(torch._int_mm, x, w.weight.T) for w in make_weights(what, "int8", device)])
 
 
-def fp8(fast: bool) -> Callable[[Product, torch.device], list[Launch]]:
-    """The same in fp8, with fast accumulation or without."""
+def scaled(fast: bool) -> Callable[[Product, torch.device], list[Launch]]:
+    """The same in E4M3, with fast accumulation or without."""
 
     def make(what: Product, device: torch.device) -> list[Launch]:
         x = torch.randn(what.shape[:2], device=device).to(E4M3)
@@ -131,7 +128,7 @@ def fp8(fast: bool) -> Callable[[Product, torch.device], list[Launch]]:
 
 
 def ready(launches: list[Launch]) -> list[Launch]:
-    """Run once: no library may set itself up in a capture."""
+    """Runs one launch, so that no library sets itself up while a graph is captured."""
     launches[0]()
     return launches
 
@@ -139,13 +136,13 @@ def ready(launches: list[Launch]) -> list[Launch]:
 PRODUCTS = {
     "torch.mm, float16": floats,
     "torch._int_mm": bytes_,
-    "torch._scaled_mm": fp8(fast=False),
-    "torch._scaled_mm, fast": fp8(fast=True),
+    "torch._scaled_mm": scaled(fast=False),
+    "torch._scaled_mm, fast": scaled(fast=True),
 }
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each shape, a column for each way."""
+    """A markdown table with a line for each shape."""
     columns = list(dict.fromkeys(row["by"] for row in rows))
     shapes = dict.fromkeys((row["what"], tuple(row["shape"])) for row in rows)
     lines = []

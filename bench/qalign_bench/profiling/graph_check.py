@@ -1,9 +1,10 @@
-"""A precision and batches in, whether graphs of kernels give what the same kernels give one by one, bit for bit, out.
+"""Checks on a GPU that graphs of kernels give what the same kernels give one by one, bit for bit.
 
     python -m qalign_bench.profiling.graph_check random:one-align --precision int8 --batch 1 --batch 64 [--json OUT]
 
-Two engines of the same tensors on a GPU, one launched by `Graphs` and one by `Direct`; every batch twice, of other
-pictures, so that a graph which reads what it should not is seen. The status is 1 where a logit differs.
+Two engines have the same tensors. `Graphs` launches the kernels of one, `Direct` those of the other. Every batch runs
+twice, with other pictures the second time, which shows a graph that reads what it should not. The exit status is 1
+where a logit differs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qalign_bench.contestants.random_model import PRECISION, load, make
+from qalign_bench.contestants.models import DEFAULT_PRECISION
+from qalign_bench.contestants.random_model import load, make
 from qalign_bench.figures.environment import environment
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Direct
 from qalign_kernels.contract.precisions import PRECISIONS
@@ -29,7 +32,7 @@ _TIMES = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="random:one-align, random:mini or random:FOLDER")
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISION)
+    parser.add_argument("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION)
     parser.add_argument("--batch", type=int, action="append", required=True)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--json", type=Path)
@@ -49,9 +52,8 @@ def main() -> None:
 
 
 def largest_difference(a: Engine, b: Engine, batch: int, seed: int) -> float:
-    """Of logits, over the prompts for pictures; infinite where one is not a number."""
-    side = a.config.pixels.side
-    pixels = np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3), np.uint8)
+    """The largest difference of a logit over the prompts for pictures; infinite where a logit is not a number."""
+    pixels = random_pictures(seed, batch, a.config.pixels.side)
     mine, other = a.encode(pixels), b.encode(pixels)
     prompts = [p for p in a.prompts if p.medium == "image"]
     found = [np.abs(a.decode(mine, p) - b.decode(other, p)).max() for p in prompts]

@@ -2,11 +2,12 @@
 
     python -m qalign_bench.profiling.kernel_times random:one-align --precision int8 --batch 1 --batch 64 [--json OUT]
 
-The model is an artifact, or made on the GPU. JSON is a list, written after each batch; --trace has the last batch's.
+The model is an artifact, or random numbers made on the GPU. The JSON is a list and is written after each batch; --trace
+keeps the last batch's.
 
-A step is a batch's pixels in the host's memory to its logits there. It lasts from the first thing the device does for
-it to the last; what no kernel and no copy covers is a gap. Several steps are profiled one by one: told is the middle
-one, by length. Profiling itself costs time, so that a step here is no throughput.
+A step takes a batch's pixels in the host's memory to its logits there. It lasts from the first thing that the device
+does for it to the last. Time that no kernel and no copy covers is a gap. Several steps are profiled one by one, and the
+step of median length is shown. Profiling itself costs time, so a step's length here says nothing about throughput.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from qalign_bench.contestants.random_model import open_engine
 from qalign_bench.figures.environment import environment
 from qalign_bench.figures.report import markdown_table
+from qalign_bench.peers.measured_process import random_pictures
 from qalign_fast.engines.contract import Engine
 from qalign_kernels.contract.precisions import PRECISIONS
 
@@ -46,16 +47,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Times in microseconds."""
+    """What the device did in one step. Times are in microseconds."""
 
     length: float
-    busy: float  # one or more spans under way
+    busy: float  # while at least one span lasted
     largest_gap: float
-    kernels: list[tuple[str, int, float]]  # name, how often, time in all; the longest first
+    kernels: list[tuple[str, int, float]]  # name, number of launches, time in all; the longest first
     host_calls: dict[str, int]
 
     @property
     def gap_share(self) -> float:
+        """The share of the step in which the device did nothing."""
         return 1 - self.busy / self.length
 
 
@@ -70,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     engine = open_engine(options.model, options.precision, options.device)
     if not engine.device.startswith("cuda"):
-        sys.exit(f"device {engine.device!r}: kernels are seen on a CUDA device only")
+        sys.exit(f"device {engine.device!r}: the profiler sees kernels on a CUDA device only; give --device cuda")
     found: list[dict[str, Any]] = []
     for batch in options.batch or [64]:
         step = median_step(profile_steps(engine, batch, options.trace))
@@ -81,10 +83,10 @@ def main() -> None:
 
 
 def profile_steps(engine: Engine, batch: int, trace: Path | None) -> list[Step]:
-    side = engine.config.pixels.side
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
+    """Runs several steps of the same pictures. `trace`: a file for the last one's, or None."""
+    pixels = random_pictures(0, batch, engine.config.pixels.side)
     prompt, steps = engine.prompts[0], []
-    for i in range(_STEPS + 2):  # two to warm up: the first captures graphs, the second is the profiler's first
+    for i in range(_STEPS + 2):  # two warm up: one captures graphs, one is the first with them
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             engine.decode(engine.encode(pixels), prompt)
             torch.cuda.synchronize()
@@ -98,7 +100,7 @@ def profile_steps(engine: Engine, batch: int, trace: Path | None) -> list[Step]:
 
 
 def step_of(spans: Iterable[Span], host: Iterable[str]) -> Step:
-    """The spans of one step, and what the host called meanwhile."""
+    """One step from its spans on the device and the names of what the host called meanwhile."""
     ordered = sorted(spans, key=lambda span: span.start)
     assert ordered, "the profiler saw nothing on the device"
     busy, largest, end = 0.0, 0.0, ordered[0].start
@@ -117,10 +119,12 @@ def step_of(spans: Iterable[Span], host: Iterable[str]) -> Step:
 
 
 def median_step(steps: Sequence[Step]) -> Step:
+    """The step of median length."""
     return sorted(steps, key=lambda step: step.length)[len(steps) // 2]
 
 
 def table(step: Step) -> str:
+    """The longest kernels in markdown, then two lines: the step's length and launches, and its gaps."""
     rows = [
         [name[:80].replace("|", " "), str(count), f"{time:.0f}", f"{100 * time / step.length:.1f}"]
         for name, count, time in step.kernels[:_SHOWN]
@@ -137,6 +141,7 @@ def table(step: Step) -> str:
 
 
 def as_json(step: Step) -> dict[str, Any]:
+    """The step and the machine as the JSON has them."""
     return {
         "step_us": step.length,
         "busy_us": step.busy,

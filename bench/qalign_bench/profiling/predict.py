@@ -2,21 +2,22 @@
 
     python -m qalign_bench.profiling.predict [--json bench/predicted.json]
 
-The full-size model's steps run on tensors that hold no data; each operation is given the time that the model below
-says. It is an estimate, made to be put beside a measurement and replaced by it: no figure of it is a result. It assumes
+The full-size model's steps run on tensors that hold no data, and each operation is given the time that the rules below
+say. This is an estimate. It stands beside a measurement until that replaces it; none of its figures is a result. The
+rules are:
 
-    arithmetic  a processor multiplies a step of 128 inputs of a tile in the cycles that its matrix units need at
-                `busy` of their peak, or in which its share of the second cache's rate brings the step's boxes;
-                its lanes spread int4's weights before that, or meanwhile another program's
-    memory      a launch reads and writes what it has to once, at `dram`; a product takes the longest of the three
-    ends        what no loop covers of a tile costs `end` microseconds: all of it for one program a processor, a
-                quarter where two cover each other. Where a device's programs do not come out even the last wave costs
-                a whole one, but for Hopper's product, which shares it; a shared part costs four steps
-    libraries   cuBLAS reaches `library` of the peak, attention `attention` TFLOPS
-    launches    `gap` microseconds between two nodes of a graph (an H100's with programmatic dependent launch), and
-                `host` for a batch's way there and back
+    arithmetic  A processor multiplies a step of 128 inputs of a tile in the longer of two times: what its matrix units
+                need at `busy` of their peak, or what its share of the second cache's rate needs to bring the step's
+                boxes. Its lanes spread int4's weights before that, or while another program computes.
+    memory      A launch reads and writes its tensors once, at `dram`. A product takes the longest of the three times.
+    ends        What no loop of a tile covers costs `end` microseconds: all of them where a processor has one program,
+                a quarter where two cover each other. An incomplete last wave of programs costs a whole one, but not in
+                Hopper's product, which shares it out. A shared part costs four steps.
+    libraries   cuBLAS reaches `library` of the peak, attention `attention` TFLOPS.
+    launches    There are `gap` microseconds between two nodes of a graph (on an H100 with programmatic dependent
+                launch), and `host` for a batch's way to the device and back.
 
-It may be off by a quarter.
+An estimate may be off by a quarter.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qalign_bench.contestants.random_model import RandomModel, make
 from qalign_bench.contestants.timed_ops import size_of
 from qalign_bench.figures.report import markdown_table
+from qalign_bench.profiling.model_products import BATCHES
 from qalign_fast.engines.cuda_model import between_of
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_kernels.contract.linear import Modal, Weight, row_dtype
 from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
 from qalign_kernels.cuda.launch import Device, cdiv
 from qalign_kernels.cuda.linear import form_of, inputs_of
@@ -53,23 +56,22 @@ from qalign_kernels.cuda.tiles import RESERVED, SHARED_COST, Tile, tile_for, til
 
 T = TypeVar("T", Tensor, Tensor | QuantizedRows)
 MODEL = "random:one-align"
-BATCHES = (1, 8, 64)
-_PACKED = 0.25  # of attention's rate: what a kernel for rows of a prompt reaches
-_COVERED = 0.25  # of an end, where two programs a processor cover each other's
-_SPREAD = 2.0  # instructions for a 4-bit weight, counted in what is compiled
+_PACKED = 0.25  # the share of attention's rate that a kernel for a prompt's rows reaches
+_COVERED = 0.25  # the share of an end that remains where a processor's two programs cover each other's
+_SPREAD = 2.0  # instructions for a 4-bit weight, counted in the compiled kernel
 _OF_INT4 = 68 / 128  # bytes of an input's weight, with its groups
 _LANES = 128  # of a processor
-_SLOW = 30.0  # TFLOPS of what has no tensor cores of its own: the head, in float32
+_SLOW = 30.0  # TFLOPS of what tensor cores do not compute: the head, in float32
 
 
 class Chip(NamedTuple):
-    """Rates are a second's: TOPS and TFLOPS by precision, TB of memory and of the second cache. Times: microseconds."""
+    """A GPU. Rates are for a second: TOPS and TFLOPS, TB of memory and of the second cache. Times are microseconds."""
 
-    name: str  # part of what the driver calls it
+    name: str  # part of the driver's name
     facts: Device
     clock: float  # GHz under load
-    peak: Mapping[str, float]  # of the datasheet, dense
-    busy: float  # share of it in a loop of ours
+    peak: Mapping[str, float]  # of the datasheet, dense; by dtype
+    busy: float  # the share of the peak in a loop of ours
     cache: float
     dram: float
     library: float
@@ -87,16 +89,23 @@ RTX_3090 = Chip(
     "RTX 3090", Device(86, 82, 99 * 1024), 1.70, {"int8": 284, "float16": 71},
     busy=0.58, cache=2.0, dram=0.80, library=0.92, attention=51, end=2.4, gap=1.0, host=60,
 )  # fmt: skip
-CHIPS = ((H100, ("int4", "int8", "fp8", "fp16")), (RTX_3090, ("int4", "int8", "fp16")))
+CHIPS = (H100, RTX_3090)
+
+
+def precisions_of(chip: Chip) -> list[str]:
+    """The precisions whose products the chip's datasheet has a peak for, those of few bytes first."""
+    return [name for name, one in reversed([*PRECISIONS.items()]) if (one.rows or one.weight) in chip.peak]
 
 
 class Launch(NamedTuple):
+    """One launch of the engine and its time."""
+
     kind: str  # as gpu_summary's KINDS name them
     microseconds: float
 
 
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What torch launches of its own: operations that compute or copy, and are no views."""
+    """Counts what torch launches by itself: operations that compute or copy, without views."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -112,10 +121,10 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Foreseen(Ops):
-    """Operations that only say what each launch would take; results hold no data."""
+    """Operations that only note the time that each launch would take. Their results hold no data."""
 
     def __init__(self, chip: Chip, dtype: torch.dtype, launches: list[Launch]) -> None:
-        """Adds to `launches`."""
+        """Adds to `launches`. `dtype`: of what lies between products."""
         self.chip, self.dtype, self.launches = chip, dtype, launches
 
     def linear(
@@ -132,7 +141,7 @@ class Foreseen(Ops):
         return y
 
     def _adds(self, w: Weight, residual: Tensor | None) -> bool:
-        """Whether torch's product has all of the result in it, as `torch_product` has it."""
+        """Whether torch's product also adds the bias or the residual, as `torch_product` does it."""
         added = [one for one in (w.bias, residual) if one is not None]
         alike = all(one.dtype == self.dtype for one in added) and len(added) < 2
         if row_dtype(w.weight) in LARGEST:
@@ -173,7 +182,7 @@ class Foreseen(Ops):
         return self._moving(gate_up, self._row_type(half, readers))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        queries, keys = (128 * cdiv(x.shape[1], 128) for x in (q, k))  # as tiles have them
+        queries, keys = (128 * cdiv(x.shape[1], 128) for x in (q, k))  # in whole tiles
         flop = 4 * len(q) * queries * keys * q.shape[2]
         self.launches.append(Launch("attention", flop / self.chip.attention / 1e6 + self.chip.end))
         return self._empty(*q.shape)
@@ -208,12 +217,12 @@ class Foreseen(Ops):
         self.launches.append(Launch("products", max(computing, moving)))
 
     def _by_library(self, form: str, m: int, k: int, n: int) -> float:
-        """Microseconds, of rows in tiles of 128, or of 64 where there are few."""
+        """Microseconds of a library's product. It has tiles of 128 rows, or of 64 where there are few rows."""
         rows = 128 * cdiv(m, 128) if m > 64 else 64
         return 2e-6 * rows * k * n / (self.chip.library * self.chip.peak.get(form, _SLOW)) + self.chip.end
 
     def _by_tiles(self, tile: Tile, m: int, k: int, n: int, form: str, modal: Modal | None) -> float:
-        """Microseconds."""
+        """Microseconds of a product in tiles of ours."""
         chip, processors = self.chip, self.chip.facts.processors
         steps, tiles = cdiv(k, tile.inputs), tiles_of(m, n, tile, modal)
         flop, loaded = 2 * tile.rows * tile.columns * tile.inputs, _loaded(tile, min(m, tile.rows), form)
@@ -225,31 +234,31 @@ class Foreseen(Ops):
             step = max(step, spread) if held > 1 else step + spread
         end, part = chip.end * (_COVERED if held > 1 else 1), SHARED_COST * step
         waves, rest = divmod(tiles * tile.splits, processors * held)
-        if tile.hopper:  # shares the last wave's steps
+        if tile.hopper:  # it shares out the last wave's steps
             return tiles * steps * step / processors + cdiv(tiles, processors * held) * end + chip.end + part
         turns = waves * held + cdiv(rest, processors)  # of a processor, one program after another
         return turns * (cdiv(steps, tile.splits) * step + end + part * (tile.splits > 1))
 
 
 def _loaded(tile: Tile, rows: int, form: str) -> float:
-    """Values of a step's boxes; of 4-bit weights as many as bytes."""
+    """The values in a step's boxes. Of 4-bit weights it is the bytes."""
     return (rows + tile.columns * (_OF_INT4 if form == "int4" else 1)) * tile.inputs
 
 
 def _held(device: Device, tile: Tile, form: str) -> int:
-    """How many of Triton's programs a processor holds at once, of two that are counted at most."""
+    """How many of Triton's programs a processor holds at once. More than two are not counted."""
     size = _loaded(tile, tile.rows, form) * (tile.stages - 1) + RESERVED
     return 2 if tile.warps == 4 and 2 * size <= device.shared + RESERVED else 1
 
 
 @cache
 def model_of(reference: str, precision: str) -> RandomModel:
-    """Without data."""
+    """The model on tensors without data."""
     return make(reference, precision, torch.device("meta"))
 
 
 def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> dict[str, Any]:
-    """A batch's time by step and by kind of kernel, and its launches."""
+    """A batch's time, as `gpu_summary` reads it: by step and by kind of kernel; and the count of its launches."""
     meta, between, model = torch.device("meta"), between_of(precision), model_of(reference, precision)
     config, prompt = model.manifest.config, model.manifest.prompts[0].prompt
     seen: list[Launch] = []
@@ -286,42 +295,26 @@ def foresee(chip: Chip, precision: str, batch: int, reference: str = MODEL) -> d
     }
 
 
+_HEADER = ("GPU", "precision", "batch", "ms", "pictures/s", "launches")
+_STAGES = ("encode", "decode", "products", "attention", "norms, quantizing", "copies")
+
+
+def _line(found: Mapping[str, Any]) -> list[str]:
+    sent, stages = found["launches"], found["stages"]
+    speed = [
+        f"{found['ms']:.2f}",
+        f"{found['pictures_per_second']:.0f}",
+        f"{sent['encode']} + {sent['decode']}",
+    ]
+    return [found["gpu"], found["precision"], str(found["batch"]), *speed, *(f"{stages[name]:.2f}" for name in _STAGES)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [foresee(chip, precision, batch) for chip, forms in CHIPS for precision in forms for batch in BATCHES]
-    header = [
-        "GPU",
-        "precision",
-        "batch",
-        "ms",
-        "pictures/s",
-        "launches",
-        "encode",
-        "decode",
-        "products",
-        "attention",
-        "norms, quantizing",
-        "copies",
-    ]
-    print(
-        markdown_table(
-            header,
-            [
-                [
-                    f["gpu"],
-                    f["precision"],
-                    str(f["batch"]),
-                    f"{f['ms']:.2f}",
-                    f"{f['pictures_per_second']:.0f}",
-                    f"{f['launches']['encode']} + {f['launches']['decode']}",
-                    *(f"{f['stages'][name]:.2f}" for name in header[6:]),
-                ]
-                for f in found
-            ],
-        )
-    )
+    found = [foresee(chip, name, batch) for chip in CHIPS for name in precisions_of(chip) for batch in BATCHES]
+    print(markdown_table([*_HEADER, *_STAGES], [_line(one) for one in found]))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

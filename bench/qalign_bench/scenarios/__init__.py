@@ -1,1 +1,1 @@
-"""What is measured: one file for each scenario."""
+"""What `qalign-fast bench` can measure: one file for each scenario."""

@@ -1,6 +1,6 @@
-"""`pixels`: files to uint8 [448, 448, 3], by form, beside upstream's path; interleaved, on one core.
+"""`pixels`: files to uint8 [448, 448, 3], by each of our pixel paths and beside upstream's; interleaved, on one core.
 
-Decoding is the floor that no form goes below, so its share is told. A peer's own path ends in what its model takes.
+No path can be faster than decoding, so its share of the time is shown. A peer's own path ends in what its model takes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qalign_bench.cli.session import Run, Session
-from qalign_bench.contestants.entries import peer_contestants
-from qalign_bench.contestants.pictures import generated_pictures
-from qalign_bench.contestants.pixels import forms
-from qalign_bench.contestants.rounds import Contestant, Process, play
+from qalign_bench.contestants.command_lines import peer_contestants
+from qalign_bench.contestants.generated_pictures import generated_pictures
+from qalign_bench.contestants.pixel_times import forms
+from qalign_bench.contestants.process import Contestant, Process
+from qalign_bench.contestants.rounds import play
 from qalign_bench.contestants.wire import Message
-from qalign_bench.figures.record import new_run, of_times
+from qalign_bench.figures.runs import new_run, of_times
 from qalign_bench.figures.spread import median
 
 _ROUNDS = 7
@@ -25,15 +26,15 @@ _SIZES = ((4000, 3000), (1620, 1080), (600, 400))  # 12 MP, a film's frame, a sm
 
 @dataclass
 class _Times:
-    """One contestant and file, a list's entry a round; ms."""
+    """One contestant and file. Lists have a time in ms for each round."""
 
     whole: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)  # of it; none where a peer does not tell
+    decode: list[float] = field(default_factory=list)  # the part of it that decodes; empty where a peer does not tell
     sha256: str = ""
 
 
 def measure(session: Session) -> None:
-    """Leaves a run for every form, peer and file. Raises QAlignError where one fails."""
+    """Leaves a run for every pixel path, peer and file. Raises QAlignError where one fails."""
     options = session.options
     files = list(options.files)
     for width, height in _SIZES if not files else ():
@@ -49,6 +50,7 @@ def measure(session: Session) -> None:
 
 
 def form_contestant(form: str) -> Contestant:
+    """One of our pixel paths, by its name."""
     return Contestant(form, (sys.executable, "-P", "-m", "qalign_bench.contestants.pixel_worker"), {"form": form})
 
 
@@ -84,7 +86,7 @@ class _Match:
         return [self._run(i, file, times) for (i, file), times in self._times.items()]
 
     def _label(self, file: str) -> str:
-        """A given file's path, a generated one's size."""
+        """A given file's path, or a generated file's size."""
         return file if self._session.options.files else Path(file).parent.name.removeprefix("pictures-")
 
     def _run(self, i: int, file: str, times: _Times) -> Run:

@@ -1,7 +1,7 @@
 """`latency` and `throughput`: single forwards over pictures in memory, by contestant and batch, interleaved.
 
-Timed is what a caller waits for: uint8 pixels in the host's memory to scores there, every task; not timed are loading,
-warming up and the pictures' decoding. Pictures are random, the same for all.
+The clock covers what a caller waits for: uint8 pixels in the host's memory to scores there, for every task. Loading,
+warming up and decoding of pictures are not timed. Pictures are random and the same for all.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from contextlib import ExitStack
 
 from qalign_bench.cli.options import WrongOptionError
 from qalign_bench.cli.session import Session
-from qalign_bench.contestants.entries import our_contestant, peer_contestants, roof_contestant
+from qalign_bench.contestants.command_lines import our_contestant, peak_contestant, peer_contestants
 from qalign_bench.contestants.models import Model
-from qalign_bench.contestants.rounds import Contestant, Process, fit_together, play, play_in_turns
+from qalign_bench.contestants.process import Contestant, Process
+from qalign_bench.contestants.rounds import fit_together, play, play_in_turns
 from qalign_bench.contestants.wire import Message
-from qalign_bench.figures.datasheets import ARITHMETIC
+from qalign_bench.figures.datasheets import arithmetic_of
 from qalign_bench.figures.energy import energy_meter
-from qalign_bench.figures.record import Series, forward_run
+from qalign_bench.figures.runs import Series, forward_run
 
 BATCHES = {"latency": (1,), "throughput": (1, 2, 4, 8)}
-_ROUNDS = 15  # many and short: their medians' range then holds what a median moves by from one bench to the next
-_TURNS = 3  # instead, where each means loading everything again, so that one contestant's rounds follow each other
-_SECONDS = 0.5  # about how long a contestant is timed in a round, unless --repeat says how often
-_MOST = 100  # forwards in that
+_ROUNDS = 15  # many and short: the range of their medians then covers how a median differs between two benches
+_TURNS = 3  # rounds where each means loading everything again; one contestant's rounds then follow each other
+_SECONDS = 0.5  # about how long a contestant is timed in a round, unless --repeat gives a number
+_MOST = 100  # forwards in that time
 
 
 def measure(session: Session) -> None:
@@ -35,21 +36,21 @@ def measure(session: Session) -> None:
     if session.options.peers:
         parameters = models[0].parameters
         if parameters is None:
-            raise WrongOptionError("--model", "peers need a checkpoint or random:..., whose parameters they load too")
+            raise WrongOptionError("--model", "peers need a checkpoint or random:..., to load the same parameters")
         numbers = models[0].numbers
         peers = peer_contestants(session.options, parameters, models[0].config, numbers)
         session.facts["same_numbers"] = numbers is not None and all(model.numbers == numbers for model in models)
         if not session.facts["same_numbers"]:
-            session.remark("the artifact's random numbers are not the peers': their scores are not compared")
+            session.remark("the artifact and the peers have different random numbers: their scores are not compared")
     compare(session, models, [*ours, *peers])
 
 
 def compare(session: Session, models: list[Model], contestants: list[Contestant]) -> None:
-    """The same for given contestants, of which the first run these models, one each."""
+    """Leaves a run for each of the contestants and batch. The first contestants run these models, one each."""
     options = session.options
     together = not options.exclusive and fit_together(contestants)
     if not together and not options.exclusive:
-        session.remark("the contestants do not fit the memory together: each is loaded anew for every round")
+        session.remark("the contestants do not fit into memory together: each is loaded anew for every round")
     turns = min(_ROUNDS if together else _TURNS, options.repeat or sys.maxsize)
     rounds = min(_ROUNDS, options.repeat or sys.maxsize)
     with ExitStack() as stack:
@@ -66,28 +67,29 @@ def compare(session: Session, models: list[Model], contestants: list[Contestant]
 
 
 class _Match:
-    """What happens in the contestants' turns, of some rounds each, and what came of it."""
+    """What happens in the contestants' turns, which have some rounds each, and what was measured in them."""
 
     def __init__(self, session: Session, contestants: int, turns: int, rounds: int, stack: ExitStack) -> None:
         self.series: dict[tuple[int, int], Series] = {}  # by contestant and batch
-        self._peaks: dict[str, list[Message]] = {}  # arithmetic -> the fastest product, after each round
-        self.done = 0  # turns that all had
+        self._peaks: dict[str, list[Message]] = {}  # arithmetic -> the fastest product after each round
+        self.done = 0  # turns that all contestants had
         options = session.options
         self._session, self._stack, self._turns, self._rounds = session, stack, turns, rounds
         self._batches = sorted(set(options.batches)) or list(BATCHES[options.scenario])
         self._steps, self._of_steps = 0, turns * contestants * len(self._batches)
-        self._roof: Process | None = None
+        self._peak_process: Process | None = None
 
     @property
     def device(self) -> str:
-        """Where all of it runs, as our first contestant says."""
+        """Where all contestants run, as our first one says."""
         return str(self.series[0, self._batches[0]].ready["device"])
 
     @property
     def peaks(self) -> dict[str, Message]:
-        """The fastest product of each arithmetic at its median over the rounds, as contestants are at theirs.
+        """The fastest product of each arithmetic, at its median over the rounds.
 
-        A shared machine is as fast for both then: the best of a peak beside the median of a forward would not be.
+        Contestants are told by their medians, too. The best of a peak beside the median of a forward would not be fair
+        on a shared machine.
         """
         return {k: sorted(found, key=lambda peak: peak["gops"])[len(found) // 2] for k, found in self._peaks.items()}
 
@@ -120,7 +122,7 @@ class _Match:
             series.joules.append((meter() - before) / (series.batch * len(series.ms[-1])))
 
     def _repeats(self, ms: float) -> Iterator[int]:
-        """A round's forwards, each of about so long, in parts of a second: the most that an interruption loses."""
+        """A round's forwards in parts. `ms` is about the time of one. An interruption loses a part, half a second."""
         part = max(1, min(_MOST, round(1e3 * _SECONDS / ms)))
         asked = self._session.options.repeat
         left = part if asked is None else -(-asked // (self._turns * self._rounds))
@@ -134,8 +136,8 @@ class _Match:
         self.done += 1
 
     def _measure_peaks(self) -> None:
-        if self._roof is None:
-            contestant = roof_contestant(self.device, self._session.options)
-            self._roof = self._stack.enter_context(contestant.start())
-        for arithmetic in sorted({ARITHMETIC.get(s.ready["precision"], "") for s in self.series.values()} - {""}):
-            self._peaks.setdefault(arithmetic, []).append(self._roof.ask("peak", precision=arithmetic))
+        if self._peak_process is None:
+            contestant = peak_contestant(self.device, self._session.options)
+            self._peak_process = self._stack.enter_context(contestant.start())
+        for arithmetic in sorted({arithmetic_of(s.ready["precision"]) for s in self.series.values()} - {""}):
+            self._peaks.setdefault(arithmetic, []).append(self._peak_process.ask("peak", precision=arithmetic))

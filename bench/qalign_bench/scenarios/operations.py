@@ -1,6 +1,6 @@
 """`operations`: every operation of the model at its true shapes, ours beside its contract and a library; interleaved.
 
-The largest difference from the contract stands beside the time: a fast form that is wrong is no form.
+The largest difference from the contract stands beside the time, for a fast result must also be right.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_bench.cli.session import Run, Session
-from qalign_bench.contestants.products import onnxruntime_product
-from qalign_bench.figures.record import new_run, of_times
+from qalign_bench.contestants.matrix_products import onnxruntime_product
+from qalign_bench.figures.runs import new_run, of_times
 from qalign_bench.figures.spread import median
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_kernels.contract.linear import Weight
@@ -27,13 +27,13 @@ from qalign_kernels.cpu.ops import load_native
 
 Form: TypeAlias = Callable[[], object]  # a library's bare product gives no tensor to compare
 _ROUNDS = 7
-_LONG = 0.5  # seconds: what takes longer is run fewer times, three at least
-_REST = 0.02  # seconds: the threads of the form before go on looking for work for a while
+_LONG = 0.5  # seconds: what takes longer is run fewer times, but three times at least
+_REST = 0.02  # seconds: the threads of the form before still look for work for a while
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape: its forms, the contract's first, and what it computes."""
+    """One operation at one shape: what computes it, by name, the contract first, and its arithmetic."""
 
     name: str
     forms: Mapping[str, Form]
@@ -83,14 +83,14 @@ def _runs(session: Session, case: Case, rounds: int) -> Iterator[Run]:
 
 
 def _difference(result: object, contract: object) -> float | None:
-    """The largest one, as a share of the contract's largest number."""
+    """The largest difference as a share of the contract's largest number; None where there is no tensor to compare."""
     if not isinstance(result, Tensor) or not isinstance(contract, Tensor):
         return None
     return float((result - contract).abs().max() / contract.abs().max())
 
 
 def _cases(config: ModelConfig, forms: Mapping[str, Ops]) -> Iterator[Case]:
-    """The operations of one picture: their rows are those of a batch of one."""
+    """The operations of one picture, with the rows of a batch of one."""
     torch.manual_seed(0)
     vision, decoder = config.vision, config.decoder
     rows = config.abstractor.tokens + 12  # the suffix of the quality prompt
@@ -141,7 +141,7 @@ def _fp32_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Ops]) ->
 
 
 def _onnxruntime(precision: str, *shape: int) -> dict[str, Form]:
-    """Its bare product: of int8, u8 x s8 into whole numbers, of rows that are rounded already."""
+    """onnxruntime's bare product. In int8 it is u8 x s8 into whole numbers, of rows that are already rounded."""
     if not find_spec("onnxruntime"):
         return {}
     return {f"onnxruntime {precision}": onnxruntime_product(precision, (shape[0], shape[1], shape[2]))}

@@ -1,7 +1,7 @@
 """`pipeline`: files on disk to scores, as `Scorer` does it, beside the engine alone over batches of the same size.
 
-A round is a pass over the files, again and again for some seconds, and as many forwards of pictures in memory: taken in
-turn, so that their ratio is fair. The engine is busy while it is inside `encode` or `decode`.
+A round is a pass over the files, which are repeated for about a second, and as many forwards of pictures in memory. The
+two take turns, so that their ratio is fair. The engine is busy while it is inside `encode` or `decode`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 from qalign_bench.cli.session import Run, Session
-from qalign_bench.contestants.entries import our_contestant
+from qalign_bench.contestants.command_lines import our_contestant
+from qalign_bench.contestants.generated_pictures import generated_pictures
 from qalign_bench.contestants.models import Model
-from qalign_bench.contestants.pictures import generated_pictures
-from qalign_bench.contestants.rounds import Process
+from qalign_bench.contestants.process import Process
 from qalign_bench.contestants.wire import Message
-from qalign_bench.figures.record import of_times, of_work, our_run
+from qalign_bench.figures.runs import of_times, of_work, our_run
 from qalign_bench.figures.spread import median, ratio
 
 _ROUNDS = 9
 _DISTINCT, _SIZE = 16, (1632, 1224)  # generated files, 2 MP
 _BATCH = 8
-_WORKERS = 4  # as `Scorer.score_iter`'s
-_SECONDS = 1.0  # about how long the engine alone takes for a pass
-_LEAST, _MOST = 2, 64  # batches in it
+_WORKERS = 4  # as in `Scorer.score_iter`
+_SECONDS = 1.0  # about the time of a pass of the engine alone
+_LEAST, _MOST = 2, 64  # batches in a pass
 
 
 @dataclass
 class _Passes:
-    """One model's rounds at one batch size; times in ms a picture."""
+    """One model's rounds at one batch size. Times are in ms for a picture."""
 
     ready: Message
     batch: int
@@ -40,7 +40,7 @@ class _Passes:
     memory: dict[str, int | None] = field(default_factory=dict)
 
     def play(self, process: Process, tasks: list[str]) -> None:
-        """A round."""
+        """Plays a round."""
         asked = {"batch": self.batch, "tasks": tasks}
         pictures = self.batch * self.batches
         found = process.ask("pipeline", **asked, files=list(islice(cycle(self.files), pictures)), workers=_WORKERS)
@@ -76,7 +76,7 @@ def measure(session: Session) -> None:
 
 
 def _begin(process: Process, batch: int, files: list[str], tasks: list[str]) -> _Passes:
-    """Warms the engine up, and sees how many batches a pass should have."""
+    """Warms the engine up and decides how many batches a pass has."""
     [ms] = process.ask("latency", batch=batch, tasks=tasks, warmup=1, repeat=1)["ms"]
     return _Passes(process.ready, batch, max(_LEAST, min(_MOST, round(1e3 * _SECONDS / ms))), files)
 

@@ -1,7 +1,8 @@
-"""`startup`: from starting a process to its first score, in processes of their own; the artifact's pages warm and cold.
+"""`startup`: from the start of a process to its first score, with the artifact's pages warm and cold.
 
-Cold: the system has dropped the artifact's pages, but not those of Python and its packages. Large files' hashes are
-remembered from the first process on, as they are for a user; the mini model's are small and always checked.
+Cold means that the system has dropped the artifact's pages, but not those of Python and its packages. Hashes of large
+files are remembered from the first process on, as they are for a user. The mini model's files are small and are always
+checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from qalign_bench.cli.session import Run, Session
 from qalign_bench.contestants.models import Model
 from qalign_bench.contestants.wire import Message
-from qalign_bench.figures.record import of_times, our_run
+from qalign_bench.figures.runs import of_times, our_run
 from qalign_bench.figures.spread import median
 from qalign_fast.errors import QAlignError
 
@@ -43,7 +44,7 @@ print(json.dumps({"s": times, "peak": peak, "device": scorer.engine.device, "eng
 
 @dataclass
 class _Starts:
-    """What processes told; times in ms."""
+    """What the processes of one case answered. Times are in ms."""
 
     device: str = "cpu"
     engine: str = ""
@@ -60,13 +61,14 @@ def measure(session: Session) -> None:
     kinds = ("warm", "cold") if _COLD else ("warm",)
     starts = {(m, kind): _Starts() for m in range(len(models)) for kind in kinds}
     for m in range(len(models)):
-        _start(session, models[m], _Starts())  # its pages are read, its hashes remembered
+        _start(session, models[m], _Starts())  # reads its pages and remembers its hashes
     try:
         for r in range(repeat):
             for s, ((m, kind), found) in enumerate(starts.items()):
                 session.progress(r * len(starts) + s, repeat * len(starts), f"process {r + 1} of {repeat}, {kind}")
                 if kind == "cold":
-                    _drop_pages(models[m])
+                    for name in models[m].manifest.files:
+                        drop_pages(Path(models[m].loaded, name))
                 _start(session, models[m], found)
             session.noise.sample()
     finally:
@@ -101,12 +103,11 @@ def _bundled_picture() -> str:
     return str(Path(qalign_export.__file__).parent / "photographs" / "coffee.jpg")
 
 
-def _drop_pages(model: Model) -> None:
-    for name in model.manifest.files:
-        assert model.directory  # this scenario's models are in files
-        with (model.directory / name).open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def drop_pages(path: Path) -> None:
+    """Drops a file's pages from the system's cache, so that its next reader reads the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _run(session: Session, model: Model, kind: str, starts: _Starts) -> Run:

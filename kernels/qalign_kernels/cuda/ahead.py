@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, TypeAlias
 
+from qalign_kernels.cores import cores
 from qalign_kernels.cuda.launch import Device
 from qalign_kernels.cuda.runtime import GPUTarget, cache_hook, set_driver
 
@@ -118,11 +119,6 @@ class Pool:
         with self._changed:
             self._done[i], self.whole = _FAILED, self.whole and not failed
             self._changed.notify_all()
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(command: list[str], asked: bytes, errors: Path) -> subprocess.Popen[bytes]:

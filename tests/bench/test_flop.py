@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from qalign_bench.figures.count import Work, our_work, upstream_work
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qalign_bench.figures.count import Work, our_work, upstream_work
 from qalign_export.options import ExportOptions
 from qalign_export.parameters import ONE_ALIGN
 from qalign_export.writer import export_artifact
@@ -30,7 +30,7 @@ def rounded(work: Work) -> list[int]:
 
 
 def test_counts_of_one_align_are_those_of_the_op_by_op_table() -> None:
-    """The table of exact counts that the project's targets were set by, in GFLOP."""
+    """In GFLOP, the table of exact counts from which the project's targets were set."""
     assert rounded(our_work(ONE_ALIGN, BOTH[:1])) == [724, 38, 974, 0, 1735]
     assert rounded(upstream_work(ONE_ALIGN, BOTH[:1])) == [724, 38, 1196, 24, 1982]
     assert round(1e-9 * our_work(ONE_ALIGN, BOTH).total) == 2747
@@ -38,7 +38,7 @@ def test_counts_of_one_align_are_those_of_the_op_by_op_table() -> None:
 
 
 def counted(call: Callable[[], Any]) -> tuple[int, Any]:
-    """The FLOP that torch counts, and what the call returned."""
+    """The FLOP that torch counts in a call, and what the call returned."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         found = call()
     return counter.get_total_flops(), found

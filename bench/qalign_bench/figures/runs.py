@@ -1,6 +1,7 @@
-"""What a contestant answered in, a run out: the JSON object that tables, plots and the README are made of.
+"""What a contestant answered in, a run out: the JSON object from which tables, plots and the README are made.
 
-Every run has every key; null is what was not measured or does not exist. Times are in ms, sizes in bytes.
+Every run has every key. A null means that something was not measured or does not exist. Times are in ms, sizes in
+bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 from qalign_bench.cli.session import Run, Session
 from qalign_bench.contestants.models import Model, is_one_align
 from qalign_bench.contestants.wire import Message
-from qalign_bench.figures.count import our_work, upstream_work
-from qalign_bench.figures.datasheets import ARITHMETIC, datasheet_gops
+from qalign_bench.figures.datasheets import arithmetic_of, datasheet_gops
 from qalign_bench.figures.environment import device_name
+from qalign_bench.figures.flop import our_work, upstream_work
 from qalign_bench.figures.spread import median, percentile, ratio
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
@@ -25,19 +26,19 @@ BASELINE_DEVICE = "RTX 3090"
 
 @dataclass
 class Series:
-    """What one contestant answered for one batch, a list's entry a round."""
+    """What one contestant answered for one batch. Lists have an entry for each round."""
 
     ready: Message
     batch: int
-    forward_ms: float = 0.0  # about, as the first one after warming up took
+    forward_ms: float = 0.0  # about: the time of the first forward after warming up
     ms: list[list[float]] = field(default_factory=list)
     stations_ms: list[dict[str, float]] = field(default_factory=list)
     memory: list[dict[str, int | None]] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)  # a picture
-    scores: list[list[float]] = field(default_factory=list)  # by task, the last forward's
+    scores: list[list[float]] = field(default_factory=list)  # the last forward's, by task and picture
 
     def add(self, answer: Message) -> None:
-        """Adds to the last round."""
+        """Adds an answer to the last round."""
         self.ms[-1] += answer["ms"]
         self.stations_ms.append(answer["stations_ms"])
         self.memory.append(answer["peak_memory_bytes"])
@@ -45,7 +46,7 @@ class Series:
 
 
 def forward_run(session: Session, name: str, model: Model | None, series: Series, peaks: Mapping[str, Message]) -> Run:
-    """A run of `latency` or `throughput`; model: ours, None for a peer."""
+    """A run of `latency` or `throughput`. `model` is None for a peer."""
     times = [t for times in series.ms for t in times]
     medians = [median(times) for times in series.ms]
     run = our_run(session, model, series.ready) if model else new_run(session, name, series.ready, is_peer=True)
@@ -54,7 +55,7 @@ def forward_run(session: Session, name: str, model: Model | None, series: Series
         "ms_of": f"a forward of {series.batch}",
         **of_times(times, medians, series.batch),
         "stations_ms": {k: median([s[k] for s in series.stations_ms]) for k in series.stations_ms[0]},
-        # a process's peak never falls, and larger batches raise it: that of its first round is this batch's own
+        # a process's peak never falls and larger batches raise it, so this batch's own peak is the least
         "peak_memory_bytes": {k: _least([m[k] for m in series.memory]) for k in ("host", "device")},
         "joules_per_image": median(series.joules) if series.joules else None,
         "scores": series.scores if model or session.facts.get("same_numbers", True) else [],
@@ -63,13 +64,13 @@ def forward_run(session: Session, name: str, model: Model | None, series: Series
 
 
 def our_run(session: Session, model: Model, ready: Message) -> Run:
-    """A run of an engine of ours before it has numbers."""
+    """A run of one of our engines, before it has numbers."""
     run = new_run(session, f"{ready['precision']} {ready['engine']}", ready, is_peer=False)
     return run | {"fidelity": model.fidelity(ready["engine"])}
 
 
 def new_run(session: Session, name: str, ready: Message, *, is_peer: bool) -> Run:
-    """A run before it has numbers."""
+    """A run of any contestant, before it has numbers."""
     options = session.options
     return {
         "scenario": options.scenario,
@@ -111,7 +112,7 @@ def new_run(session: Session, name: str, ready: Message, *, is_peer: bool) -> Ru
 
 
 def of_times(times: Sequence[float], round_medians: Sequence[float], pictures: int) -> Run:
-    """The keys that follow from wall times in ms of so many pictures."""
+    """The keys that follow from wall times in ms. `pictures` is how many each time is for."""
     middle = median(times)
     return {
         "images_per_second": 1e3 * pictures / middle,
@@ -125,11 +126,11 @@ def of_times(times: Sequence[float], round_medians: Sequence[float], pictures: i
 
 
 def of_work(session: Session, run: Run, as_upstream: bool, peaks: Mapping[str, Message]) -> Run:
-    """The keys that follow from the arithmetic of a picture, and from how fast it was."""
+    """The keys that follow from the arithmetic of a picture and from the speed."""
     config: ModelConfig = session.config
     work = (upstream_work if as_upstream else our_work)(config, [prompt(task) for task in run["tasks"]])
     gops = 1e-9 * work.total * run["images_per_second"]
-    peak = peaks.get(ARITHMETIC.get(run["precision"], ""))
+    peak = peaks.get(arithmetic_of(run["precision"]))
     sheet = datasheet_gops(run["device"], run["precision"])
     return {
         "gflop_per_image": 1e-9 * work.total,
@@ -142,7 +143,7 @@ def of_work(session: Session, run: Run, as_upstream: bool, peaks: Mapping[str, M
 
 
 def baseline(images_per_second: float, device: str, comparable: bool) -> dict[str, Any]:
-    """Beside the published figure; no ratio where the model is not the one that it was taken of."""
+    """The speed beside the published figure. Without a ratio where the model is not the one of that figure."""
     return {
         "images_per_second": BASELINE,
         "device": BASELINE_DEVICE,
@@ -153,7 +154,10 @@ def baseline(images_per_second: float, device: str, comparable: bool) -> dict[st
 
 
 def compare_runs(runs: Sequence[Run]) -> None:
-    """Sets `against` of each run: how many times as fast it is as the first peer, else the first, in the same case."""
+    """Sets `against` of each run: how many times as fast it is as the case's first peer, or its first run without one.
+
+    Runs of the same batch, pages, file and operation are one case.
+    """
     for run in runs:
         case = [other for other in runs if _case(other) == _case(run) and other["ms_round_medians"]]
         reference = next((other for other in case if other["is_peer"]), case[0] if case else run)
@@ -169,12 +173,12 @@ def compare_runs(runs: Sequence[Run]) -> None:
 
 
 def _case(run: Run) -> tuple[Any, ...]:
-    """What must be equal for two runs to be compared."""
+    """Two runs are compared where this is equal."""
     return run["batch"], run.get("pages"), run.get("file"), run.get("operation")
 
 
 def _difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float | None:
-    """Of scores on 1..5, over tasks and pictures."""
+    """The largest difference of scores on 1..5, over tasks and pictures."""
     pairs = [pair for x, y in zip(a, b) for pair in zip(x, y)]
     return max((abs(x - y) for x, y in pairs), default=None)
 

@@ -1,4 +1,4 @@
-"""Options and models in, what is to be compared out: our engines, and the peers that were named with --peer."""
+"""Options and models in, contestants out: the command lines of our engines, of the named peers and of the peak."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from qalign_bench.cli.options import Options, WrongOptionError
 from qalign_bench.contestants.models import Model, upstream_bytes
 from qalign_bench.contestants.onednn import held_to
-from qalign_bench.contestants.rounds import Contestant
+from qalign_bench.contestants.process import Contestant
 from qalign_export import random_numbers
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 
@@ -21,9 +21,9 @@ _PEERS = Path(__file__).parents[1] / "peers"
 @dataclass(frozen=True)
 class _Peer:
     script: str
-    precision: str | None  # None: its own choice, a 16-bit float
-    where: str | None = None  # the spec's key for what follows "=", where something must
-    ours: bool = False  # runs on this project's packages alone, so in this interpreter
+    precision: str | None  # None: the peer chooses a 16-bit float
+    where: str | None = None  # the spec's key for the value after "="; None: there is no such value
+    ours: bool = False  # it needs this project's packages alone, so it runs in this interpreter
 
 
 _KNOWN = {
@@ -35,6 +35,7 @@ _KNOWN = {
 
 
 def our_contestant(model: Model, options: Options) -> Contestant:
+    """Our engine with a model."""
     spec = {
         "model": model.loaded,
         "engine": model.engine,
@@ -46,14 +47,16 @@ def our_contestant(model: Model, options: Options) -> Contestant:
     }
     argv = (sys.executable, "-P", "-m", "qalign_bench.contestants.worker")
     name = f"{model.manifest.precision} {model.engine}".removesuffix(" auto")
-    return Contestant(name, argv, spec, model.weights_bytes, _settings(options))
+    return Contestant(name, argv, spec, model.weights_bytes, held_to(options.instruction_set))
 
 
 def peer_contestants(
     options: Options, parameters: str | None, config: ModelConfig | None, numbers: str | None = None
 ) -> list[Contestant]:
-    """`parameters`: the checkpoint or `random:` geometry, of these sizes, that all load; None for pixels alone.
-    `numbers`: what of `random_numbers` makes random ones.
+    """The peers that were named with --peer. Raises WrongOptionError for a name that is not known.
+
+    `parameters`: the checkpoint or `random:` geometry that all load, with the sizes of `config`; both are None for
+    pixels alone. `numbers`: the kind of `random_numbers`, as in `Model.numbers`.
     """
     found = []
     for text in options.peers:
@@ -71,23 +74,19 @@ def peer_contestants(
         python = sys.executable if peer.ours else options.peer_python
         argv = (python, str(_PEERS / peer.script))  # a script, so that any interpreter can run it
         size = upstream_bytes(config, peer.precision or "bf16") if config else 0
-        found.append(Contestant(name, argv, spec | own, size, _settings(options)))
+        found.append(Contestant(name, argv, spec | own, size, held_to(options.instruction_set)))
     return found
 
 
-def roof_contestant(device: str, options: Options) -> Contestant:
+def peak_contestant(device: str, options: Options) -> Contestant:
     """What measures the peak between the others' rounds."""
-    argv = (sys.executable, "-P", "-m", "qalign_bench.contestants.roof")
+    argv = (sys.executable, "-P", "-m", "qalign_bench.contestants.peak")
     spec = {"device": device, "threads": options.threads, "instruction_set": options.instruction_set}
-    return Contestant("peak", argv, spec, settings=_settings(options))
-
-
-def _settings(options: Options) -> dict[str, str]:
-    return held_to(options.instruction_set)
+    return Contestant("peak", argv, spec, settings=held_to(options.instruction_set))
 
 
 def check_peers(options: Options) -> None:
-    """Raises WrongOptionError for a --peer that is not known, or lacks its path."""
+    """Raises WrongOptionError for a --peer that is not known or lacks its path."""
     for text in options.peers:
         _parse(text)
 
@@ -97,5 +96,5 @@ def _parse(text: str) -> tuple[str, _Peer, dict[str, Any]]:
     forms = ", ".join(f"{known}=PATH" if peer.where else known for known, peer in _KNOWN.items())
     peer = _KNOWN.get(name)
     if peer is None or bool(peer.where) != bool(value) or bool(peer.where) != bool(equals):
-        raise WrongOptionError("--peer", f"{text!r} is not one; there are: {forms}")
+        raise WrongOptionError("--peer", f"{text!r} is not a peer; there are: {forms}")
     return name, peer, {peer.where: value} if peer.where else {}

@@ -1,4 +1,4 @@
-"""`measure_pixels`: what it counts as decoding and as the rest, and that every form gave the same pixels."""
+"""`measure_pixels`: which time counts as decoding and which as the rest, and that every path gives the same pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qalign_bench.contestants.pixels import forms, measure_pixels
+from qalign_bench.contestants.pixel_times import forms, measure_pixels
 from qalign_fast import ImageError
 from qalign_fast.pixels.paths import PLAIN
 from qalign_fast.pixels.rule import Pixels
@@ -30,7 +30,7 @@ def test_each_file_in_each_form_with_the_pixels_that_are_right(tmp_path: Path) -
 
 
 def test_time_is_counted_where_it_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only the two steps move: 3 s to decode, 1 s for the rest."""
+    """Only the two steps move the clock: 3 s to decode, 1 s for the rest."""
     now = 0.0
 
     class Steps:
@@ -46,7 +46,7 @@ def test_time_is_counted_where_it_is_spent(tmp_path: Path, monkeypatch: pytest.M
             now += 1
             return PLAIN.resize(rgb, RULE)
 
-    monkeypatch.setattr("qalign_bench.contestants.pixels.time.perf_counter", lambda: now)
+    monkeypatch.setattr("qalign_bench.contestants.pixel_times.time.perf_counter", lambda: now)
     file = tmp_path / "a.png"
     random_picture(np.random.default_rng(2), 9, 6).save(file)
     [result] = measure_pixels([file], repeat=2, chosen=[Steps()])

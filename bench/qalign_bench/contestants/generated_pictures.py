@@ -1,6 +1,7 @@
-"""How many pictures of which size in, JPEG files out: what `pipeline` and `pixels` read where no files are given.
+"""A count and a size in, JPEG files out: what `pipeline` and `pixels` read where no files are given.
 
-Dead leaves with a sensor's noise, about .26 bytes a pixel at quality 90: a decoder works on them as on photographs.
+The pictures are dead leaves with a sensor's noise. At quality 90 they have about .26 bytes a pixel, and a decoder has
+as much work with them as with photographs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _QUALITY = 90
 
 
 def generated_pictures(folder: Path, count: int, width: int, height: int) -> list[str]:
-    """So many files below the folder, made where they are not there yet, the same every time."""
+    """The paths of `count` files below the folder. Missing ones are made, the same every time."""
     place = folder / f"pictures-{width}x{height}"
     place.mkdir(parents=True, exist_ok=True)
     paths = [place / f"{i:03}.jpg" for i in range(count)]

@@ -1,4 +1,4 @@
-"""The machine while a bench runs in, whether it was quiet out: how even its speed was, and who else used its cores."""
+"""Whether the machine was quiet while a bench ran: how even its speed was, and who else used its cores."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qalign_bench.figures.environment import cores
 from qalign_bench.figures.spread import median
+from qalign_kernels.cores import cores
 
-_BLOCK = bytes(1 << 20)  # hashed over and over: always the same work, without memory traffic
+_BLOCK = bytes(1 << 20)  # it is hashed over and over, which is always the same work, without memory traffic
 _HASHES = 9
 _UNEVEN = 0.1  # the share by which that work may take longer in some rounds
 _OTHERS = 0.05  # the share of the cores' time that others may use
-_LOAD = 0.25  # the load average a core that may be there before us, where the system does not tell who used its cores
+_LOAD = 0.25  # the load average for each core that may be there before us, where the system tells no more
 
 
 class Noise:
-    """Watches from when it is made."""
+    """Watches the machine from the moment when it is made."""
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
@@ -29,15 +29,15 @@ class Noise:
         self._samples: list[float] = []
 
     def sample(self) -> None:
-        """Times a small fixed piece of work on all cores at once, some ms; between rounds, when nobody else works."""
+        """Times a small fixed piece of work on all cores at once, some ms. Call it between rounds."""
         with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(_hash, range(cores())))  # starts the threads
             self._samples.append(median([_time(pool) for _ in range(_HASHES)]))
 
     def report(self) -> dict[str, Any]:
-        """What was seen, and `warning`: one line where a number taken meanwhile may be off, else None.
+        """What was seen. `warning` is one line where numbers taken meanwhile may be off, else None.
 
-        To be asked for once all processes of ours have ended: only then does the system count their time as ours.
+        Call it after all of our processes have ended, for only then the system counts their time as ours.
         """
         uneven = max(self._samples) / min(self._samples) - 1 if self._samples else 0.0
         others, stolen = _Ticks.now().since(self._start) if self._start.all else (None, None)
@@ -63,7 +63,7 @@ class Noise:
 class _Ticks:
     """Seconds of all cores since the machine started, and of this process and its children that have ended."""
 
-    all: float  # 0 where the system does not tell
+    all: float  # 0 where the system has no such counts
     busy: float
     stolen: float
     ours: float
@@ -79,18 +79,18 @@ class _Ticks:
         return cls(busy + idle + waiting + stolen, busy, stolen, sum(os.times()[:4]))
 
     def since(self, start: _Ticks) -> tuple[float, float]:
-        """The share of the cores' time that other processes used, and that the hypervisor gave away."""
+        """The shares of the cores' time that other processes used and that the hypervisor gave away."""
         whole = max(self.all - start.all, 1e-9)
         others = self.busy - start.busy - (self.ours - start.ours)
         return max(0.0, others) / whole, (self.stolen - start.stolen) / whole
 
 
 def _hash(_: int) -> None:
-    hashlib.sha256(_BLOCK).digest()  # lets other threads run meanwhile
+    hashlib.sha256(_BLOCK).digest()  # it lets other threads run meanwhile
 
 
 def _time(pool: ThreadPoolExecutor) -> float:
-    """ms until every core has hashed the block once."""
+    """The ms until every core has hashed the block once."""
     started = time.perf_counter()
     list(pool.map(_hash, range(cores())))
     return 1e3 * (time.perf_counter() - started)

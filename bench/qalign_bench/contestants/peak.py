@@ -1,10 +1,10 @@
-"""A precision and a device in, the fastest large matrix product found there out.
+"""A precision and a device in, the fastest large matrix product on that device out.
 
-    python -m qalign_bench.contestants.roof '<json>'
+    python -m qalign_bench.contestants.peak '<json>'
 
 It is a contestant of its own (wire.py's messages, the command `peak`), so that the peak is taken between the others'
-rounds, on the same machine at the same time. Which product is the fastest is found once, in seconds: all that there are
-are tried on a small shape, and what keeps up is on larger ones. From then on it alone is timed, and briefly.
+rounds, on the same machine at the same time. The fastest product is searched for once, for some seconds: all products
+are tried on a small shape, and those that keep up on larger ones. From then on only the fastest is timed, briefly.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import torch
 
-from qalign_bench.contestants.products import Product, Shape, products
+from qalign_bench.contestants.matrix_products import Product, Shape, products
 from qalign_bench.contestants.wire import Handler, Message, serve
 from qalign_bench.figures.spread import median
 
-_SECONDS = 0.15  # spent on a product at each timing, at least
-_LEAST = 2  # runs in that
-_LONGEST = 0.5  # seconds of one run: a shape that would take a product longer is not tried on it
-_SLOWER = 3  # times as slow as the fastest one: not tried further
+_SECONDS = 0.15  # the least time that is spent on a product at each timing
+_LEAST = 2  # runs in that time
+_LONGEST = 0.5  # seconds of one run: a product is not tried on a shape that would take it longer
+_SLOWER = 3  # a product that is so many times as slow as the fastest is not tried further
 _READ = 1 << 28  # bytes
-# The smallest tells which are worth trying; a vision tower's rows for a CPU; the largest are what libraries like best.
+# The smallest tells which products are worth trying. On a CPU the others have a vision tower's rows.
 _SHAPES = {
     "cpu": ((256, 1024, 1024), (1024, 2048, 2048), (1024, 4096, 4096), (2048, 4096, 4096)),
     "cuda": ((2048, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096)),
@@ -39,15 +39,15 @@ class _Timed(NamedTuple):
     run: Product
 
 
-class Roof:
-    """The fastest product of each precision on a device. The instruction set is our kernels'."""
+class Peaks:
+    """The fastest product of each precision on a device. The instruction set is that of our kernels."""
 
     def __init__(self, device: str, instruction_set: str | None = None) -> None:
         self._device, self._instruction_set = device, instruction_set
         self._fastest: dict[str, _Timed] = {}
 
     def peak(self, precision: str) -> Message:
-        """{"gops", "by", "shape"} by the median of its runs now."""
+        """{"gops", "by", "shape"} of the fastest product; GOP/s by the median of its runs now."""
         known = self._fastest.get(precision)
         found = self._timed(known.by, known.shape, known.run) if known else self._find(precision)
         self._fastest[precision] = found
@@ -55,7 +55,7 @@ class Roof:
 
     def _find(self, precision: str) -> _Timed:
         makers = products(precision, self._device, self._instruction_set)
-        rates = dict.fromkeys(makers, math.inf)  # GOP/s on the largest shape that was tried
+        rates = dict.fromkeys(makers, math.inf)  # GOP/s on the largest shape so far
         found: list[_Timed] = []
         for shape in _SHAPES[self._device.partition(":")[0]]:
             enough = max(max(rates.values()) / _SLOWER, _gop(shape) / _LONGEST)
@@ -69,7 +69,7 @@ class Roof:
 
 
 def bandwidth(device: str) -> float:
-    """GB/s at which one pass reads a tensor that no cache holds."""
+    """GB/s at which one pass reads a tensor that is larger than any cache."""
     x = torch.ones(_READ // 4, device=device)
     return 1e-9 * _READ / _time(x.sum, device.startswith("cuda"))
 
@@ -93,12 +93,13 @@ def _time(product: Product, cuda: bool) -> float:
 
 
 def load(spec: Message) -> tuple[Message, dict[str, Handler]]:
+    """A contestant that answers `peak`. The spec has "device", "threads" and "instruction_set"."""
     device = spec["device"]
     if spec["threads"] is not None:
         torch.set_num_threads(spec["threads"])
     ready = {"name": "peak", "device": device, "versions": {"torch": torch.__version__}}
-    roof = Roof(device, spec["instruction_set"])
-    return ready, {"peak": lambda command: roof.peak(command["precision"])}
+    peaks = Peaks(device, spec["instruction_set"])
+    return ready, {"peak": lambda command: peaks.peak(command["precision"])}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A precision and a device in, the matrix products there are for it, by whose code, on random data, out."""
+"""A precision and a device in, the matrix products that libraries and our kernels have for it, on random data, out."""
 
 from __future__ import annotations
 
@@ -12,42 +12,55 @@ from torch import Tensor
 
 from qalign_fast.engines.onnx_session import import_onnxruntime
 from qalign_kernels.contract.linear import Weight
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu.ops import load_native
 
 Product: TypeAlias = Callable[[], object]
 Shape: TypeAlias = tuple[int, int, int]  # rows, inputs, outputs
 Maker: TypeAlias = Callable[[Shape], Product]
 
-_FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def products(precision: str, device: str, instruction_set: str | None = None) -> dict[str, Maker]:
-    """Of a CPU's 16-bit floats, float32's too: what has no instructions for them widens them.
+    """By name, what makes each product of a shape. `precision`: one that products are computed in, so not int4.
 
-    The instruction set is our kernels'. onnxruntime cannot be held to one, and is then left out.
+    For 16-bit floats on a CPU float32's products are among them, for a CPU without such instructions widens the
+    numbers. For 8-bit floats, which every CPU widens, they are all. The instruction set is that of our kernels.
+    onnxruntime cannot be held to one and is left out where one is given.
     """
+    dtype = dtype_of(precision)
     if device.startswith("cuda"):
-        return _on_cuda(precision, device)
-    precision = "fp32" if precision == "fp8" else precision  # what a CPU multiplies fp8 in
+        return _on_cuda(dtype, device)
+    if _is_8_bit_float(dtype):
+        return products("fp32", device, instruction_set)
     found = {} if precision in ("int8", "fp32") else products("fp32", device, instruction_set)
     if precision == "int8":
         found["torch._int_mm"] = _int_mm(device)
     else:
-        found[f"torch.matmul, {precision}"] = _matmul(_FLOATS[precision], device)
+        found[f"torch.matmul, {precision}"] = _matmul(dtype, device)
     if ops := load_native(instruction_set):
-        found[f"qalign_kernels, {precision} weights"] = lambda shape: _native(ops, precision, shape)
+        found[f"qalign_kernels, {precision} weights"] = lambda shape: _native(ops, dtype, shape)
     if instruction_set is None and precision in ("int8", "fp32") and find_spec("onnxruntime"):
         name = {"int8": "onnxruntime, u8 x s8", "fp32": "onnxruntime, fp32"}[precision]
         found[name] = lambda shape: onnxruntime_product(precision, shape)
     return found
 
 
-def _on_cuda(precision: str, device: str) -> dict[str, Maker]:
-    if precision == "int8":
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of a precision's weights."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].weight)
+    return dtype
+
+
+def _is_8_bit_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
+def _on_cuda(dtype: torch.dtype, device: str) -> dict[str, Maker]:
+    if dtype == torch.int8:
         return {"torch._int_mm": _int_mm(device)}
-    if precision == "fp8":
-        return {"torch._scaled_mm": lambda shape: _scaled_mm(shape, device)}
-    return {"torch.matmul": _matmul(_FLOATS[precision], device)}
+    if _is_8_bit_float(dtype):
+        return {"torch._scaled_mm": lambda shape: _scaled_mm(dtype, shape, device)}
+    return {"torch.matmul": _matmul(dtype, device)}
 
 
 def _int_mm(device: str) -> Maker:
@@ -72,28 +85,31 @@ def _matmul(dtype: torch.dtype, device: str) -> Maker:
     return make
 
 
-def _scaled_mm(shape: Shape, device: str) -> Product:
-    """With one scale for all: a scale for each row and channel costs a little more."""
+def _scaled_mm(dtype: torch.dtype, shape: Shape, device: str) -> Product:
+    """With one scale for all numbers. A scale for each row and channel costs a little more."""
     rows, inputs, outputs = shape
-    x = torch.randn(rows, inputs, device=device).to(torch.float8_e4m3fn)
-    w = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn).t()
+    x = torch.randn(rows, inputs, device=device).to(dtype)
+    w = torch.randn(outputs, inputs, device=device).to(dtype).t()
     one = torch.ones((), device=device)
     return lambda: torch._scaled_mm(x, w, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
 
-def _native(ops: Any, precision: str, shape: Shape) -> Product:
-    """Our own linear of float32 rows, rounding them included."""
+def _native(ops: Any, dtype: torch.dtype, shape: Shape) -> Product:
+    """Our own linear of float32 rows; rounding the rows is part of it."""
     rows, inputs, outputs = shape
     x = torch.randn(rows, inputs)
-    if precision == "int8":
+    if dtype == torch.int8:
         weight = Weight("", _bytes((outputs, inputs)), torch.rand(outputs))
     else:
-        weight = Weight("", torch.randn(outputs, inputs).to(_FLOATS[precision]))
+        weight = Weight("", torch.randn(outputs, inputs).to(dtype))
     return lambda: ops.linear(x, weight)
 
 
 def onnxruntime_product(precision: str, shape: Shape) -> Product:
-    """Its product with a constant, as an artifact's linears are. Without VNNI that of bytes saturates: the fastest."""
+    """onnxruntime's product with a constant, as an artifact's linears are, in "int8" or "fp32".
+
+    On a CPU without VNNI its product of bytes saturates, which is its fastest way.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     ort, (rows, inputs, outputs) = import_onnxruntime(), shape

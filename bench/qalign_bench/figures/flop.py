@@ -1,8 +1,8 @@
-"""A model's sizes and a prompt in, the arithmetic of one picture or clip out: FLOP by station, ours and upstream's.
+"""A model's sizes and prompts in, the arithmetic of one picture or clip out: FLOP by station, ours and upstream's.
 
-Two FLOP a multiply-add of matrix products and attention; elementwise arithmetic is not counted. Ours is the packed
-form: the prompt's prefix and layer 0's queries are constants, the last layer runs for the last row, the head is five
-rows. Upstream's runs every layer over the whole sequence and gives logits for every row and word.
+A multiply-add of matrix products and attention is two FLOP; elementwise arithmetic is not counted. Ours is the folded
+model: the prompt's prefix and layer 0's queries are constants, the last layer runs for the last row, the head has five
+rows. Upstream's model runs every layer over the whole sequence and gives logits for every row and word.
 
 Letters: F frames, T vision tokens, D width, Q queries, P prefix, S suffix and V visual tokens of the decoder.
 """
@@ -28,11 +28,12 @@ class Work:
 
     @property
     def total(self) -> int:
+        """FLOP of all stations."""
         return self.vision + self.abstractor + self.decoder + self.head
 
 
 def our_work(config: ModelConfig, prompts: Sequence[Prompt], frames: int = 1) -> Work:
-    """Vision and abstractor once, the decoder for every prompt."""
+    """What our engines compute: vision and abstractor once, decoder and head for every prompt."""
     return Work(
         frames * _vision(config),
         frames * _abstractor(config),
@@ -42,7 +43,7 @@ def our_work(config: ModelConfig, prompts: Sequence[Prompt], frames: int = 1) ->
 
 
 def upstream_work(config: ModelConfig, prompts: Sequence[Prompt], frames: int = 1) -> Work:
-    """All four for every prompt."""
+    """What upstream computes: all four stations for every prompt."""
     rows = [len(p.prefix) + frames * config.abstractor.tokens + len(p.suffix) for p in prompts]
     return Work(
         len(prompts) * frames * _vision(config),
@@ -57,7 +58,7 @@ def _product(rows: int, inputs: int, outputs: int) -> int:
 
 
 def _attention(pairs: int, width: int) -> int:
-    """Scores and weighted sum, for so many pairs of a query and a key, over all heads."""
+    """Scores and weighted sum for `pairs` of a query and a key, over all heads."""
     return 4 * pairs * width
 
 
@@ -92,7 +93,7 @@ def _to_decoder(config: ModelConfig) -> int:
 
 
 def _decoder(config: ModelConfig, prefix: int, rows: int) -> int:
-    """rows: V + S. A row sees the prefix, the rows before it and itself; in the last layer one row asks."""
+    """rows: V + S. A row sees the prefix, the rows before it and itself. In the last layer only one row has a query."""
     c = config.decoder
     keys_values = c.layers * _product(rows, c.width, 2 * c.width)
     asking = (c.layers - 1) * rows + 1
@@ -101,6 +102,6 @@ def _decoder(config: ModelConfig, prefix: int, rows: int) -> int:
 
 
 def _upstream_decoder(config: ModelConfig, rows: int) -> int:
-    """rows: P + V + S, every layer over all of them, attention over the whole square and then masked."""
+    """rows: P + V + S. Every layer runs over all of them; attention computes the whole square, then masks it."""
     c = config.decoder
     return c.layers * (_product(rows, c.width, 4 * c.width + 3 * c.mlp) + _attention(rows**2, c.width))

@@ -1,6 +1,6 @@
-"""Files in, the time until their pixels out, by form: reading and decoding, which is the floor, apart from the rest.
+"""Files in, the time from each file to its pixels out, by pixel path: reading and decoding apart from the rest.
 
-What is timed is `load_pixels`, file by file on one thread, the forms in turn, after a pass that is not timed.
+`load_pixels` is timed, file by file on one thread, the paths in turn, after a pass that is not timed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _RULE = pixel_rule(448)
 
 @dataclass
 class PixelTimes:
-    """One file in one form; a time for each repeat."""
+    """One file by one pixel path. Lists have a time for each repeat."""
 
     file: str
     form: str  # "pillow" or "native"
     sha256: str = ""  # of the uint8 [S, S, 3]
     whole_ms: list[float] = field(default_factory=list)
-    decode_ms: list[float] = field(default_factory=list)  # of it, until all is RGB
+    decode_ms: list[float] = field(default_factory=list)  # the part of it until all is RGB
 
 
 def forms() -> tuple[PixelPath, ...]:
@@ -45,7 +45,7 @@ def measure_pixels(
     rule: SquareRule = _RULE,
     chosen: Sequence[PixelPath] = (),
 ) -> list[PixelTimes]:
-    """The files in their order, each in every form: those `chosen`, by default all. Raises ImageError."""
+    """The times of the files in their order, each by every path in `chosen`; by default by all. Raises ImageError."""
     clocks = [_Clock(form) for form in chosen or forms()]
     results = {(file, clock.name): PixelTimes(os.fspath(file), clock.name) for file in files for clock in clocks}
     for timed in (False, *[True] * repeat):
@@ -66,7 +66,7 @@ def _play(file: Path, rule: SquareRule, clock: _Clock, result: PixelTimes, timed
 
 
 class _Clock:
-    """A form that keeps when it had decoded."""
+    """A pixel path that notes when it has decoded."""
 
     def __init__(self, form: PixelPath) -> None:
         self.name, self._form = form.name, form
