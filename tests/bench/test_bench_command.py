@@ -22,7 +22,7 @@ from qalign_bench.scenarios import pipeline
 from qalign_export.parameters import ONE_ALIGN
 from qalign_fast.errors import QAlignError
 from qalign_fast.families.mplug_owl2.config_json import read_config
-from qalign_fast.families.mplug_owl2.sizes import PixelRule
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.pixels.picture import load_pixels
 from support.bench import REQUIRED
 from support.goldens import GOLDEN, PICTURES, ROOT
@@ -142,7 +142,7 @@ def test_pixels_are_those_of_load_pixels_in_every_form(capsys: pytest.CaptureFix
     assert [run["file"] for run in runs[:2]] == list(files)
     for run in runs:
         assert set(REQUIRED) <= run.keys()
-        assert run["sha256"] == hashlib.sha256(load_pixels(run["file"], PixelRule(448)).tobytes()).hexdigest()
+        assert run["sha256"] == hashlib.sha256(load_pixels(run["file"], pixel_rule(448)).tobytes()).hexdigest()
         assert sum(run["stations_ms"].values()) == pytest.approx(run["ms_p50"])
     assert report._bits(runs) == ["pixels: equal, bit for bit"]
     runs[0]["sha256"] = "0"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from qalign_bench.figures.count import Work, our_work, upstream_work
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from qalign_bench.figures.flop import Work, our_work, upstream_work
 from qalign_export.options import ExportOptions
 from qalign_export.parameters import ONE_ALIGN
 from qalign_export.writer import export_artifact

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from device_export import export
 from qalign_bench.contestants import worker
 from qalign_bench.contestants.models import prepare
-from qalign_bench.contestants.random_model import DeviceParameters, make, open_engine, pack_on_device
+from qalign_bench.contestants.random_model import DeviceParameters, make, open_engine, round_on_device
 from qalign_bench.peers import hf_eager
 from qalign_bench.peers.loop import parse_spec
 from qalign_bench.peers.measured_process import random_pictures
@@ -50,7 +50,7 @@ def test_all_of_a_random_model_is_made_on_its_device(precision: str) -> None:
     """The meta device stands in for a GPU: there it is an error to mix in a tensor on the CPU."""
     places = set()
     source = DeviceParameters(NARROW, torch.device("meta"))
-    packed = pack_on_device(source, precision, [prompt("quality")], lambda _, x: places.add(x.device.type))
+    packed = round_on_device(source, precision, [prompt("quality")], lambda _, x: places.add(x.device.type))
     places |= {x.device.type for x in (*packed.prefixes.values(), *packed.suffixes.values())}
     assert places == {"meta"}
 

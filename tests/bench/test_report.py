@@ -19,10 +19,11 @@ from qalign_bench.figures.flop import our_work, upstream_work
 from qalign_bench.figures.runs import baseline, compare_runs
 from qalign_bench.peers.measured_process import random_pictures
 from qalign_bench.scenarios import forwards
-from qalign_fast.artifact.manifest import EMBEDDED, open_artifact
+from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
+from qalign_fast.references import EMBEDDED
 from support.bench import REQUIRED, session
 from support.goldens import ROOT
 

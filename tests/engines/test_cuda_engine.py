@@ -26,13 +26,14 @@ from qalign_fast import DeviceError, Scorer
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.cli.info import describe
 from qalign_fast.engines import devices
+from qalign_fast.engines.common import BUCKETS, bucket_of, fill_up
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.cuda_graphs import Direct, Graphs, Runner, Step
 from qalign_fast.engines.cuda_model import attention_of
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.engines.torch_cpu import FloatProducts, load_folded
-from qalign_fast.engines.torch_cuda import BUCKETS, CudaEngine, bucket_of, fill_up, load_cuda
+from qalign_fast.engines.torch_cuda import CudaEngine, load_cuda
 from qalign_fast.engines.torch_weights import read_folded, to_device
 from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.folded_schema import schema

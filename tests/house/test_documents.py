@@ -18,8 +18,9 @@ from safetensors import safe_open
 from qalign_bench.figures import tables
 from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
-from qalign_fast.artifact.manifest import EMBEDDED, MANIFEST, open_artifact
+from qalign_fast.artifact.manifest import MANIFEST, open_artifact
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.references import EMBEDDED
 from support.goldens import GOLDEN, ROOT, Golden
 
 DOCUMENTS = (
