@@ -190,7 +190,7 @@ def test_clock_sums_a_modules_calls_in_each_lap(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere ru_maxrss is all there is")
 def test_a_peers_peak_memory_is_its_own_and_not_its_parents() -> None:
     parents = np.ones(1 << 30, np.uint8)  # resident, as ones are written
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import loop; print(loop.host_peak())"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import loop; print(loop.process.host_peak())"
     run = subprocess.run([sys.executable, "-c", code, str(PEERS)], capture_output=True, text=True, check=True)
     assert 5e7 < int(run.stdout) < len(parents)  # torch is imported, which is some hundred MB
 
