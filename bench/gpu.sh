@@ -43,8 +43,9 @@ export PYTHONPATH=$PWD:$PWD/export:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHON
 export PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/qalign-fast-triton} # one for all that compiles
 TESTS=(tests/kernels/test_triton_{rows,linear,torch_product,attention,model}.py
-  tests/engines/test_cuda_engine.py tests/engines/test_cuda_graphs.py
-  tests/engines/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu)
+  tests/engines/test_cuda_{engine,tensors,refusals,on_gpu,graphs}.py
+  tests/engines/test_compile_ahead.py::test_nothing_is_left_to_compile_on_a_gpu
+  tests/engines/test_bnb.py::test_scores_on_a_gpu_are_near_float32s)
 FAILED=()
 declare -A RUNNING=() # name -> process id of each command that was started and not yet waited for
 PART_END=$PART_SECONDS

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
+from qalign_export.onnx_graphs.decoder import build_decoder
+from qalign_export.onnx_graphs.graph_files import GRAPHS
+from qalign_export.onnx_graphs.vision import build_vision
 from qalign_export.options import ExportOptions
-from qalign_export.parameters import ONE_ALIGN
+from qalign_export.parameters import ONE_ALIGN, open_parameters
+from qalign_export.rounding.blockwise import fold_and_round
 from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import FileEntry, hash_file, open_artifact
 from qalign_fast.engines.load import load_engine
@@ -20,7 +27,9 @@ from qalign_fast.engines.options import LoadOptions
 from qalign_fast.engines.torch_weights import found_in, read_folded
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.mplug_owl2.folded_schema import schema
-from qalign_fast.families.schema import Linear, check_tensors, names_of
+from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
+from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
+from qalign_fast.families.schema import Linear, Plain, check_tensors, names_of
 from support.goldens import FOLDERS, GOLDEN
 
 Tensors = dict[str, torch.Tensor]
@@ -108,3 +117,45 @@ def test_int4_of_an_earlier_version_is_to_be_exported_again(
     change_weights(copy, changes)
     with pytest.raises(ArtifactError, match=r"an earlier form of int4, .*; export the model again"):
         load_engine(copy, LoadOptions(engine="torch"))
+
+
+class Recording(UserDict[str, Any]):
+    """Folded tensors by name. `read` has the names that were read."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__(tensors)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        tensor = super().__getitem__(name)
+        self.read.add(name)
+        return tensor
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_model_reads_every_tensor_of_the_schema_and_no_other(folder: str) -> None:
+    parameters, written = open_parameters(GOLDEN / folder), dict[str, torch.Tensor]()
+    rounded = fold_and_round(parameters, "fp32", ALL_PROMPTS, torch.empty(0), written.__setitem__)
+    tensors, config, asked = Recording(written), parameters.config, ALL_PROMPTS[0]
+    model = FoldedModel(config, tensors)
+    pixels = torch.zeros(1, config.pixels.side, config.pixels.side, 3, dtype=torch.uint8)
+    model.decode(model.encode(pixels), rounded.prefixes[asked.prefix], rounded.suffixes[asked.suffix])
+    required = {one.name if isinstance(one, Plain) else f"{one.name}.weight" for one in schema(config)}
+    assert required <= tensors.read <= {*names_of(schema(config))}
+    assert tensors.read == written.keys()  # linears' biases too, where they have one
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("onnx", "fp32"), ("onnx", "int8"), ("onnx", "int4"), ("onnx-cuda", "fp16")]
+)
+def test_the_graphs_read_only_tensors_of_the_schema(
+    engine: str, precision: str, rounded: Callable[[str, str], Path]
+) -> None:
+    artifact = open_artifact(rounded("narrow-112", precision))
+    tensors, config = Recording(load_arrays(weights_of(artifact.directory))), artifact.manifest.config
+    for build in (build_vision, build_decoder):
+        build(GRAPHS[engine]("graph", tensors), config)
+    required = {one.name if isinstance(one, Plain) else f"{one.name}.weight" for one in schema(config)}
+    assert tensors.read <= {*names_of(schema(config))}
+    # the decoder's last layer computes last rows alone, which are text
+    assert required - tensors.read == {f"decoder.layers.{config.decoder.layers - 1}.mlp_norm_visual"}

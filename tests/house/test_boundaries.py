@@ -1,136 +1,27 @@
-"""Who may import whom, and what importing and scoring may not do."""
+"""What loading and scoring may not do, and what they say when an extra is missing. `test_rings.py` holds imports."""
 
 from __future__ import annotations
 
-import ast
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.goldens import PICTURES, ROOT
 
-PACKAGES = {
-    "qalign_fast": ROOT / "qalign_fast",
-    "qalign_export": ROOT / "export/qalign_export",
-    "qalign_kernels": ROOT / "kernels/qalign_kernels",
-    "qalign_bench": ROOT / "bench/qalign_bench",
-}
-NO_TORCH = (
-    "image",
-    "video",
-    "prompt",
-    "levels",
-    "artifact",
-    "checked",
-    "choice",
-    "constants",
-    "fields",
-    "sealed",
-    "errors",
-    "config",
-    "engine",
-    "engine_times",
-    "scorer",
-    "rows",
-    "inputs",
-    "cli",
-    "hub",
-)
-MAY_USE_KERNELS = (
-    "torch_engine.py",
-    "cuda_engine.py",
-    "compile_ahead.py",
-    "model",
-    "choice.py",
-    "cli.py",
-    "describe.py",
-    "image.py",
-)
 STRACE = shutil.which("strace")
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-
-
-def top_level(tree: ast.Module) -> Iterator[str]:
-    """What importing the module imports: not inside functions, not for type checkers only."""
-    for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.Try):
-            yield from imports(node)
-
-
-def sources(package: str) -> Iterator[tuple[Path, ast.Module]]:
-    for path in PACKAGES[package].rglob("*.py"):
-        yield path, ast.parse(path.read_text())
-
-
-def test_import_directions() -> None:
-    forbidden = {"qalign_kernels": ("qalign_fast", "qalign_export", "qalign_bench"), "qalign_export": ("qalign_bench",)}
-    for package, others in forbidden.items():
-        for path, tree in sources(package):
-            assert not [name for name in imports(tree) if name.split(".")[0] in others], path
-    for path, tree in sources("qalign_fast"):
-        place = path.relative_to(PACKAGES["qalign_fast"])
-        for name in imports(tree):
-            root = name.split(".")[0]
-            assert root not in ("qalign_export", "qalign_bench") or place.name == "cli.py", path
-            assert root != "qalign_kernels" or place.parts[0] in MAY_USE_KERNELS, path
-        top = [name.split(".")[0] for name in top_level(tree)]
-        assert not {"qalign_export", "qalign_bench", "q_align", "pyiqa", "transformers"} & set(top), path
-        if place.stem in NO_TORCH and len(place.parts) == 1:
-            assert "torch" not in [name.split(".")[0] for name in imports(tree)], path
-
-
-def test_no_file_is_named_after_a_package_it_imports() -> None:
-    for package in PACKAGES:
-        for path, tree in sources(package):
-            assert path.stem not in {name.split(".")[0] for name in imports(tree)}, path
-            assert path.name != "utils.py"
-
-
-def python(code: str, **environment: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-
-def test_import_takes_no_runtime_along() -> None:
-    heavy = ("torch", "onnxruntime", "transformers", "av", "typer", "rich", "huggingface_hub", "onnx", "scipy")
-    code = f"import sys, json, qalign_fast; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
-    assert json.loads(python(code)) == []
-
-
-def test_import_takes_along_only_what_every_use_needs() -> None:
-    """Models' and clips' readers come with the first model and the first clip."""
-    later = (
-        "qalign_fast.engines.load",
-        "qalign_fast.artifact.manifest",
-        "qalign_fast.pixels.clip",
-        "qalign_kernels",
-        "tempfile",
-        "decimal",
-    )
-    code = f"import sys, json, qalign_fast; print(json.dumps([m for m in {later!r} if m in sys.modules]))"
-    assert json.loads(python(code)) == []
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_torch_artifact_loads_without_torchs_compiler(rounded: Callable[[str, str], Path]) -> None:
-    """Importing it takes longer than all else that loading a small model is."""
+    """Importing the compiler takes longer than all else that loads a small model."""
     load = f"Scorer.load({str(rounded('narrow-112', 'int8'))!r}, engine='torch').warm()"
     code = f"import sys; from qalign_fast import Scorer; {load}; print('torch._dynamo' in sys.modules)"
     assert python(code).strip() == "False"
@@ -163,7 +54,7 @@ def test_an_extra_that_is_missing_is_one_line_that_helps(missing: str) -> None:
 
 
 def test_scoring_writes_nothing_and_opens_no_socket(tmp_path: Path) -> None:
-    """With `CI` unset, for it hides onnxruntime's telemetry. strace sees native code too, where it is installed."""
+    """`CI` is unset, because it hides onnxruntime's telemetry. strace, where it is installed, also sees native code."""
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
