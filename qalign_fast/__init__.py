@@ -1,7 +1,7 @@
 """Scores of pictures and clips by OneAlign / Q-Align, as people would rate them, from a purpose-built engine.
 
-    bytes -> image.py -> uint8 [448, 448, 3] -> engine.encode -> visual tokens [65, 4096] (times frames, for a clip)
-    visual tokens + prompt.py's constants -> engine.decode -> logits [5] -> levels.py -> Score
+    bytes -> pixels/ -> uint8 [448, 448, 3] -> engine.encode -> visual tokens [65, 4096] (times frames, for a clip)
+    visual tokens and a prompt's constants -> engine.decode -> logits [5] -> levels.py -> Score
 
 `Scorer.load().score("photo.jpg").value` is a number from 1 (bad) to 5 (excellent).
 """
@@ -12,6 +12,7 @@ from qalign_fast.errors import (
     DeviceError,
     ImageError,
     MissingExtraError,
+    OptionError,
     QAlignError,
     TaskError,
     VideoError,
@@ -28,6 +29,7 @@ __all__ = [
     "DeviceError",
     "ImageError",
     "MissingExtraError",
+    "OptionError",
     "PictureLimits",
     "QAlignError",
     "Score",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, Protocol, TypeAlias
 
 from qalign_fast.feed.items import Scored
@@ -39,6 +39,20 @@ def make_rows(scored: Iterable[Scored[str]], tasks: Sequence[str]) -> Iterator[R
     for each in scored:
         for task in tasks:
             yield make_row(each.key, task, each.error or each.get()[task])
+
+
+def write_rows(rows: Iterable[Row], writer: Writer, seen: Callable[[Row], None]) -> tuple[int, int]:
+    """Writes rows as they come. `seen` hears of each one that was written.
+
+    Returns how many rows there were, and how many of them hold an error. Raises what making a row raises.
+    """
+    done = failed = 0
+    for row in rows:
+        writer.write(row)
+        done += 1
+        failed += row["error"] is not None
+        seen(row)
+    return done, failed
 
 
 class Writer(Protocol):

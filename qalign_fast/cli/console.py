@@ -36,10 +36,11 @@ def remark(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def with_progress(rows: Iterator[Row]) -> Iterator[Row]:
-    """The same rows; on a terminal, stderr shows how many there are so far."""
+@contextmanager
+def rows_progress() -> Iterator[Callable[[Row], None]]:
+    """A function that hears of each row. On a terminal, stderr shows how many there are so far."""
     if not sys.stderr.isatty():
-        yield from rows
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -47,9 +48,7 @@ def with_progress(rows: Iterator[Row]) -> Iterator[Row]:
     columns = SpinnerColumn(), TextColumn("{task.completed} rows, {task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("starting", total=None)
-        for row in rows:
-            yield row
-            progress.update(bar, advance=1, description=Path(row["source"]).name)
+        yield lambda row: progress.update(bar, advance=1, description=Path(row["source"]).name)
 
 
 @contextmanager

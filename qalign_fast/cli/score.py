@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, open_output, remark, with_progress
+from qalign_fast.cli.console import Model, NoVerify, open_output, remark, rows_progress
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.pixels.limits import MAX_FRAMES, PictureLimits
-from qalign_fast.records import Row, Writer, make_rows, make_writer
+from qalign_fast.records import make_rows, make_writer, write_rows
 from qalign_fast.scorer import Scorer
 from qalign_fast.sources import find_sources, to_items
 from qalign_kernels.contract.precisions import PRECISIONS
@@ -104,9 +104,10 @@ def score(
     items = to_items(sources, ClipOptions(fps, max_frames, "time" if sampling == Sampling.time else "index"))
     started = time.perf_counter()
     with scorer, open_output(output) as out:
-        rows = make_rows(scorer.feed.run(items, tasks, batch_size=batch_size, workers=workers), tasks)
         kind = format or (Format.table if out.isatty() else Format.jsonl)
-        done, failed = _write(rows, make_writer(str(kind), out, scorer.engine.family.scale))
+        rows = make_rows(scorer.feed.run(items, tasks, batch_size=batch_size, workers=workers), tasks)
+        with closing(make_writer(str(kind), out, scorer.engine.family.scale)) as writer, rows_progress() as seen:
+            done, failed = write_rows(rows, writer, seen)
     took = time.perf_counter() - started
     remark(f"{done} rows in {took:.2f} s" + (f", {failed} failed" if failed else ""))
     if failed:
@@ -118,16 +119,3 @@ def _remark_on(engine: Engine) -> None:
     precision = PRECISIONS.get(engine.precision)
     if engine.kernels == "plain torch" and engine.device == "cpu" and precision and precision.native:
         remark("running in plain torch; `qalign-fast build` compiles kernels that are several times as fast")
-
-
-def _write(rows: Iterator[Row], writer: Writer) -> tuple[int, int]:
-    """How many rows there were, and how many of them hold an error."""
-    done = failed = 0
-    try:
-        for row in with_progress(rows):
-            writer.write(row)
-            done += 1
-            failed += row["error"] is not None
-    finally:
-        writer.close()
-    return done, failed

@@ -1,13 +1,14 @@
-"""The paths from an opened file to pixels: Pillow alone, and a native resize where its library was built.
+"""The paths from an opened file to pixels: Pillow alone, and a native one where its library was built.
 
-All paths give the same bits.
+Both paths give the same bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
     from qalign_fast.pixels.rule import Pixels
 
 
-class PixelPath(Protocol):
-    """One way from an opened file to pixels."""
+@dataclass(frozen=True)
+class PixelPath:
+    """One way from an opened file to pixels.
 
-    @property
-    def name(self) -> str: ...
+    decode: RGB of a picture that was just opened and that nobody else holds: Pillow's, or uint8 [H, W, 4].
+    square: Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, a side and the padding's colour
+        -> uint8 [side, side, 3], as `pad_and_resize`.
+    """
 
-    def decode(self, picture: Image.Image) -> Image.Image | Pixels:
-        """RGB of a picture that was just opened and that nobody else holds: Pillow's, or uint8 [H, W, 4]."""
-
-    def square(self, rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
-        """Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count -> uint8 [side, side, 3], as `pad_and_resize`."""
+    name: str
+    decode: Callable[[Image.Image], Image.Image | Pixels]
+    square: Callable[[Image.Image | Pixels, int, tuple[int, int, int]], Pixels]
 
 
 @cache
@@ -39,7 +41,14 @@ def pixel_path() -> PixelPath:
     from qalign_kernels.cpu import native
 
     library = native.load()
-    return PLAIN if library is None else NativePath(library)
+    return PLAIN if library is None else native_path(library)
+
+
+def native_path(library: CDLL) -> PixelPath:
+    """By qalign_kernels' library, which holds csrc/resize.cpp."""
+    from qalign_kernels.cpu.resize import resize_native
+
+    return PixelPath("native", _decode_whole, partial(resize_native, library))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -50,34 +59,17 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-class _PlainPath:
-    name = "pillow"
-
-    def decode(self, picture: Image.Image) -> Image.Image:
-        picture.load()
-        return to_rgb(picture)
-
-    def square(self, rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
-        return pad_and_resize(Image.fromarray(rgb[..., :3]) if isinstance(rgb, np.ndarray) else rgb, side, pad)
+def _decode(picture: Image.Image) -> Image.Image:
+    picture.load()
+    return to_rgb(picture)
 
 
-PLAIN = _PlainPath()
+def _decode_whole(picture: Image.Image) -> Image.Image | Pixels:
+    """Into memory that is one piece, where the picture is a JPEG."""
+    from qalign_kernels.cpu.pillow_memory import decode_whole
+
+    whole = decode_whole(picture)
+    return _decode(picture) if whole is None else whole
 
 
-@dataclass(frozen=True)
-class NativePath:
-    """qalign_kernels' library, which holds csrc/resize.cpp."""
-
-    library: CDLL
-    name: str = "native"
-
-    def decode(self, picture: Image.Image) -> Image.Image | Pixels:
-        from qalign_kernels.cpu.pillow_memory import decode_whole
-
-        whole = decode_whole(picture)
-        return PLAIN.decode(picture) if whole is None else whole
-
-    def square(self, rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
-        from qalign_kernels.cpu.resize import resize_native
-
-        return resize_native(self.library, rgb, side, pad)
+PLAIN = PixelPath("pillow", _decode, pad_and_resize)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 _BAND = 256  # rows padded and resized at a time
 
 
-def pad_and_resize(picture: Image.Image, side: int, pad: tuple[int, int, int]) -> Pixels:
-    """Mode RGB, padded to a square around its middle and resized by antialiased bicubic: uint8 [side, side, 3].
+def pad_and_resize(rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
+    """Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, padded to a square around its middle and resized by antialiased bicubic: uint8 [side, side, 3].
 
     The same bits as padding the whole picture first: Pillow resizes rows before columns with 8 bits between, so
     padding rows above and below can wait until the rows are short, and padding beside is done a band of rows at a time.
     """
+    picture = Image.fromarray(rgb[..., :3]) if isinstance(rgb, np.ndarray) else rgb
     bicubic = Image.Resampling.BICUBIC
     width, height = picture.size
     square = max(width, height)

@@ -6,12 +6,13 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.pixels.paths import PLAIN
 from qalign_fast.pixels.picture import load_pixels
+from qalign_fast.pixels.rule import Pixels
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
 
@@ -116,3 +117,38 @@ def test_limits_can_be_moved() -> None:
         with pytest.raises(ImageError, match="over the limit"):
             load_pixels(data, RULE, limits=PictureLimits(**limits))
     load_pixels(data, RULE, limits=PictureLimits(max_pixels=10_000, max_bytes=len(data)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_bug_of_ours_is_no_damaged_picture(kind: str) -> None:
+    class Broken:
+        name = "broken"
+        decode = staticmethod(PLAIN.decode)
+
+        def square(self, rgb: object, side: int, pad: tuple[int, int, int]) -> Pixels:
+            raise TypeError("a mistake in the resize")
+
+    file = io.BytesIO()
+    picture = random_picture(np.random.default_rng(10), 40, 30)
+    picture.save(file, kind)
+    for each in (file.getvalue(), Image.open(file), picture, np.asarray(picture)):
+        with pytest.raises(TypeError, match="a mistake in the resize"):
+            load_pixels(each, RULE, path=Broken())
+
+
+def test_a_lazily_opened_picture_that_is_damaged_is_an_image_error() -> None:
+    file = io.BytesIO()
+    random_picture(np.random.default_rng(11), 90, 90).save(file, "PNG")
+    with pytest.raises(ImageError, match="damaged or truncated PNG"):
+        load_pixels(Image.open(io.BytesIO(file.getvalue()[:9000])), RULE)
+
+
+def test_memory_that_is_short_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Image.Image) -> None:
+        raise MemoryError
+
+    file = io.BytesIO()
+    random_picture(np.random.default_rng(12), 40, 30).save(file, "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    with pytest.raises(ImageError, match=r"bytes>: not enough memory to decode 40x30 pixels"):
+        load_pixels(file.getvalue(), RULE, path=PLAIN)

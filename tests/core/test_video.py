@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from qalign_fast import Scorer, VideoError
+from qalign_fast import PictureLimits, Scorer, VideoError
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels import clip as clips
 from qalign_fast.pixels.clip import load_clip
 from support.clips import constant, write_clip
 from support.goldens import Golden
@@ -110,3 +111,26 @@ def test_a_file_scores_as_its_frames(tmp_path: Path, narrow: Golden) -> None:
     from_file, from_list = scorer.score_video(path), scorer.score_video(frames)
     assert from_file.frames == 3
     assert from_file.value == pytest.approx(from_list.value, abs=0.05)
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 64 * 64 - 1}, {"max_bytes": 1000}])
+def test_limits_hold_for_clips_before_a_pixel_is_decoded(
+    clip: Path, limits: dict[str, int], narrow: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.load(narrow.artifact, limits=PictureLimits(**limits))
+    monkeypatch.setattr("qalign_fast.pixels.clip._decode", None)
+    with pytest.raises(VideoError, match=r"c\.mkv.* over the limit of"):
+        scorer.score_video(clip)
+
+
+def test_a_clip_within_the_limits_scores(clip: Path) -> None:
+    limits = PictureLimits(max_pixels=64 * 64, max_bytes=clip.stat().st_size)
+    assert len(load_clip(clip, RULE, max_frames=31, limits=limits).pixels) == 4
+
+
+def test_frames_larger_than_the_header_says_are_over_the_limit(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = clips._measure
+    unlimited = PictureLimits()
+    monkeypatch.setattr(clips, "_measure", lambda container, name, _: measure(container, name, unlimited))
+    with pytest.raises(VideoError, match="64x64 is over the limit of 100 pixels"):
+        load_clip(clip, RULE, max_frames=31, limits=PictureLimits(max_pixels=100))

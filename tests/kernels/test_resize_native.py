@@ -14,7 +14,7 @@ from PIL import Image
 
 from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels.paths import PLAIN, NativePath
+from qalign_fast.pixels.paths import PLAIN, native_path
 from qalign_fast.pixels.picture import load_pixels
 from qalign_kernels.cpu import native, resize
 from qalign_kernels.cpu.pillow_memory import decode_whole
@@ -178,7 +178,7 @@ def test_files_give_the_same_in_both_forms(library: ctypes.CDLL, kind: str, tmp_
             for rotate in (False, True):
                 plain, fast = (
                     load_pixels(path, RULE, path=f, limits=PictureLimits(exif_rotate=rotate))
-                    for f in (PLAIN, NativePath(library))
+                    for f in (PLAIN, native_path(library))
                 )
                 np.testing.assert_array_equal(fast, plain)
 
@@ -187,7 +187,7 @@ def test_pictures_and_arrays_give_the_same_in_both_forms(library: ctypes.CDLL) -
     rgb = random_picture(np.random.default_rng(10), 301, 200)
     grey = np.asarray(rgb.convert("L"))
     for source in (rgb, rgb.convert("RGBA"), rgb.convert("P"), np.asarray(rgb), grey, np.asarray(rgb)[:, ::-1]):
-        plain, fast = (load_pixels(source, pixel_rule(112), path=f) for f in (PLAIN, NativePath(library)))
+        plain, fast = (load_pixels(source, pixel_rule(112), path=f) for f in (PLAIN, native_path(library)))
         np.testing.assert_array_equal(fast, plain)
 
 
@@ -195,7 +195,7 @@ def test_a_user_s_picture_is_not_changed(library: ctypes.CDLL, tmp_path: Path) -
     path = tmp_path / "p.jpg"
     random_picture(np.random.default_rng(11), 64, 48).save(path)
     with Image.open(path) as picture:
-        load_pixels(picture, RULE, path=NativePath(library))
+        load_pixels(picture, RULE, path=native_path(library))
         assert not picture.readonly
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(Image.open(path)))
 
@@ -205,7 +205,7 @@ def test_a_damaged_jpeg_is_the_same_error(library: ctypes.CDLL) -> None:
     random_picture(np.random.default_rng(12), 200, 300).save(file, "JPEG")
     for data in (file.getvalue()[:5000], file.getvalue()[:700]):
         messages = []
-        for each in (PLAIN, NativePath(library)):
+        for each in (PLAIN, native_path(library)):
             with pytest.raises(ImageError, match="damaged or truncated JPEG") as caught:
                 load_pixels(data, RULE, path=each)
             messages.append(str(caught.value))

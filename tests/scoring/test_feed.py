@@ -1,0 +1,464 @@
+"""The work loop: keys, whose pixels are scored, what it holds in memory, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from qalign_fast import ImageError, PictureLimits, QAlignError, Scorer, TaskError, VideoError
+from qalign_fast.errors import MissingExtraError, OptionError
+from qalign_fast.feed import reading
+from qalign_fast.feed.batching import Feed
+from qalign_fast.feed.items import ClipOptions, Item
+from qalign_fast.feed.threads import Threads
+from support.clips import constant, write_clip
+from support.goldens import Golden
+
+SAME = 1e-5
+GREYS = (20, 90, 160, 230)
+
+
+@pytest.fixture(scope="module")
+def scorer(narrow: Golden) -> Scorer:
+    return Scorer.load(narrow.artifact)
+
+
+def of_greys(scorer: Scorer) -> list[float]:
+    return [scorer.score(Image.new("RGB", (50, 40), (grey, 0, 255 - grey))).value for grey in GREYS]
+
+
+def values(scorer: Scorer, pictures: object) -> list[float]:
+    return [score.value for score in scorer.score_iter(pictures, workers=3)]
+
+
+class Stuck(os.PathLike):
+    """A path that the thread which reads it waits for until `free` is set."""
+
+    def __init__(self, free: Event, path: Path | str = "missing.jpg") -> None:
+        self._free, self._path = free, path
+
+    def __fspath__(self) -> str:
+        self._free.wait()
+        return str(self._path)
+
+
+def wait_for(found: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found()
+
+
+def threads_named(name: str) -> list[Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+# whose pixels are scored
+
+
+def test_one_array_that_a_generator_fills_again_is_scored_as_it_was(scorer: Scorer) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        frame = np.zeros((40, 50, 3), np.uint8)
+        for grey in GREYS:
+            frame[:] = (grey, 0, 255 - grey)
+            yield frame
+        frame[:] = 0
+
+    np.testing.assert_allclose(values(scorer, frames()), of_greys(scorer), rtol=0, atol=SAME)
+
+
+def test_frames_of_a_sequence_are_scored_one_by_one(scorer: Scorer) -> None:
+    """An ImageSequence iterator yields one picture again and again, each time at another frame."""
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (50, 40), (grey, 0, 255 - grey)) for grey in GREYS]
+    frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:])
+    found = values(scorer, ImageSequence.Iterator(Image.open(file)))
+    np.testing.assert_allclose(found, of_greys(scorer), rtol=0, atol=SAME)
+
+
+def test_a_picture_that_its_owner_closes_is_scored(scorer: Scorer, tmp_path: Path) -> None:
+    def opened() -> Iterator[Image.Image]:
+        for grey in GREYS:
+            path = tmp_path / f"{grey}.png"
+            Image.new("RGB", (50, 40), (grey, 0, 255 - grey)).save(path)
+            with Image.open(path) as picture:
+                yield picture
+
+    np.testing.assert_allclose(values(scorer, opened()), of_greys(scorer), rtol=0, atol=SAME)
+
+
+def test_a_file_that_its_owner_closes_or_reads_again_is_scored(scorer: Scorer, narrow: Golden) -> None:
+    def files() -> Iterator[object]:
+        for path in narrow.pictures[:3]:
+            with path.open("rb") as file:
+                yield file
+
+    expected = [scorer.score(path).value for path in narrow.pictures[:3]]
+    np.testing.assert_allclose(values(scorer, files()), expected, rtol=0, atol=SAME)
+
+
+def test_one_lazily_opened_picture_in_a_list_many_times(scorer: Scorer, narrow: Golden) -> None:
+    picture = Image.open(narrow.pictures[1])
+    found = [score.value for score in scorer.score([picture] * 12)]
+    np.testing.assert_allclose(found, scorer.score(narrow.pictures[1]).value, rtol=0, atol=SAME)
+
+
+def test_pixels_are_taken_in_the_thread_that_asks(scorer: Scorer) -> None:
+    seen = []
+
+    class Watched(Image.Image):
+        def load(self) -> object:
+            seen.append(threading.current_thread())
+            return super().load()
+
+    picture = Image.new("RGB", (50, 40), "red")
+    picture.__class__ = Watched
+    list(scorer.score_iter([picture] * 5))
+    assert set(seen) == {threading.current_thread()}
+
+
+def test_exif_orientation_of_a_picture_is_known_before_it_is_copied(narrow: Golden) -> None:
+    """Of a TIFF's, a copy has no more."""
+    rotating = Scorer.load(narrow.artifact, limits=PictureLimits(exif_rotate=True))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.open(narrow.pictures[0]).convert("RGB").save(file, "TIFF", exif=exif)
+    alone = rotating.score(Image.open(file)).value
+    assert values(rotating, [Image.open(file)] * 2) == pytest.approx([alone] * 2, abs=SAME)
+    assert alone == pytest.approx(rotating.score(file.getvalue()).value, abs=SAME)
+
+
+def test_errors_name_a_picture_by_its_owner_s_name(scorer: Scorer, tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:9000])
+    with path.open("rb") as file:
+        pictures = [Image.open(path), file, np.zeros((3, 3, 4), np.uint8), 5]
+        found = [str(error) for error in scorer.score_iter(pictures, errors="yield")]
+    assert all(name in error for name, error in zip(("cut.png", "cut.png", "array [3, 3, 4]", "<int>"), found))
+    assert "damaged or truncated PNG" in found[0]
+
+
+# items, keys and errors
+
+
+def test_pictures_and_clips_come_back_in_order_with_their_keys(scorer: Scorer, narrow: Golden, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "c.mkv", constant(60, 20), 20)
+    (tmp_path / "junk.mp4").write_bytes(b"junk")
+    options = ClipOptions(fps=2, max_frames=4)
+    picture = narrow.pictures[0]
+    items = [
+        Item(0, picture),
+        Item(("any", "key"), narrow.pictures[1]),
+        Item("clip", clip, "video", options),
+        Item("junk", tmp_path / "junk.mp4", "video"),
+        Item("frames", [picture] * 6, "video", options),
+        Item("missing", "missing.jpg"),
+        Item("no frames", [], "video"),
+        Item("too many", [picture], "video", ClipOptions(max_frames=10_000)),
+        Item(None, picture),
+    ]
+    found = list(scorer.feed.run(iter(items), ("quality", "aesthetics"), batch_size=4))
+    assert [scored.key for scored in found] == [item.key for item in items]
+    kinds = [type(scored.error) for scored in found]
+    none = type(None)
+    assert kinds == [none, none, none, VideoError, none, ImageError, VideoError, VideoError, none]
+    assert all((scored.scores is None) == (scored.error is not None) for scored in found)
+    alone = scorer.score_video_tasks(clip, fps=2, max_frames=4)
+    assert found[2].get() == alone
+    assert "4 of 6 frames" in alone["quality"].warnings[0]
+    assert found[4].get()["quality"].frames == 4
+    assert found[8].get()["quality"].value == pytest.approx(scorer.score(picture).value, abs=SAME)
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        found[5].get()
+
+
+def test_clips_are_decoded_on_the_pool(scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qalign_fast.pixels import clip
+
+    seen, load = [], clip.load_clip
+
+    def watched(*arguments: object, **options: object) -> clip.Clip:
+        seen.append(threading.current_thread().name)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(clip, "load_clip", watched)
+    path = write_clip(tmp_path / "c.mkv", constant(30, 20), 20)
+    items = [Item(i, path, "video") for i in range(3)]
+    assert [scored.error for scored in scorer.feed.run(items, ("quality",))] == [None] * 3
+    assert seen == ["qalign-pixels"] * 3
+
+
+def test_what_is_no_item_s_fault_is_raised(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match="PyAV"):
+        list(scorer.feed.run([Item(0, "clip.mp4", "video")], ("quality",)))
+    with pytest.raises(ZeroDivisionError):
+        list(scorer.feed.run((Item(0, 1 // 0) for _ in range(3)), ("quality",)))  # the caller's own error
+    [scored] = scorer.feed.run([Item(0, "a.jpg")], ("beauty",))
+    assert isinstance(scored.error, TaskError)
+    with pytest.raises(OptionError, match="batch_size is 0, workers 4; both must be 1 or more"):
+        list(scorer.score_iter([], batch_size=0))
+    assert issubclass(OptionError, ValueError)
+
+
+# memory
+
+
+def test_bytes_that_wait_are_bounded(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of 3 MB, of which 10 MB may wait."""
+    monkeypatch.setattr(reading, "_MOST_BYTES", 10_000_000)
+    waiting = most = 0
+    load, take = reading.load_pixels, reading.snapshot
+
+    def watched_take(picture: object, limits: PictureLimits) -> object:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return take(picture, limits)
+
+    def watched_load(*arguments: object, **options: object) -> np.ndarray:
+        nonlocal waiting
+        pixels = load(*arguments, **options)
+        waiting -= 1
+        return pixels
+
+    monkeypatch.setattr(reading, "load_pixels", watched_load)
+    monkeypatch.setattr(reading.Reader.take, "__defaults__", (watched_take,))
+    array = np.zeros((1000, 1000, 3), np.uint8)
+    assert len(list(scorer.score_iter(repeat(array, 40), batch_size=16))) == 40
+    assert 2 <= most <= 5
+
+
+def test_a_batch_is_filled_whatever_its_bytes(scorer: Scorer, narrow: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_BYTES", 0)
+    sizes, score = [], Feed._score
+    monkeypatch.setattr(Feed, "_score", lambda *a, **k: sizes.append(len(a[1])) or score(*a, **k))
+    items = [Item(i, narrow.pictures[i % 6]) for i in range(10)]
+    clips = [Item(i, [narrow.pictures[0]], "video") for i in range(3)]
+    assert len(list(scorer.feed.run([*items, *clips], ("quality",), batch_size=4))) == 13
+    assert sizes == [4, 4, 2, 1, 1, 1]
+
+
+def test_what_was_scored_is_held_no_longer(scorer: Scorer) -> None:
+    class Media(np.ndarray):
+        alive = 0
+
+    def arrays() -> Iterator[np.ndarray]:
+        for _ in range(40):
+            array = np.zeros((40, 40, 3), np.uint8).view(Media)
+            array.alive = Alive()
+            yield array
+
+    class Alive:
+        count = 0
+
+        def __init__(self) -> None:
+            Alive.count += 1
+
+        def __del__(self) -> None:
+            Alive.count -= 1
+
+    most = 0
+    for _ in scorer.score_iter(arrays(), batch_size=2):
+        most = max(most, Alive.count)
+    assert most <= 2  # the arrays themselves: what waits are copies
+
+
+# threads
+
+
+def test_threads_are_made_once(scorer: Scorer, narrow: Golden) -> None:
+    with Scorer(scorer.engine) as other:
+        before = set(threads_named("qalign-pixels"))
+        for _ in range(10):
+            list(other.score_iter(narrow.pictures, workers=3))
+        made = set(threads_named("qalign-pixels")) - before
+        assert 1 <= len(made) <= 6  # three, and some where one run's last step met the next run's first
+    assert wait_for(lambda: not any(thread.is_alive() for thread in made))
+
+
+def test_a_single_picture_needs_no_thread(scorer: Scorer, narrow: Golden) -> None:
+    with Scorer(scorer.engine) as other:
+        before = threading.active_count()
+        other.score(narrow.pictures[0])
+        other.score_video([narrow.pictures[0]])
+        assert threading.active_count() == before
+
+
+def test_no_more_workers_than_asked_for_read_at_the_same_time(scorer: Scorer, narrow: Golden) -> None:
+    under_way = most = 0
+    lock = threading.Lock()
+
+    class Watched(os.PathLike):
+        def __fspath__(self) -> str:
+            nonlocal under_way, most
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            time.sleep(0.01)
+            with lock:
+                under_way -= 1
+            return str(narrow.pictures[0])
+
+    list(scorer.score_iter([Watched() for _ in range(9)], workers=5))
+    most = 0
+    list(scorer.score_iter([Watched() for _ in range(9)], workers=2))
+    assert most <= 2
+
+
+def test_several_threads_score_at_once(scorer: Scorer, narrow: Golden) -> None:
+    expected = [scorer.score(picture).value for picture in narrow.pictures]
+    found: dict[int, list[float]] = {}
+
+    def work(i: int) -> None:
+        pictures = [*narrow.pictures[i:], *narrow.pictures[:i]] * 3
+        found[i] = [score.value for score in scorer.score_iter(pictures, batch_size=1 + i, workers=1 + i % 3)]
+
+    threads = [Thread(target=work, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for i in range(5):
+        np.testing.assert_allclose(found[i], [*expected[i:], *expected[:i]] * 3, rtol=0, atol=SAME)
+
+
+def test_a_closed_scorer_says_so(narrow: Golden) -> None:
+    scorer = Scorer.load(narrow.artifact)
+    running = scorer.score_iter(repeat(narrow.pictures[0]), batch_size=2)
+    next(running)
+    scorer.close()
+    scorer.close()
+    with pytest.raises(QAlignError, match="closed"):
+        list(running)  # it ends: what was taken before is read
+    for use in (lambda: scorer.score(narrow.pictures[0]), lambda: scorer.score(narrow.pictures)):
+        with pytest.raises(QAlignError, match="this scorer is closed"):
+            use()
+
+
+def test_a_dropped_iterator_reads_nothing_more(scorer: Scorer, narrow: Golden) -> None:
+    free, read = Event(), []
+
+    class Counted(Stuck):
+        def __fspath__(self) -> str:
+            read.append(self)
+            return super().__fspath__()
+
+    scores = scorer.score_iter([*narrow.pictures[:2], *(Counted(free) for _ in range(4))], batch_size=2, workers=2)
+    next(scores)
+    assert wait_for(lambda: len(read) == 2)
+    del scores
+    gc.collect()
+    free.set()
+    list(scorer.score_iter(narrow.pictures, workers=2))
+    assert len(set(map(id, read))) == 2
+
+
+def test_a_dropped_scorer_s_threads_end(scorer: Scorer, narrow: Golden) -> None:
+    other = Scorer(scorer.engine)
+    before = set(threads_named("qalign-pixels"))
+    scores = other.score_iter(narrow.pictures * 4, batch_size=2)
+    next(scores)
+    made = set(threads_named("qalign-pixels")) - before
+    assert made
+    del other, scores
+    gc.collect()
+    assert wait_for(lambda: not any(thread.is_alive() for thread in made))
+
+
+def test_steps_take_turns_and_threads_are_used_again() -> None:
+    threads, order = Threads(1, "test"), []
+    begin, done = Event(), Event()
+
+    def steps(name: str, count: int) -> Callable[[], bool]:
+        left = iter(range(count))
+
+        def step() -> bool:
+            begin.wait()
+            order.append(name)
+            return next(left, None) is not None
+
+        return step
+
+    threads.submit(steps("a", 3))
+    threads.submit(steps("b", 3))
+    begin.set()
+    threads.submit(lambda: bool(done.set()))
+    assert done.wait(20)
+    assert wait_for(lambda: len(order) == 8)
+    assert "".join(order) == "abababab"
+
+
+END = """
+import os, sys, threading, time
+from qalign_fast import Scorer
+scorer = Scorer.load(sys.argv[1])
+class Slow(os.PathLike):
+    def __fspath__(self):
+        time.sleep({sleep})
+        return sys.argv[2]
+scores = scorer.score_iter((Slow() if i > 5 else sys.argv[2] for i in range(10_000)), batch_size=6, workers=4)
+next(scores)
+print("scored", flush=True)
+"""
+
+
+@pytest.mark.parametrize("sleep", [0.05, 600])
+def test_the_interpreter_ends_with_an_iterator_half_way(narrow: Golden, sleep: float) -> None:
+    command = [sys.executable, "-c", END.format(sleep=sleep), str(narrow.artifact), str(narrow.pictures[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("scored\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = """
+import os
+from qalign_fast.feed.threads import Threads
+threads = Threads(2, "test")
+assert threads.call(lambda: 1).result() == 1
+child = os.fork()
+if child == 0:
+    os._exit(threads.call(lambda: 7).result())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), threads.call(lambda: 2).result())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "7 2\n"
+
+
+IMPORTED = {
+    "dataclasses",
+    "qalign_fast",
+    "qalign_fast.errors",
+    "qalign_fast.feed",
+    "qalign_fast.feed.items",
+    "qalign_fast.levels",
+    "qalign_fast.pixels",
+    "qalign_fast.pixels.limits",
+    "qalign_fast.scorer",
+    "qalign_fast.version",
+}
+
+
+def test_importing_the_package_takes_along_nothing_but_these() -> None:
+    """Beside numpy, and what numpy itself takes along."""
+    before = "import sys, numpy, numpy.typing, copy; before = set(sys.modules)"
+    code = f"{before}; import qalign_fast; print(*set(sys.modules) - before)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(found.split()) <= IMPORTED
