@@ -14,7 +14,9 @@ _BAND = 256  # rows padded and resized at a time
 
 
 def pad_and_resize(rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
-    """Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, padded to a square around its middle and resized by antialiased bicubic: uint8 [side, side, 3].
+    """Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count -> uint8 [side, side, 3].
+
+    The picture is padded to a square around its middle and resized by antialiased bicubic.
 
     The same bits as padding the whole picture first: Pillow resizes rows before columns with 8 bits between, so
     padding rows above and below can wait until the rows are short, and padding beside is done a band of rows at a time.

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.paths import PLAIN, PixelPath
 from qalign_fast.pixels.picture import load_pixels
 from qalign_fast.pixels.rule import Pixels
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
@@ -121,19 +121,16 @@ def test_limits_can_be_moved() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_bug_of_ours_is_no_damaged_picture(kind: str) -> None:
-    class Broken:
-        name = "broken"
-        decode = staticmethod(PLAIN.decode)
+    def square(rgb: object, side: int, pad: tuple[int, int, int]) -> Pixels:
+        raise TypeError("a mistake in the resize")
 
-        def square(self, rgb: object, side: int, pad: tuple[int, int, int]) -> Pixels:
-            raise TypeError("a mistake in the resize")
-
+    broken = PixelPath("broken", PLAIN.decode, square)
     file = io.BytesIO()
     picture = random_picture(np.random.default_rng(10), 40, 30)
     picture.save(file, kind)
     for each in (file.getvalue(), Image.open(file), picture, np.asarray(picture)):
         with pytest.raises(TypeError, match="a mistake in the resize"):
-            load_pixels(each, RULE, path=Broken())
+            load_pixels(each, RULE, path=broken)
 
 
 def test_a_lazily_opened_picture_that_is_damaged_is_an_image_error() -> None:

@@ -159,7 +159,8 @@ class Meeting:
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
-        self.config, self.prompts, self.kernels = engine.config, engine.prompts, engine.kernels
+        self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
+        self.kernels = engine.kernels
         self._engine, self._meet, self._alone = engine, Barrier(2), Lock()
 
     def encode(self, pixels: np.ndarray) -> Tokens:

@@ -57,7 +57,7 @@ def measure_pixels(
 
 def _play(file: Path, rule: SquareRule, clock: _Clock, result: PixelTimes, timed: bool) -> None:
     started = time.perf_counter()
-    pixels = load_pixels(file, rule, path=clock)
+    pixels = load_pixels(file, rule, path=clock.path)
     ended = time.perf_counter()
     result.sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     if timed:
@@ -68,14 +68,12 @@ def _play(file: Path, rule: SquareRule, clock: _Clock, result: PixelTimes, timed
 class _Clock:
     """A pixel path that notes when it has decoded."""
 
-    def __init__(self, form: PixelPath) -> None:
-        self.name, self._form = form.name, form
+    def __init__(self, path: PixelPath) -> None:
+        self.name, self._decode = path.name, path.decode
+        self.path = PixelPath(path.name, self.decode, path.square)
         self.decoded = 0.0
 
     def decode(self, picture: Image.Image) -> Image.Image | Pixels:
-        rgb = self._form.decode(picture)
+        rgb = self._decode(picture)
         self.decoded = time.perf_counter()
         return rgb
-
-    def square(self, rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
-        return self._form.square(rgb, side, pad)
