@@ -24,7 +24,7 @@ from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """csrc/resize.cpp alone, compiled here and now."""
+    """csrc/resize.cpp alone, compiled for this test."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -64,7 +64,7 @@ def test_any_side(library: ctypes.CDLL, isa: int, side: int) -> None:
 
 
 def test_black_and_white_noise_is_cut_to_8_bits_as_pillow_does(library: ctypes.CDLL, isa: int) -> None:
-    """The largest sums there are, over and under the range."""
+    """These give the largest sums, above and below the range."""
     rng = np.random.default_rng(2)
     for width, height in ((100, 90), (448, 300), (900, 1200), (2000, 1999)):
         check(library, isa, Image.fromarray(rng.integers(0, 2, (height, width, 3), np.uint8) * 255))
@@ -106,7 +106,7 @@ def test_limbs_are_the_weights() -> None:
 
 
 def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
-    """Of every ratio: growing, equal, shrinking, and the largest side that is accepted."""
+    """Weights of every ratio: growing, equal, shrinking, and the largest side that is accepted."""
     for length in (1, 2, 447, 448, 449, 1000, 4000, 65_535):
         _, weights = windows(length, 448)
         assert np.abs(weights).max() < LARGEST
@@ -115,7 +115,7 @@ def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
 
 @pytest.fixture(scope="module")
 def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/support/arm/resize_main.cpp for 64-bit ARM."""
+    """tests/support/arm/resize_main.cpp, compiled for 64-bit ARM."""
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None or shutil.which("qemu-aarch64") is None:
         pytest.skip("aarch64-linux-gnu-g++ or qemu-aarch64 is not installed")
@@ -126,7 +126,7 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def emulated(program: Path, cpu: str, isa: int, pixels: np.ndarray, side: int) -> tuple[int, np.ndarray]:
-    """The best isa of an emulated CPU, and what `resize_native` would return in this one."""
+    """The best isa of an emulated CPU, and what `resize_native` would return there with `isa`."""
     height, width, channels = pixels.shape
     columns, rows = (resize._axis(length, max(width, height), side, isa) for length in (width, height))
     head = resize._Resize(columns.struct, rows.struct, width, height, side, channels, RULE.pad * 16)

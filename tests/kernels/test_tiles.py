@@ -1,4 +1,4 @@
-"""Which tiles a product runs with: what was measured before the rule, and what stands in where a device refuses one."""
+"""Which tiles a product runs with: measured ones before the rule's, and another one where a device refuses a tile."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_hoppers_product_gives_way_to_tritons(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), OUT_OF_RESOURCES])
 def test_what_no_other_tile_would_help_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is full, and a refusal of the rule's own tile."""
+    """Full memory, and a refusal of the rule's own tile."""
 
     def refuse(*_: object) -> Tensor:
         raise error
