@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../../kernels/qalign_kernels/cpu/csrc/resize.cpp"
+#include "../../../kernels/qalign_kernels/cpu/csrc/resize.cpp"
 
 using Bytes = std::vector<uint8_t>;
 
