@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -191,3 +194,10 @@ def test_the_rule_takes_hoppers_own_product_where_there_is_one() -> None:
     for other in ((h100, "int8", 16, 4096, 4096), (h100, "int8", 77, 4100, 4096), (DEVICES[89], "int8", 77, 4096, 4096),
                   (h100, "float8_e4m3fn", 77, 4096, 4096)):  # fmt: skip
         assert not tile_by_rule(*other).hopper
+
+
+def test_tiles_and_torchs_products_need_no_triton() -> None:
+    modules = "qalign_kernels.cuda.tiles, qalign_kernels.cuda.torch_product"
+    program = f"import sys; sys.modules['triton'] = None; import {modules}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
