@@ -1,4 +1,4 @@
-"""Where this user's caches lie: kernels that were built, hashes that were checked, models that benches made."""
+"""The folder of this user's caches: kernels that were built, hashes that were checked, models that benches made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Our folder below the user's for caches, as the system has it; it need not exist.
+    """Our folder in the user's folder for caches. It need not exist.
 
-    XDG_CACHE_HOME where it is an absolute path, as its specification says; else ~/Library/Caches on macOS,
-    %LOCALAPPDATA% on Windows, ~/.cache elsewhere. Raises RuntimeError where there is no home folder.
+    The user's folder is XDG_CACHE_HOME where that is an absolute path, as its specification says. Else it is
+    ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows, and ~/.cache elsewhere. Raises RuntimeError where the user has
+    no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():

@@ -1,4 +1,4 @@
-"""Hopper's int8 product on any machine: its own text, run on numpy by `gluon_on_numpy`, gives the contract's bits."""
+"""Hopper's int8 product on any machine: the kernel's own text on numpy (`gluon_on_numpy`) gives the contract's bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., Tensor]
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[gluon_on_numpy.Launcher]:
-    """The kernel's text in place of the kernel; programs run in any order."""
+    """Runs the kernel's text on numpy in place of the kernel. Programs run in a random order."""
     random.seed(0)
     module = SimpleNamespace(**vars(linear_hopper))
     launcher = gluon_on_numpy.Launcher(module, "_multiply_hopper", lambda n: random.sample(range(n), n))
@@ -48,7 +48,7 @@ def rows_and_weight(m: int, k: int, n: int, bias: bool = False) -> tuple[Quantiz
 
 
 def product(x: QuantizedRows, w: Weight, tile: Tile = SMALL, modal: Modal | None = None, **after: Any) -> Tensor:
-    """Every value is written, and the sums that programs share are left as they were: zeros."""
+    """Asserts that every value is written, and that the sums that programs share are zeros again."""
     n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
     y, shares = torch.full((len(x), n), torch.nan), Shares.of(DEVICE, torch.device("cpu"))
     residual, gelu = after.get("residual"), after.get("gelu", False)
@@ -61,7 +61,7 @@ def product(x: QuantizedRows, w: Weight, tile: Tile = SMALL, modal: Modal | None
 
 
 def exact(x: QuantizedRows, w: Weight) -> Tensor:
-    """The contract's, in its order."""
+    """The contract's result, in its order of operations."""
     assert w.scale is not None
     y = int8_product(x.values, w.weight).float() * x.scale * w.scale
     return y if w.bias is None else y + w.bias
@@ -118,7 +118,7 @@ def test_programs_are_as_many_as_the_device_holds_at_once(kernel: gluon_on_numpy
 def test_the_stand_in_shows_what_would_go_wrong(
     kernel: gluon_on_numpy.Launcher, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """A buffer overwritten before its product is done, and one read before its boxes have come."""
+    """A buffer is overwritten before its product is done, or read before its boxes have come."""
     x, w = rows_and_weight(77, 1024, 128)
     right = gluon_on_numpy.warpgroup_mma_wait
     if fault == "late":

@@ -1,5 +1,6 @@
-"""The C++ kernels, every instruction set that this CPU runs, and ARM's under an emulator where it is installed: each
-against its contract, and the model on them.
+"""The C++ kernels against their contracts, and the model on them.
+
+Every instruction set is tested that this CPU runs, and ARM's under an emulator where one is installed.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callable[[str], Program]:
-    """A machine's kernels, for its emulator."""
+    """The program of a machine's kernels, for its emulator."""
     return cache(lambda machine: build_program(tmp_path_factory.mktemp(machine), machine, library))
 
 
@@ -79,7 +80,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callabl
 def emulated(
     tmp_path_factory: pytest.TempPathFactory, programs: Callable[[str], Program]
 ) -> Iterator[Callable[[str], NativeOps]]:
-    """ARM's operations by the instruction set's name."""
+    """ARM's operations, by the name of the instruction set."""
     program, folder = programs(ARM), tmp_path_factory.mktemp("shared")
     with ExitStack() as stack:
         yield cache(lambda name: NativeOps(stack.enter_context(EmulatedTable(program, name, folder))))
@@ -87,7 +88,7 @@ def emulated(
 
 @pytest.fixture(scope="module")
 def stood_in(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callable[[str], Path]:
-    """Instruction sets that this CPU need not have, as libraries."""
+    """Libraries for instruction sets that this CPU need not have."""
     if load_native("avx512vnni", library_path=library) is None:
         pytest.skip("this CPU has no avx512vnni to stand in for them")
     return cache(lambda name: build_stand_in(tmp_path_factory.mktemp(name), name))
@@ -101,7 +102,7 @@ def of_this_cpu(request: pytest.FixtureRequest, library: Path) -> NativeOps:
 
 @pytest.fixture(params=HERE)
 def ops_here(request: pytest.FixtureRequest, library: Path) -> NativeOps:
-    """This CPU's alone, for what takes an emulator too long."""
+    """Operations on this CPU alone, for tests that an emulator takes too long for."""
     return of_this_cpu(request, library)
 
 
@@ -128,7 +129,7 @@ def weight_of(w: torch.Tensor, kind: str, bias: torch.Tensor | None) -> Weight:
 
 
 def random_int4(n: int, k: int, bias: torch.Tensor | None) -> Weight:
-    """Any codes, zero points and multipliers whose weights are 8-bit; zeros after the last input."""
+    """Random codes, zero points and multipliers whose weights fit 8 bits, with zeros after the last input."""
     generator = torch.Generator().manual_seed(n + k)
     blocks = -(-k // BLOCK)
     codes = torch.randint(0, 16, (n, blocks * BLOCK), generator=generator)
@@ -170,7 +171,7 @@ def test_linears_are_the_contracts(ops: NativeOps, shape: tuple[int, int, int], 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("shape", LINEARS, ids=str)
 def test_whole_numbers_are_the_contract_to_the_bit(ops: NativeOps, shape: tuple[int, int, int], kind: str) -> None:
-    """Their sums have no order, and what follows them is rounded alike on every instruction set."""
+    """Their sums are exact in any order, and the steps after them are rounded alike on every instruction set."""
     m, k, n = shape
     x, residual, weight = random(m, k), random(m, n, seed=1), weight_of(random(n, k) / k**0.5, kind, random(n))
     torch.testing.assert_close(
@@ -180,7 +181,7 @@ def test_whole_numbers_are_the_contract_to_the_bit(ops: NativeOps, shape: tuple[
 
 @pytest.mark.parametrize("inputs", [BLOCK, BLOCK - 33])  # the second: its last group has no input
 def test_every_weight_that_4_bits_can_be_is_the_contracts(ops: NativeOps, inputs: int) -> None:
-    """All codes in all four groups of a block, by every multiplier and zero point, an input at a time."""
+    """All codes in all four groups of a block, with every multiplier and zero point, one input at a time."""
     multiplier, zero = torch.meshgrid(torch.arange(1, 17), torch.arange(16), indexing="ij")
     multiplier, zero = (x.reshape(-1, 1) for x in (multiplier, zero))  # [256, 1]
     reach = 127 // multiplier
@@ -289,7 +290,7 @@ def test_attention_takes_16_bits_where_it_need_not_be_exact(ops_here: NativeOps)
 
 @pytest.mark.parametrize("far", [1e-20, 1.0, 30.0, 1e4])
 def test_attention_follows_scores_of_any_size(ops_here: NativeOps, far: float) -> None:
-    """Keys in several chunks; the largest score comes early for some queries and late for others."""
+    """Keys fill several chunks. The largest score comes early for some queries and late for others."""
     q, k, v = random(1, 40, 64), random(1, 700, 64), random(1, 700, 64)
     k[:, ::97] *= far
     expected = PLAIN.attention(q.double(), k.double(), v.double(), 1).float()
@@ -354,7 +355,7 @@ def test_the_best_copy_that_a_cpu_runs_is_chosen(
 def test_a_copy_multiplies_by_the_instructions_it_is_named_for(
     programs: Callable[[str], Program], library: Path, machine: str
 ) -> None:
-    """Compilers name their features in different ways, and without them a copy is right and slow."""
+    """Compilers name features in different ways. A copy that misses one computes correctly, but slowly."""
     if machine != platform.machine().lower():
         library = programs(machine).path
     found = instructions(library, machine)
@@ -363,7 +364,7 @@ def test_a_copy_multiplies_by_the_instructions_it_is_named_for(
 
 
 def test_the_model_runs_on_a_cpu_without_avx(programs: Callable[[str], Program], tmp_path: Path) -> None:
-    """Nothing that the copies share was compiled for more: an emulator ends a program with an unknown instruction."""
+    """Code that the copies share uses no newer instructions: an emulator ends a program at an unknown instruction."""
     with EmulatedTable(programs(X64), "portable", tmp_path, cpu="Nehalem") as table:
         assert_goldens("narrow-112", NativeOps(table))
 

@@ -1,4 +1,4 @@
-"""The native form of pixels, in each instruction set's form, to the bit against Pillow."""
+"""The C++ resize of pictures on every instruction set, to the bit against Pillow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qalign_fast.pixels.paths import PLAIN, native_path
 from qalign_fast.pixels.picture import load_pixels
 from qalign_kernels.cpu import native, resize
 from qalign_kernels.cpu.pillow_memory import decode_whole
-from qalign_kernels.cpu.resize import forms, resize_native, windows
+from qalign_kernels.cpu.resize import isas, resize_native, windows
 from support.goldens import ROOT
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """csrc/resize.cpp alone, compiled here and now."""
+    """csrc/resize.cpp alone, compiled for this test."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -39,58 +39,58 @@ NAMES = ("plain", "avx2", "avx512vnni", "dotprod")
 
 
 @pytest.fixture(params=NAMES)
-def form(request: pytest.FixtureRequest, library: ctypes.CDLL) -> int:
+def isa(request: pytest.FixtureRequest, library: ctypes.CDLL) -> int:
     index = NAMES.index(request.param)
-    if index not in forms(library):
+    if index not in isas(library):
         pytest.skip(f"this CPU has no {request.param}")
     return index
 
 
-def check(library: ctypes.CDLL, form: int, picture: Image.Image, side: int = 448) -> None:
-    found = resize_native(library, picture, side, RULE.pad, form)
+def check(library: ctypes.CDLL, isa: int, picture: Image.Image, side: int = 448) -> None:
+    found = resize_native(library, picture, side, RULE.pad, isa)
     np.testing.assert_array_equal(found, pad_then_resize(picture, side), f"{picture.size} to {side}")
 
 
-def test_300_sizes_are_bit_identical_to_pillow(library: ctypes.CDLL, form: int) -> None:
+def test_300_sizes_are_bit_identical_to_pillow(library: ctypes.CDLL, isa: int) -> None:
     rng = np.random.default_rng(0)
     for width, height in sizes_300():
-        check(library, form, random_picture(rng, width, height))
+        check(library, isa, random_picture(rng, width, height))
 
 
 @pytest.mark.parametrize("side", [1, 14, 30, 112, 225, 337, 1000])
-def test_any_side(library: ctypes.CDLL, form: int, side: int) -> None:
+def test_any_side(library: ctypes.CDLL, isa: int, side: int) -> None:
     rng = np.random.default_rng(1)
     for size in ((640, 427), (427, 640), (3, 500), (side, side), (1, 1), (1201, 1203), (3001, 5)):
-        check(library, form, random_picture(rng, *size), side)
+        check(library, isa, random_picture(rng, *size), side)
 
 
-def test_black_and_white_noise_is_cut_to_8_bits_as_pillow_does(library: ctypes.CDLL, form: int) -> None:
-    """The largest sums there are, over and under the range."""
+def test_black_and_white_noise_is_cut_to_8_bits_as_pillow_does(library: ctypes.CDLL, isa: int) -> None:
+    """These give the largest sums, above and below the range."""
     rng = np.random.default_rng(2)
     for width, height in ((100, 90), (448, 300), (900, 1200), (2000, 1999)):
-        check(library, form, Image.fromarray(rng.integers(0, 2, (height, width, 3), np.uint8) * 255))
+        check(library, isa, Image.fromarray(rng.integers(0, 2, (height, width, 3), np.uint8) * 255))
 
 
-def test_a_picture_that_pillow_keeps_in_pieces(library: ctypes.CDLL, form: int) -> None:
+def test_a_picture_that_pillow_keeps_in_pieces(library: ctypes.CDLL, isa: int) -> None:
     picture = random_picture(np.random.default_rng(3), 2301, 2203)
     assert 4 * picture.width * picture.height > Image.core.get_block_size()
-    check(library, form, picture)
+    check(library, isa, picture)
 
 
-def test_bands_of_any_height_give_the_same(library: ctypes.CDLL, form: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_of_any_height_give_the_same(library: ctypes.CDLL, isa: int, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = random_picture(np.random.default_rng(4), 1501, 1103)
     for rows in (16, 32, 112, 1104):
         monkeypatch.setattr(resize, "_BAND", rows * 4 * picture.width)
-        check(library, form, picture)
+        check(library, isa, picture)
 
 
-def test_arrays_of_3_and_4_bytes_a_pixel(library: ctypes.CDLL, form: int) -> None:
+def test_arrays_of_3_and_4_bytes_a_pixel(library: ctypes.CDLL, isa: int) -> None:
     rng = np.random.default_rng(5)
     for width, height in ((1, 1), (5, 4), (6, 9), (7, 5), (640, 427), (301, 900)):
         array = rng.integers(0, 256, (height, width, 4), np.uint8)
         expected = pad_then_resize(Image.fromarray(array[..., :3]))
         for pixels in (array, np.ascontiguousarray(array[..., :3]), array[..., :3]):
-            np.testing.assert_array_equal(resize_native(library, pixels, 448, RULE.pad, form), expected)
+            np.testing.assert_array_equal(resize_native(library, pixels, 448, RULE.pad, isa), expected)
 
 
 LARGEST = 3 << 21  # 1.5: at a growing picture's edges the weights that are left are over 1
@@ -101,13 +101,13 @@ def test_limbs_are_the_weights() -> None:
     weights[0, 0] = [LARGEST, -LARGEST, 0, -1]
     high, low = np.moveaxis(resize._limbs(weights, resize.AVX2).astype(np.int64), 2, 0)
     np.testing.assert_array_equal(high * 256 + low, weights)
-    for form in (resize.VNNI, resize.DOTPROD):
-        digits = resize._limbs(weights, form).astype(np.int64)
+    for isa in (resize.VNNI, resize.DOTPROD):
+        digits = resize._limbs(weights, isa).astype(np.int64)
         np.testing.assert_array_equal(digits[:, :, 0] + 256 * digits[:, :, 1] + 65536 * digits[:, :, 2], weights)
 
 
 def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
-    """Of every ratio: growing, equal, shrinking, and the largest side that is accepted."""
+    """Weights of every ratio: growing, equal, shrinking, and the largest side that is accepted."""
     for length in (1, 2, 447, 448, 449, 1000, 4000, 65_535):
         _, weights = windows(length, 448)
         assert np.abs(weights).max() < LARGEST
@@ -116,7 +116,7 @@ def test_weights_fit_their_limbs_and_add_up_to_one() -> None:
 
 @pytest.fixture(scope="module")
 def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/support/arm/resize_main.cpp for 64-bit ARM."""
+    """tests/support/arm/resize_main.cpp, compiled for 64-bit ARM."""
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None or shutil.which("qemu-aarch64") is None:
         pytest.skip("aarch64-linux-gnu-g++ or qemu-aarch64 is not installed")
@@ -126,26 +126,26 @@ def arm_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def emulated(program: Path, cpu: str, form: int, pixels: np.ndarray, side: int) -> tuple[int, np.ndarray]:
-    """The best form of an emulated CPU, and what `resize_native` would return in this one."""
+def emulated(program: Path, cpu: str, isa: int, pixels: np.ndarray, side: int) -> tuple[int, np.ndarray]:
+    """The best isa of an emulated CPU, and what `resize_native` would return there with `isa`."""
     height, width, channels = pixels.shape
-    columns, rows = (resize._axis(length, max(width, height), side, form) for length in (width, height))
+    columns, rows = (resize._axis(length, max(width, height), side, isa) for length in (width, height))
     head = resize._Resize(columns.struct, rows.struct, width, height, side, channels, RULE.pad * 16)
-    parts = [bytes([form]), bytes(head), *(each.tobytes() for each in (pixels, *columns.arrays, *rows.arrays))]
+    parts = [bytes([isa]), bytes(head), *(each.tobytes() for each in (pixels, *columns.arrays, *rows.arrays))]
     packed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     run = subprocess.run(["qemu-aarch64", "-cpu", cpu, program], input=packed, capture_output=True, check=True)
     return run.stdout[0], np.frombuffer(run.stdout[1:], np.uint8).reshape(side, side, 3)
 
 
-@pytest.mark.parametrize("cpu, form", [("cortex-a72", resize.PLAIN), ("max", resize.DOTPROD)])
-def test_arm_is_bit_identical_to_pillow(arm_program: Path, cpu: str, form: int) -> None:
+@pytest.mark.parametrize("cpu, isa", [("cortex-a72", resize.PLAIN), ("max", resize.DOTPROD)])
+def test_arm_is_bit_identical_to_pillow(arm_program: Path, cpu: str, isa: int) -> None:
     rng = np.random.default_rng(13)
     for width, height, side in ((1, 1, 14), (7, 5, 30), (447, 300, 448), (33, 500, 112), (1201, 903, 337)):
         pixels = rng.integers(0, 2, (height, width, 4), np.uint8) * 255
         expected = pad_then_resize(Image.fromarray(pixels[..., :3]), side)
         for array in (pixels, np.ascontiguousarray(pixels[..., :3])):
-            best, found = emulated(arm_program, cpu, form, array, side)
-            assert best == form
+            best, found = emulated(arm_program, cpu, isa, array, side)
+            assert best == isa
             np.testing.assert_array_equal(found, expected)
 
 

@@ -1,7 +1,10 @@
-"""Which tiles a product runs with: what was measured before the rule, and what stands in where a device refuses one."""
+"""Which tiles a product runs with: measured ones before the rule's, and another one where a device refuses a tile."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -156,7 +159,7 @@ def test_hoppers_product_gives_way_to_tritons(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), OUT_OF_RESOURCES])
 def test_what_no_other_tile_would_help_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is full, and a refusal of the rule's own tile."""
+    """Full memory, and a refusal of the rule's own tile."""
 
     def refuse(*_: object) -> Tensor:
         raise error
@@ -191,3 +194,10 @@ def test_the_rule_takes_hoppers_own_product_where_there_is_one() -> None:
     for other in ((h100, "int8", 16, 4096, 4096), (h100, "int8", 77, 4100, 4096), (DEVICES[89], "int8", 77, 4096, 4096),
                   (h100, "float8_e4m3fn", 77, 4096, 4096)):  # fmt: skip
         assert not tile_by_rule(*other).hopper
+
+
+def test_tiles_and_torchs_products_need_no_triton() -> None:
+    modules = "qalign_kernels.cuda.tiles, qalign_kernels.cuda.torch_product"
+    program = f"import sys; sys.modules['triton'] = None; import {modules}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

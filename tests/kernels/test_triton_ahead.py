@@ -1,4 +1,4 @@
-"""What each Triton kernel takes of the GPUs it is compiled for: registers, shared memory, instructions. None runs."""
+"""What each compiled Triton kernel needs of its GPU: registers, shared memory, instructions. No kernel runs here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kernel = dict[str, Any]  # as triton_ahead.py describes one
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
-    """What `triton_ahead.py` says of all GPUs, in two processes and from empty caches."""
+    """What `triton_ahead.py` finds for all GPUs, in two processes and with empty caches."""
 
     def kernels(capabilities: list[int]) -> list[Kernel]:
         environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
@@ -63,7 +63,7 @@ def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -
 
 
 def test_hoppers_product_is_never_waited_for_at_once(compiled: list[Kernel]) -> None:
-    """In the machine's own instructions: one product stays under way, and two programs of 4 warps fit a processor."""
+    """Read from machine code: one product stays under way, and two programs of 4 warps fit on a processor."""
     kernels = [kernel for kernel in compiled if kernel["kernel"] == "_multiply_hopper"]
     assert {kernel["warps"] for kernel in kernels} == {4, 8}
     for kernel in kernels:

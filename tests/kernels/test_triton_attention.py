@@ -26,7 +26,7 @@ ENABLED = {
 
 
 def sequences(batch: int, visual: int, text: int, places: int, heads: int, width: int) -> list[Tensor]:
-    """attention_by_modality's tensors with q for all rows."""
+    """The tensors that attention_by_modality takes, with q for all rows."""
     d, t = heads * width, visual + text
     angle = torch.arange(places, places + t).float().outer(torch.rand(width // 2)).repeat(1, 2)
     q = torch.randn(batch * t, d) * width**-0.5
@@ -75,7 +75,7 @@ def test_attention_by_modality(sizes: tuple[int, ...], last: bool) -> None:
 def test_torchs_attention_is_asked_for_by_name(
     capability: int, dtype: torch.dtype, cudnn: int | None, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In that order while it is called, and torch is left as it was."""
+    """The order holds while attention is called, and torch is left as it was."""
     seen: list[list[str]] = []
 
     def look(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -103,8 +103,8 @@ def test_attention_that_is_off_in_torch_stays_off(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("batch", [1, 2, 64])
 @pytest.mark.parametrize(("queries", "keys"), [(1025, 1025), (64, 1089)])
 def test_every_attention_of_torchs_gives_the_same(queries: int, keys: int, batch: int) -> None:
-    """By name and alone, on the vision tower's and the abstractor's shapes, laid as the model lays them: the first one
-    asked for has to take them.
+    """Each by its name and alone, on the vision tower's and the abstractor's shapes in the model's memory layout. The
+    backend that is asked for first has to take them.
     """
     q = torch.randn(batch, queries, 3 * 1024, device=DEVICE).half()[..., :1024] / 8
     k, v = (torch.randn(batch, keys, 1024, device=DEVICE).half() for _ in range(2))

@@ -185,7 +185,7 @@ def test_int8_sums_are_exact_at_their_largest() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @interpreted
 def test_int4_linear(shape: tuple[int, int, int]) -> None:
-    """The contract's, and to the bit what int8's is of the weights that it spreads, of rows filled up and not."""
+    """The contract's result, and to the bit that of int8 by the spread weights; for rows filled up and not."""
     m, k, n = shape
     x, w, residual = rand(m, k), int4_weight(k, n), torch.randn(m, n)
     assert w.groups is not None

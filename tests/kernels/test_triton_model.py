@@ -105,7 +105,7 @@ def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() ->
 
 
 class Apart(TritonOps):
-    """Norms and SwiGLU as floats, which linears put into 8 bits themselves."""
+    """Norms and SwiGLU return floats, which linears then round to 8 bits themselves."""
 
     layer_norm_for = Ops.layer_norm_for
     rms_norm_for = Ops.rms_norm_for
@@ -115,7 +115,7 @@ class Apart(TritonOps):
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @interpreted
 def test_the_engines_model_is_the_folded_one_to_the_bit(precision: str) -> None:
-    """q, k and v in one product, biases as a calibrated export has them; not in a layer whose k and v are floats."""
+    """q, k and v in one product, with biases as a calibrated export has. Not so a layer whose k and v are floats."""
     source, tensors = open_parameters(GOLDEN / "narrow-112"), dict[str, Tensor]()
     quality = prompt("quality")
     packed = fold_and_round(source, precision, [quality], torch.empty(0), tensors.__setitem__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -136,6 +137,9 @@ def test_patches_of_pixels_are_the_contracts(dtype: torch.dtype) -> None:
     pixels[1, :14, :14] = 0  # a patch of zeros
     rows, found = split_patches(pixels, 14).float(), patches_triton.split_patches(on(pixels), 14, 592, dtype)
     assert found.shape == (2, 4, 592)
+    plain = patches_triton.split_patches(on(pixels), 14)  # the contract's arguments alone
+    assert isinstance(plain, Tensor)
+    assert torch.equal(plain.cpu(), rows)
     if isinstance(found, QuantizedRows):
         same(found, quantize_rows(F.pad(rows, (0, 4)), dtype))
     else:

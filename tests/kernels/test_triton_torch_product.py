@@ -44,7 +44,7 @@ def float_weight(dtype: torch.dtype, k: int, n: int, bias: bool = True) -> Weigh
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @interpreted
 def test_floats_by_torchs_own_product(dtype: torch.dtype, bias: bool, residual: bool, gelu: bool) -> None:
-    """Results of the weight's type, and of another: more columns and rows than one program of the epilogue has."""
+    """Results in the weight's dtype and in another, with more columns and rows than one program of the epilogue has."""
     x, w, added = rand(18, 96), float_weight(dtype, 96, 600, bias), torch.randn(18, 600).to(dtype) if residual else None
     wide = Weight("wide", w.weight.float(), None, None, None if w.bias is None else w.bias.float())
     expected = expected_linear(x.to(dtype).float(), wide, gelu, None if added is None else added.float())
@@ -117,7 +117,7 @@ def test_long_sums_in_fp8_are_taken_without_fast_accumulation(
 
 
 def test_fast_accumulation_is_for_sums_that_it_harms_less_than_a_tenth_as_much_as_fp8_does() -> None:
-    """By what bench/qalign_bench/fp8_sums.py found, in every kind of rows: the longest of them are harmed more."""
+    """By what bench/studies/fp8_sums.py found, in every kind of rows. The longest rows are harmed more."""
     found = json.loads((ROOT / "bench/results/fp8_sums.json").read_text())["products"]
     harmed = {one["inputs"] for one in found if one["fast"] >= one["fp8"] / 10}
     measured = sorted({one["inputs"] for one in found if one["inputs"] < min(harmed)})
@@ -143,7 +143,7 @@ def test_torchs_own_product_takes_last_rows_and_a_weight_aligned_to_more_inputs(
 def test_torchs_own_product_is_given_aligned_rows_and_scales(
     dtype: torch.dtype, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kv_text's rows begin after 65 visual ones a picture: their scales at byte 260 or 520 of few pictures."""
+    """kv_text's rows begin after 65 visual rows of each picture. With few pictures, scales are at byte 260 or 520."""
     seen = []
 
     def look(values: Tensor, w: Tensor, scale_a: Tensor | None = None, **_: Any) -> Tensor:

@@ -27,7 +27,7 @@ from qalign_kernels.contract.precisions import BLOCK
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
 from qalign_kernels.cuda.ahead import Idle
 from qalign_kernels.cuda.launch import Device, Epilogue
-from qalign_kernels.cuda.linear import align, form_of, inputs_of, linear
+from qalign_kernels.cuda.linear import align, inputs_of, linear, weight_type
 from qalign_kernels.cuda.ops import TritonOps
 from qalign_kernels.cuda.runtime import set_driver
 from qalign_kernels.cuda.tiles import Shares, Tile, tile_by_rule
@@ -106,7 +106,7 @@ def tiled(
     device: Device, x: Tensor, w: Weight, activation: Activation = None, residual: Tensor | None = None
 ) -> Tensor:
     """By our tiles, whatever torch has."""
-    tile = tile_by_rule(device, form_of(w), len(x), inputs_of(w), len(w.weight))
+    tile = tile_by_rule(device, weight_type(w), len(x), inputs_of(w), len(w.weight))
     shares = Shares.of(device, torch.device("meta"))
     return linear(x, w, tile, Epilogue(torch.float16, activation, residual), shares)
 

@@ -1,4 +1,4 @@
-"""What the tests of Triton's kernels share: the device, weights of each form, comparisons, products by small tiles."""
+"""What the tests of Triton's kernels share: the device, weights, comparisons, and products by small tiles."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ EPS = 1e-6
 
 
 def rand(*shape: int) -> Tensor:
-    """Rows of which one has an outlier, as a LLaMA's have."""
+    """Random rows, one of them with an outlier, as a LLaMA's rows have."""
     x = torch.randn(shape)
     x[-1, shape[-1] // 2] = 60
     return x
 
 
 def on(x: Any) -> Any:
-    """A tensor, a weight or what else there is, on the device."""
+    """A tensor or a weight, moved to the device; anything else as it is."""
     if isinstance(x, Weight):
         return Weight(x.name, *(on(part) for part in (x.weight, x.scale, x.groups, x.bias)))
     return x.to(DEVICE) if isinstance(x, Tensor) else x
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """To that share of the largest magnitude, row by row."""
+    """Asserts equality to a share `tolerance` of each row's largest magnitude."""
     assert found.shape == expected.shape
     off = (found.cpu().float() - expected).abs() / expected.abs().amax(-1, keepdim=True).clamp_min(1e-6)
     assert off.max() <= tolerance, f"off by {off.max():.2e}, tolerance {tolerance}"
 
 
 def same(found: QuantizedRows, expected: QuantizedRows) -> None:
-    """To the bit, but for a zero's sign."""
+    """Asserts equality to the bit, except for the signs of zeros."""
     assert found.values.dtype == expected.values.dtype
     assert torch.equal(found.values.cpu().float(), expected.values.float())
     assert torch.equal(found.scale.cpu(), expected.scale)
@@ -63,7 +63,7 @@ def fp8_weight(k: int, n: int, bias: bool = True) -> Weight:
 
 
 def int4_weight(k: int, n: int, bias: bool = True) -> Weight:
-    """With every multiplier that |k (w - z)| allows for all w."""
+    """Random codes, with all multipliers that keep |k (w - z)| within 127 for every w."""
     groups = -(-k // 128) * 4
     zero = torch.randint(0, 16, (n, groups), dtype=torch.uint8)
     most = (127 // torch.maximum(zero, 15 - zero)).clamp_max(16)
@@ -85,7 +85,7 @@ def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -
 def run_linear(
     x: Tensor | QuantizedRows, w: Weight, gelu: bool = False, residual: Tensor | None = None, **tile: int
 ) -> Tensor:
-    """The kernel's float32 result, of many tiles and steps even where x is small."""
+    """The kernel's float32 result. Tiles are small, so that a small x has many tiles and steps too."""
     small = Tile(64 if len(x) > 100 else 16, 32, STEP[w.name], 2, 4)
     epilogue = Epilogue(torch.float32, "quick_gelu" if gelu else None, on(residual))
     return fast_linear(on(x), on(w), small._replace(**tile), epilogue, Shares.of(FACTS, DEVICE))

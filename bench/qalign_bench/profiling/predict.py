@@ -48,7 +48,7 @@ from qalign_kernels.contract.ops import Activation, Ops
 from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
 from qalign_kernels.cuda.launch import Device, cdiv
-from qalign_kernels.cuda.linear import form_of, inputs_of
+from qalign_kernels.cuda.linear import inputs_of, weight_type
 from qalign_kernels.cuda.linear_hopper import per_processor
 from qalign_kernels.cuda.ops import row_type
 from qalign_kernels.cuda.quantized_rows import empty_rows
@@ -132,10 +132,10 @@ class Foreseen(Ops):
     ) -> Tensor:
         (*leading, k), n = x.shape, len(w.weight)
         rows, y = math.prod(leading), self._empty(*leading, n)
-        tile = tile_for(self.chip.facts, form_of(w), rows, k, n)
+        tile = tile_for(self.chip.facts, weight_type(w), rows, k, n)
         if isinstance(x, Tensor) and row_dtype(w.weight) in LARGEST:
             self._moving(x, self._row_type(x, [w]))
-        self._product(tile, (x, w.weight, w.groups, y, residual), rows, k, n, form_of(w))
+        self._product(tile, (x, w.weight, w.groups, y, residual), rows, k, n, weight_type(w))
         if tile is None and (activation is not None or not self._adds(w, residual)):
             self._moving(y, y, residual)  # by a kernel after torch's product
         return y
@@ -150,8 +150,8 @@ class Foreseen(Ops):
 
     def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
         (m, k), n = x.shape, (len(w.weight) + modal.common) // 2
-        y, tile = self._empty(m, n), tile_for(self.chip.facts, form_of(w), m, k, n)
-        self._product(tile, (x, w.weight, w.groups, y), m, k, n, form_of(w), modal)
+        y, tile = self._empty(m, n), tile_for(self.chip.facts, weight_type(w), m, k, n)
+        self._product(tile, (x, w.weight, w.groups, y), m, k, n, weight_type(w), modal)
         return y
 
     def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | QuantizedRows:

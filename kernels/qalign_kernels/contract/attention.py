@@ -102,7 +102,7 @@ def sequence(visual: Tensor, text: Tensor, batch: int) -> Tensor:
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """x [B, T, H, Dh] turned by its rows' positions, `turns` [2, T, Dh]; number i of a head is paired with i + Dh/2.
 
-    This is LLaMA's form of rotary positions (Su et al., arXiv 2104.09864).
+    These are rotary positions (Su et al., arXiv 2104.09864) as LLaMA has them.
     """
     cos, sin = turns.unsqueeze(2)  # each [T, 1, Dh]
     low, high = x.chunk(2, dim=-1)

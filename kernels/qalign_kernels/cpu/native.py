@@ -1,11 +1,11 @@
-"""The C++ kernels of csrc/, built when asked for: `build` makes one shared library, `load` finds it, or None.
+"""The C++ kernels of csrc/ as one shared library: `build` compiles it when it is asked to, `load` finds it.
 
-    python -m qalign_kernels.cpu.native        # builds; needs g++, c++ (or $CXX) once, a few seconds
+    python -m qalign_kernels.cpu.native        # builds; needs g++ or c++ (or $CXX) once, for a few seconds
 
 The library holds a copy of the kernels for each instruction set, and the best one is chosen when it is loaded: AMX,
-AVX512 with bfloat16, AVX512-VNNI, AVX-VNNI, AVX2; on ARM NEON with bfloat16, with i8mm or with dotprod; or plain C++.
-It lies in the user's cache under a name made of its sources, so that another version of this package never loads it.
-No torch, no numpy here.
+AVX512 with bfloat16, AVX512-VNNI, AVX-VNNI or AVX2; on ARM, NEON with bfloat16, with i8mm or with dotprod; else plain
+C++. The library lies in the user's cache folder. Its name is made from its sources, so that another version of this
+package never loads it. This file imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ SLOW = "portable"
 
 
 class BuildError(Exception):
-    """There is no compiler, or it refused, or there is nowhere to put the library; one line."""
+    """No compiler was found, it failed, or there is no folder for the library. The text is one line."""
 
 
 def instruction_sets(machine: str | None = None) -> dict[str, str]:
-    """The copies that are built on a kind of machine, by default this one's, and their compiler flags."""
+    """The copies that are built for a kind of machine, by default this one's, and each one's compiler flags."""
     machine = (machine or platform.machine()).lower()
     if machine in ("x86_64", "amd64"):
         return {SLOW: "", **_X64}
@@ -58,7 +58,7 @@ def instruction_sets(machine: str | None = None) -> dict[str, str]:
 
 
 def library_path() -> Path:
-    """Where the library of these sources lies, built or not. Raises BuildError for a user without a home folder."""
+    """The path of the library of these sources, built or not. Raises BuildError for a user without a home folder."""
     try:
         return cache_folder() / f"kernels-{_fingerprint()}.so"
     except RuntimeError as error:
@@ -66,7 +66,7 @@ def library_path() -> Path:
 
 
 def build(path: Path | None = None) -> Path:
-    """Compiles into a path, by default `library_path`, and returns it; what lies there is kept. Raises BuildError."""
+    """Compiles into a path, by default `library_path`, and returns it. An existing file is kept. Raises BuildError."""
     path = path or library_path()
     if path.exists():
         return path
@@ -80,6 +80,7 @@ def build(path: Path | None = None) -> Path:
 
 
 def is_built() -> bool:
+    """Whether the library of these sources exists."""
     try:
         return library_path().exists()
     except BuildError:
@@ -88,7 +89,7 @@ def is_built() -> bool:
 
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL | None:
-    """The library where it was built, else None."""
+    """The library, or None where it was not built."""
     if path is None and not is_built():
         return None
     path = path or library_path()
@@ -96,7 +97,7 @@ def load(path: Path | None = None) -> ctypes.CDLL | None:
 
 
 def chosen(path: Path | None = None) -> str | None:
-    """The instruction set that this CPU computes with, or None where no library was built."""
+    """The name of the instruction set that this CPU computes with, or None where no library was built."""
     library = load(path)
     if library is None:
         return None
@@ -106,7 +107,7 @@ def chosen(path: Path | None = None) -> str | None:
 
 
 def describe(path: Path | None = None) -> str:
-    """The same for people."""
+    """The same in words for people."""
     name = chosen(path)
     if name is None:
         return "not built; `qalign-fast build` compiles them"
@@ -115,9 +116,9 @@ def describe(path: Path | None = None) -> str:
 
 
 def compile_objects(folder: Path, compiler: Sequence[str], sets: Mapping[str, str]) -> list[Path]:
-    """The sources into a folder: what is linked into one library, or into a program. Raises BuildError.
+    """Compiles the sources into object files in a folder, to be linked into a library or a program. Raises BuildError.
 
-    `sets` are one machine's, as `instruction_sets` gives them, and the compiler makes code for it.
+    `sets` are a machine's copies, as `instruction_sets` gives them; `compiler` makes code for that machine.
     """
     jobs = [
         (folder / f"{isa}.o", [*flags.split(), f"-DQK_ISA={isa}", str(SOURCES / "kernels.cpp")])
@@ -131,7 +132,7 @@ def compile_objects(folder: Path, compiler: Sequence[str], sets: Mapping[str, st
 
 
 def compiler() -> list[str]:
-    """This machine's: $CXX, or g++, or the one that the system calls c++, as macOS does clang."""
+    """The command of this machine's compiler: $CXX, else g++, else c++ (which is clang on macOS)."""
     return shlex.split(os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++"))
 
 
@@ -148,7 +149,7 @@ def _call(command: list[str]) -> None:
 
 @cache
 def _fingerprint() -> str:
-    """Of the sources, the flags and the machine's kind."""
+    """A hash of the sources, the flags and the kind of machine."""
     whole = hashlib.sha256(f"{platform.machine()} {FLAGS} {instruction_sets()}".encode())
     for path in sorted(SOURCES.iterdir()):
         whole.update(path.name.encode() + path.read_bytes())

@@ -1,4 +1,4 @@
-"""`Ops` on the C++ kernels, for float32 tensors in a CPU's memory: the contracts' functions, fused and in parallel."""
+"""`Ops` on the C++ kernels, for float32 tensors in a CPU's memory. csrc/table.h has the structs that it fills."""
 
 from __future__ import annotations
 
@@ -62,9 +62,10 @@ def load_native(
     *,
     exact: bool = True,
 ) -> NativeOps | None:
-    """The operations on the best instruction set here, or on a named one; None where they were not built or cannot run.
+    """The operations on this CPU's best instruction set, or on a named one.
 
-    `threads` holds for the whole process; None is one a core. `exact` is attention's, see its contract.
+    None where the library was not built, or this CPU does not run the named set. `threads` holds for the whole process;
+    None means one for each core. `exact` says whether attention must be exact: see its contract.
     """
     library = native.load(library_path)
     if library is None:
@@ -78,12 +79,12 @@ def load_native(
 
 
 def exact_for(precision: str) -> bool:
-    """Whether attention is to be exact in an engine of this precision; other ones round what comes before it more."""
+    """Whether attention must be exact in an engine of this precision. Other precisions round more before it."""
     return precision in ("fp32", "fp16")
 
 
 class NativeOps(Ops):
-    """Weights in fp8, which the C++ kernels do not have, multiply in plain torch."""
+    """The operations in C++. Plain torch multiplies by weights whose dtype the C++ kernels do not have (e4m3)."""
 
     def __init__(self, table: _Table, exact: bool = True) -> None:
         self._table, self._exact = table, exact

@@ -1,6 +1,7 @@
-"""A Pillow picture in, the memory of its pixels out, 4 bytes each, never packed to 3: by Arrow's C data interface.
+"""A Pillow picture in, the memory of its pixels out, 4 bytes a pixel as Pillow keeps them.
 
-https://arrow.apache.org/docs/format/CDataInterface.html has the structs.
+Pillow lends and borrows memory by Arrow's C data interface: https://arrow.apache.org/docs/format/CDataInterface.html
+has the structs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 
 def decode_whole(picture: Image.Image) -> npt.NDArray[np.uint8] | None:
-    """Decodes an RGB JPEG that was just opened -> uint8 [H, W, 4], RGB and a byte without meaning. None: another kind.
+    """Decodes an RGB JPEG that was just opened -> uint8 [H, W, 4], RGB and a byte without meaning.
 
-    Pillow would decode into pieces of 16 MiB, of small pages. Lent to it beforehand, memory of numpy's, which asks for
-    huge pages, saves a quarter of the time at 12 megapixels. The picture must not outlive the array.
+    None for pictures of another kind. By itself Pillow decodes into pieces of 16 MiB that lie in small pages. Here it
+    borrows numpy's memory, which asks the system for huge pages: that saves a quarter of the time at 12 megapixels. The
+    picture must not outlive the array.
     """
     if not isinstance(picture, JpegImageFile) or picture.mode != "RGB":
         return None
@@ -29,7 +31,7 @@ def decode_whole(picture: Image.Image) -> npt.NDArray[np.uint8] | None:
 
 
 def address(picture: Image.Image) -> int:
-    """Where the pixels of a picture lie that Pillow allocated in one piece. They live as long as the picture."""
+    """The address of a picture's pixels, which Pillow must have allocated in one piece. They live as long as it."""
     capsule = picture.__arrow_c_array__()[1]
     array = ctypes.cast(_pointer(capsule, b"arrow_array"), ctypes.POINTER(_Array)).contents
     pixels = ctypes.cast(array.children[0], ctypes.POINTER(_Array)).contents.buffers[1]
@@ -38,7 +40,7 @@ def address(picture: Image.Image) -> int:
 
 
 class _Lent:
-    """Memory [H, W, 4] in the form that `Image.fromarrow` takes, which reads the structs at once and keeps none."""
+    """Memory [H, W, 4] as `Image.fromarrow` takes it. That reads the structs at once and keeps none of them."""
 
     def __init__(self, memory: npt.NDArray[np.uint8]) -> None:
         self._buffers = (ctypes.c_void_p * 2)(None, memory.ctypes.data)  # no nulls

@@ -1,14 +1,17 @@
-"""An RGB picture in, uint8 pixels [S, S, 3] out: padded to a square and resized in csrc/resize.cpp, to Pillow's bit.
+"""An RGB picture in, uint8 pixels [S, S, 3] out: padded to a square and resized by csrc/resize.cpp, to Pillow's bits.
 
-The square's side is n = max(width, height), the picture in its middle. Output x of S reads its inputs i by
+The square's side is n = max(width, height), with the picture in its middle. Output x of S reads inputs i as follows:
 
     scale = n / S;   f = max(scale, 1);   c = (x + 0.5) scale;   i from trunc(c - 2f + 0.5) up to trunc(c + 2f + 0.5)
     w_i = b((i - c + 0.5) / f) over their sum, in float64;   W_i = round(2^22 w_i), halves away from zero
     y = clip((2^21 + sum of W_i p_i) >> 22, 0, 255)
 
-with b(t) = 1.5|t|^3 - 2.5 t^2 + 1 below 1, -0.5 (|t|^3 - 5 t^2 + 8|t| - 4) below 2, else 0: the cubic of a = -0.5.
-Columns first, then rows, 8 bits between. The sums are of whole numbers, so their order is free; what rounds is the
-weights, and those agree with Pillow's where it was compiled without fused multiply-adds, as for x86-64.
+with b(t) = 1.5|t|^3 - 2.5 t^2 + 1 for |t| below 1, -0.5 (|t|^3 - 5 t^2 + 8|t| - 4) below 2, else 0: the cubic with
+a = -0.5. Columns are resized first, then rows, with 8 bits between. The sums are of whole numbers, so that their order
+is free. Only the weights are rounded, and they agree with Pillow's where it was compiled without fused multiply-adds,
+as it is for x86-64.
+
+An isa is an instruction set that the resize has code for, by its index in csrc/resize.cpp.
 """
 
 from __future__ import annotations
@@ -27,31 +30,31 @@ from qalign_kernels.cpu.pillow_memory import address
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-PLAIN, AVX2, VNNI, DOTPROD = range(4)  # csrc/resize.cpp's forms
-_TAPS = {PLAIN: 1, AVX2: 2, VNNI: 4, DOTPROD: 4}  # that one instruction multiplies and adds
+PLAIN, AVX2, VNNI, DOTPROD = range(4)
+_TAPS = {PLAIN: 1, AVX2: 2, VNNI: 4, DOTPROD: 4}  # inputs that one instruction multiplies and adds
 _BITS = 22
-_BAND = 512 << 10  # bytes of a picture that are copied at a time: they stay in the cache
+_BAND = 512 << 10  # bytes of a picture that are copied at a time, so that they stay in the cache
 
 
-def best_form(library: ctypes.CDLL) -> int:
-    """The fastest form that this CPU has."""
-    return forms(library)[-1]
+def best_isa(library: ctypes.CDLL) -> int:
+    """The fastest isa that this CPU has."""
+    return isas(library)[-1]
 
 
-def forms(library: ctypes.CDLL) -> tuple[int, ...]:
-    """Those that this CPU has, the fastest last."""
-    best: int = library.qk_resize_form()
+def isas(library: ctypes.CDLL) -> tuple[int, ...]:
+    """The isas that this CPU has, the fastest last."""
+    best: int = library.qk_resize_isa()
     return (PLAIN, DOTPROD) if best == DOTPROD else tuple(range(best + 1))
 
 
 def resize_native(
-    library: ctypes.CDLL, picture: Image.Image | Bytes, side: int, pad: tuple[int, int, int], form: int | None = None
+    library: ctypes.CDLL, picture: Image.Image | Bytes, side: int, pad: tuple[int, int, int], isa: int | None = None
 ) -> Bytes:
-    """A Pillow picture of mode RGB or uint8 [H, W, 3 or 4], of which 3 count -> uint8 [side, side, 3].
+    """A Pillow picture of mode RGB, or uint8 [H, W, 3 or 4] of which a fourth byte is ignored -> uint8 [side, side, 3].
 
-    `pad` is the colour around the picture. `form` is by default the best that this CPU has.
+    `pad` is the colour around the picture. `isa` is by default the best that this CPU has.
     """
-    form = best_form(library) if form is None else form
+    isa = best_isa(library) if isa is None else isa
     if isinstance(picture, np.ndarray):
         picture = np.ascontiguousarray(picture)
         height, width, channels = picture.shape
@@ -59,15 +62,15 @@ def resize_native(
         assert picture.mode == "RGB"
         (width, height), channels = picture.size, 4
     square = max(width, height)
-    columns, rows = (_axis(length, square, side, form) for length in (width, height))
+    columns, rows = (_axis(length, square, side, isa) for length in (width, height))
     resize = _Resize(columns.struct, rows.struct, width, height, side, channels, pad * 16)
     library.qk_resize_work.restype = ctypes.c_int64
-    work = np.empty(library.qk_resize_work(ctypes.byref(resize), form) + 63, np.uint8)
+    work = np.empty(library.qk_resize_work(ctypes.byref(resize), isa) + 63, np.uint8)
     out = np.empty(3 * side * side + 64, np.uint8)  # rows are written some bytes beyond their end
     for pixels, begin, count in _bands(picture):
         library.qk_resize_rows(
             ctypes.byref(resize),
-            form,
+            isa,
             ctypes.c_void_p(pixels),
             ctypes.c_int64(width * channels),
             begin,
@@ -79,9 +82,10 @@ def resize_native(
 
 
 def _bands(picture: Image.Image | Bytes) -> Iterator[tuple[int, int, int]]:
-    """Addresses of pixels, with the first row and the number of rows that lie there.
+    """Addresses of pixels, each with the first row and the number of rows that lie there.
 
-    Of Pillow's a copy, because it keeps large pictures in pieces, and before 13.0 crashes when asked for lent memory.
+    A Pillow picture is copied band by band, because Pillow keeps large pictures in pieces, and before 13.0 crashes when
+    it is asked for memory that was lent to it.
     """
     if isinstance(picture, np.ndarray):
         yield picture.ctypes.data, 0, len(picture)
@@ -117,34 +121,34 @@ class _Resize(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Tables:
-    """One direction's tables: the struct points into the arrays."""
+    """The tables of one direction. The struct points into the arrays."""
 
     struct: _Axis
     arrays: tuple[npt.NDArray[np.int32], npt.NDArray, npt.NDArray[np.int32]]
 
 
 @lru_cache(maxsize=32)
-def _axis(length: int, square: int, side: int, form: int) -> _Tables:
+def _axis(length: int, square: int, side: int, isa: int) -> _Tables:
     """The tables of one direction: a picture `length` long in the middle of the square."""
     begin = (square - length) // 2
-    shift = -begin % 16  # makes the picture begin a group, and a strip
-    taps = _TAPS[form]
+    shift = -begin % 16  # with it the picture begins at the beginning of a group, and of a strip
+    taps = _TAPS[isa]
     inputs, weights = windows(square, side)
     first, offset = np.divmod(inputs + shift, taps)
     groups = -(-int((offset + weights.shape[1]).max()) // taps)
     grouped = np.zeros((side, taps * groups), np.int32)
     np.put_along_axis(grouped, offset[:, None] + np.arange(weights.shape[1]), weights, 1)
     base = np.full(side, 1 << (_BITS - 1), np.int32)
-    if form == DOTPROD:  # it reads pixels less 128
+    if isa == DOTPROD:  # it reads each pixel minus 128
         base += 128 * grouped.sum(1, dtype=np.int32)
-    arrays = first.astype(np.int32), _limbs(grouped.reshape(side, groups, taps), form), base
+    arrays = first.astype(np.int32), _limbs(grouped.reshape(side, groups, taps), isa), base
     pointers = (array.ctypes.data for array in arrays)
     struct = _Axis(*pointers, groups, (begin + shift) // taps, -(-length // taps))
     return _Tables(struct, arrays)
 
 
 def windows(length: int, side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """The first input of each output [side], and the weights W of inputs from there on [side, taps]."""
+    """The first input of each output [side], and the weights W of the inputs from there on [side, taps]."""
     scale = length / side
     stretch = max(scale, 1.0)
     centre = (np.arange(side) + 0.5) * scale
@@ -153,7 +157,7 @@ def windows(length: int, side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[
     taps = np.arange((end - first).max())
     at = ((taps + first[:, None]) - centre[:, None] + 0.5) * (1 / stretch)
     weights = np.where(taps < (end - first)[:, None], _cubic(np.abs(at)), 0)
-    weights /= np.cumsum(weights, 1)[:, -1:]  # a sum in order, where np.sum adds in pairs
+    weights /= np.cumsum(weights, 1)[:, -1:]  # cumsum adds in order, as Pillow does; np.sum adds in pairs
     return first, np.trunc(weights * (1 << _BITS) + np.copysign(0.5, weights)).astype(np.int32)
 
 
@@ -162,14 +166,14 @@ def _cubic(t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(t < 1, near, np.where(t < 2, far, 0))
 
 
-def _limbs(weights: npt.NDArray[np.int32], form: int) -> npt.NDArray:
-    """Weights [side, groups, taps] as a form wants them: whole; in 16 bits, high and low; or in signed digits."""
-    if form == PLAIN:
+def _limbs(weights: npt.NDArray[np.int32], isa: int) -> npt.NDArray:
+    """Weights [side, groups, taps] as an isa reads them: whole; as two of 16 bits; or as signed digits of 8 bits."""
+    if isa == PLAIN:
         return weights
-    if form == AVX2:
+    if isa == AVX2:
         return np.stack([weights >> 8, weights & 255], 2).astype(np.int16)
     low = (weights + 128 & 255) - 128
     rest = weights - low >> 8
     middle = (rest + 128 & 255) - 128
-    fill = [np.zeros_like(low)] if form == DOTPROD else []  # its vectors are of 16 bytes
+    fill = [np.zeros_like(low)] if isa == DOTPROD else []  # its vectors have 16 bytes
     return np.stack([low, middle, rest - middle >> 8, *fill], 2).astype(np.int8)

@@ -30,7 +30,7 @@ from qalign_kernels.cuda.tiles import Shares, Tile, tiles_of
 _MOST_IMPRECISE = 128  # inputs whose e4m3 products may be summed in a tensor core's own precision
 
 
-def form_of(w: Weight) -> str:
+def weight_type(w: Weight) -> str:
     """The weight's type as tables of tiles name it: int4, or torch's name of the dtype."""
     return "int4" if w.groups is not None else str(w.weight.dtype).removeprefix("torch.")
 
@@ -135,10 +135,10 @@ def _multiply(
     begin(pdl)
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
-    j = column + tl.arange(0, columns)
+    i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     steps = tl.cdiv(k, inputs)
     first, last = steps * part // splits * inputs, steps * (part + 1) // splits * inputs
-    a = row_places(x, row, row_end, x_stride, rows) + first + tl.arange(0, inputs)[None, :]
+    a = row_places(x, i, row, row_end, x_stride) + first + tl.arange(0, inputs)[None, :]
     b = w + (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64)[:, None] * k
     b += first + tl.arange(0, inputs)[None, :]
     whole: constexpr = w.dtype.element_ty.is_int()
@@ -146,7 +146,8 @@ def _multiply(
     total = tl.zeros((rows, columns), tl.int32 if whole else tl.float32)
     more = None
     if more_rows > 0:
-        more_a = row_places(x, row + rows, row_end, x_stride, more_rows) + first + tl.arange(0, inputs)[None, :]
+        more_i = row + rows + tl.arange(0, more_rows)
+        more_a = row_places(x, more_i, row, row_end, x_stride) + first + tl.arange(0, inputs)[None, :]
         more = tl.zeros((more_rows, columns), total.dtype)
     for start in range(first, last, inputs):
         if even:

@@ -38,17 +38,18 @@ def multiply_int4(
     begin(pdl)
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     row, row_end, channel, column, column_end = origin(tile, m, n, split, common, modal, rows + more_rows, columns)
-    j = column + tl.arange(0, columns)
+    i, j = row + tl.arange(0, rows), column + tl.arange(0, columns)
     blocks = tl.cdiv(k, 2 * _HALF)
     first, last = blocks * part // splits, blocks * (part + 1) // splits
     half = tl.arange(0, _HALF)[None, :]
-    a = row_places(x, row, row_end, x_stride, rows) + first * (2 * _HALF) + half
+    a = row_places(x, i, row, row_end, x_stride) + first * (2 * _HALF) + half
     own = (channel + tl.where(j < column_end, j - column, 0)).to(tl.int64) * blocks + first
     b, c = w + own[:, None] * _HALF + half, groups + own
     total = tl.zeros((columns, rows), tl.int32)
     more = None
     if more_rows > 0:
-        more_a = row_places(x, row + rows, row_end, x_stride, more_rows) + first * (2 * _HALF) + half
+        more_i = row + rows + tl.arange(0, more_rows)
+        more_a = row_places(x, more_i, row, row_end, x_stride) + first * (2 * _HALF) + half
         more = tl.zeros((columns, more_rows), tl.int32)
     for block in range(first, last):
         pairs, of_groups = words(tl.load(b)), tl.load(c)

@@ -17,7 +17,7 @@ from qalign_kernels.cuda import norm, patches
 from qalign_kernels.cuda.activation import swiglu, swiglu_rows
 from qalign_kernels.cuda.attention import attention_by_modality
 from qalign_kernels.cuda.launch import Device, Epilogue
-from qalign_kernels.cuda.linear import form_of, inputs_of, linear
+from qalign_kernels.cuda.linear import inputs_of, linear, weight_type
 from qalign_kernels.cuda.runtime import TritonError
 from qalign_kernels.cuda.tiles import Shares, Tile, tiles_for
 
@@ -31,9 +31,7 @@ class TritonOps(Ops):
     def __init__(self, device: Device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
         self._shared: Shares | None = None
-        self._refused: set[tuple[str, int, int, int, Tile | None]] = (
-            set()
-        )  # forms, shapes, and tiles that the device refused
+        self._refused: set[tuple[str, int, int, int, Tile | None]] = set()  # weight type, M, K, N and the tile
         self._backends = attention_backends(device.capability, dtype)
         self.name = f"Triton, {BACKENDS[self._backends[0]]} attention"
 
@@ -93,7 +91,7 @@ class TritonOps(Ops):
     def _product(self, x: Tensor | QuantizedRows, w: Weight, epilogue: Epilogue, modal: Modal | None = None) -> Tensor:
         """By the tile that should be the fastest, or by the next one where the device refuses it."""
         n = len(w.weight) if modal is None else (len(w.weight) + modal.common) // 2
-        shape = form_of(w), math.prod(x.shape[:-1]), x.shape[-1], n
+        shape = weight_type(w), math.prod(x.shape[:-1]), x.shape[-1], n
         *others, last = (tile for tile in tiles_for(self.device, *shape) if modal is None or tile is not None)
         shares = self._shares(w.weight.device)
         for tile in (tile for tile in others if (*shape, tile) not in self._refused):

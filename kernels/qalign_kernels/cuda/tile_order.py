@@ -40,7 +40,6 @@ gluon_origin = gluon_jit(_origin)
 
 
 @jit
-def row_places(x: Pointer, row: Value, row_end: Value, stride: Value, rows: constexpr) -> Value:
-    """The addresses [rows, 1] of x's rows from `row` on; from `row_end` on it is the first row's again."""
-    i = row + tl.arange(0, rows)
+def row_places(x: Pointer, i: Value, row: Value, row_end: Value, stride: Value) -> Value:
+    """The addresses [rows, 1] of x's rows i; from `row_end` on, that of `row` instead."""
     return x + tl.where(i < row_end, i, row).to(tl.int64)[:, None] * stride

@@ -1,13 +1,13 @@
 """A product's weight type and shape on a device in, the tiles it runs with out, or None for torch's own product.
 
-`triton_tiles.json` holds what was measured: {`table_key`: {form: [[M, K, N, *Tile], ...]}}. A line of M, K and N alone
-says that torch's own product was the fastest. A line holds for the device and the Triton that measured it, and for rows
-from half of M to M, because a tile that is fast for many rows leaves most of a device idle with few. The file is empty:
-no sweep has been run on a GPU yet. Where nothing was measured, a rule chooses: cuBLAS for floats and e4m3 as far as it
-has those, the tiles of `linear_hopper` for int8 on sm_90, and Triton's for all else. Nothing is tuned while a picture
-waits.
+`triton_tiles.json` holds what was measured: {`table_key`: {weight type: [[M, K, N, *Tile], ...]}}. A line of M, K and N
+alone says that torch's own product was the fastest. A line holds for the device and the Triton that measured it, and
+for rows from half of M to M, because a tile that is fast for many rows leaves most of a device idle with few. The file
+is empty: no sweep has been run on a GPU yet. Where nothing was measured, a rule chooses: cuBLAS for floats and e4m3 as
+far as it has those, the tiles of `linear_hopper` for int8 on sm_90, and Triton's for all else. Nothing is tuned while a
+picture waits.
 
-Letters: M rows, K inputs, N output channels. A form is a weight type: int8, int4, or a float dtype by torch's name.
+Letters: M rows, K inputs, N output channels. A weight type is int8, int4, or a float dtype by torch's name.
 """
 
 from __future__ import annotations
@@ -105,52 +105,52 @@ def _triton() -> str:
         return ""
 
 
-def tile_for(device: Device, form: str, m: int, k: int, n: int, table: Table | None = None) -> Tile | None:
+def tile_for(device: Device, weight_type: str, m: int, k: int, n: int, table: Table | None = None) -> Tile | None:
     """The tile measured with this K and N and with M rows, or the next larger number up to 2 M; else the rule's."""
-    lines = (measured() if table is None else table).get(table_key(device), {}).get(form, [])
+    lines = (measured() if table is None else table).get(table_key(device), {}).get(weight_type, [])
     nearest = min((line for line in lines if line[1:3] == [k, n] and m <= line[0] <= 2 * m), default=None)
     if nearest and nearest[3:]:
         return Tile(*nearest[3:])
-    torchs_own = nearest is not None or by_cublas(device.capability, form)
-    if torchs_own and has_product(device.capability, form, m, k, n):
+    torchs_own = nearest is not None or by_cublas(device.capability, weight_type)
+    if torchs_own and has_product(device.capability, weight_type, m, k, n):
         return None
-    return tile_by_rule(device, form, m, k, n)
+    return tile_by_rule(device, weight_type, m, k, n)
 
 
-def tiles_for(device: Device, form: str, m: int, k: int, n: int) -> list[Tile | None]:
+def tiles_for(device: Device, weight_type: str, m: int, k: int, n: int) -> list[Tile | None]:
     """`tile_for`'s choice, then what to try where the device refuses it: the rule's, then one of Triton's."""
-    shape = form, m, k, n
+    shape = weight_type, m, k, n
     return list(dict.fromkeys((tile_for(device, *shape), tile_for(device, *shape, {}), _of_triton(device, *shape))))
 
 
-def tile_by_rule(device: Device, form: str, m: int, k: int, n: int) -> Tile:
+def tile_by_rule(device: Device, weight_type: str, m: int, k: int, n: int) -> Tile:
     """The tile where nothing was measured and torch's own product is not taken."""
-    if form == "int8" and device.capability == _HOPPER and m > min(_SHORT) and k % 16 == 0:
+    if weight_type == "int8" and device.capability == _HOPPER and m > min(_SHORT) and k % 16 == 0:
         return _for_hopper(device, m, k, n)
-    return _of_triton(device, form, m, k, n)
+    return _of_triton(device, weight_type, m, k, n)
 
 
-def _of_triton(device: Device, form: str, m: int, k: int, n: int) -> Tile:
+def _of_triton(device: Device, weight_type: str, m: int, k: int, n: int) -> Tile:
     """Few padded rows, and programs for every processor: by fewer columns, or by parts of the inputs."""
-    hopper, exact = device.capability == _HOPPER, form in ("int8", "int4")
-    costs = _SHORT | (_WITH_A_REST if form == "int4" or (exact and not hopper) else {})
+    hopper, exact = device.capability == _HOPPER, weight_type in ("int8", "int4")
+    costs = _SHORT | (_WITH_A_REST if weight_type == "int4" or (exact and not hopper) else {})
     rows = min(costs, key=lambda r: (cdiv(m, r) * r * costs[r], -r))
     columns = 128
     while not exact and columns > 32 and cdiv(m, rows) * cdiv(n, columns) < device.processors:
         columns //= 2
     tiles = cdiv(m, rows) * cdiv(n, columns)
-    if form == "int4" or (exact and rows == 128 and tiles > 2 * device.processors):
-        return _two_at_once(device, form, rows, tiles, k)
-    inputs = _LOADED // _BYTES[form]
+    if weight_type == "int4" or (exact and rows == 128 and tiles > 2 * device.processors):
+        return _two_at_once(device, weight_type, rows, tiles, k)
+    inputs = _LOADED // _BYTES[weight_type]
     splits = _splits(device, tiles, cdiv(k, inputs)) if exact else 1
     stages = _stages(device, device.shared, (rows + columns) * _LOADED)
     return Tile(rows, columns, inputs, stages, 8 if rows * columns > 64 * 128 else 4, splits)
 
 
-def _two_at_once(device: Device, form: str, rows: int, tiles: int, k: int) -> Tile:
+def _two_at_once(device: Device, weight_type: str, rows: int, tiles: int, k: int) -> Tile:
     """Two programs of 4 warps on a processor: one multiplies while the other begins or ends, or spreads weights."""
     room = (device.shared + RESERVED) // 2 - RESERVED
-    step = rows * _LOADED + 128 * (_OF_WEIGHTS if form == "int4" else _LOADED)
+    step = rows * _LOADED + 128 * (_OF_WEIGHTS if weight_type == "int4" else _LOADED)
     parts = 1 if 2 * step <= room else 2  # of a step
     splits = _splits(device, tiles, cdiv(k, _LOADED), 2)
     return Tile(rows, 128, _LOADED // parts, _stages(device, room, step // parts), 4, splits)

@@ -42,23 +42,23 @@ class Rest(NamedTuple):
     bias: Tensor | None  # [N]
 
 
-def has_product(capability: int, form: str, m: int, k: int, n: int) -> bool:
-    """Whether torch can multiply [M, K] by [N, K] correctly. `form` is a weight type, by the names that `tiles` has."""
-    if form == "int8":
+def has_product(capability: int, weight_type: str, m: int, k: int, n: int) -> bool:
+    """Whether torch can multiply [M, K] by a weight [N, K] correctly. `tiles` has the names of weight types."""
+    if weight_type == "int8":
         return m > 16 and k % 8 == 0 and n % 8 == 0
-    if form == "float8_e4m3fn":
+    if weight_type == "float8_e4m3fn":
         # before torch 2.12, the product for sm_89 ignored the stream that it was launched on
         sound = capability != 89 or TorchVersion(torch.__version__) >= (2, 12)
         return capability >= 89 and sound and k % 16 == 0 and n % 16 == 0
-    return form in _FLOATS
+    return weight_type in _FLOATS
 
 
-def by_cublas(capability: int, form: str) -> bool:
+def by_cublas(capability: int, weight_type: str) -> bool:
     """Whether torch takes cuBLAS for the product, which gives a result of any dtype."""
-    if form == "float8_e4m3fn":
+    if weight_type == "float8_e4m3fn":
         cuda = TorchVersion(torch.version.cuda or "0")
         return capability == _CUBLAS_BY_ROW and cuda >= (12, 9)
-    return form in _FLOATS
+    return weight_type in _FLOATS
 
 
 def product(x: Tensor | QuantizedRows, w: Weight, epilogue: Epilogue) -> tuple[Tensor, Rest | None]:

@@ -1,7 +1,8 @@
-// Attention of one head at a time: keys and values packed once, then some queries by some keys, in the first cache.
+// Attention of one head at a time: its keys and values are packed once, then a few queries meet a chunk of keys after
+// another, so that their scores stay in the first cache.
 //
-// Of each query are kept its largest score so far, and sums over e^(score - that one). A larger score scales the sums down
-// (Milakov and Gimelshein's online softmax, with values as in FlashAttention).
+// For each query we keep the largest score so far, and sums over e^(score - that one). A larger score scales the sums
+// down (Milakov and Gimelshein's online softmax, with values as in FlashAttention).
 #pragma once
 
 #include "attention_numbers.h"
@@ -12,7 +13,7 @@
 namespace qk {
 namespace QK_ISA {
 
-// Keys [Tk][Dh] -> panels of 16 keys.
+// Keys [Tk][Dh] -> panels of 16 keys each.
 template <class How>
 const char* pack_keys(const How& how, const float* k, int64_t keys, int64_t width) {
   const int64_t lines = (How::units(width) + 15) / 16, panel = lines * 16 * kLine, count = up(keys, kColumns) / 16;
@@ -24,7 +25,8 @@ const char* pack_keys(const How& how, const float* k, int64_t keys, int64_t widt
   return to;
 }
 
-// Values [Tk][Dh] -> for each chunk of keys panels of 16 of a value's Dh numbers, an even count of panels.
+// Values [Tk][Dh] -> panels of 16 of a value's Dh numbers, for each chunk of keys. Each chunk has an even count of
+// panels.
 template <class How>
 const char* pack_values(const How& how, const float* v, int64_t keys, int64_t width) {
   const int64_t room = How::units(kChunk), panels = up(width, kColumns) / 16, chunks = (keys + kChunk - 1) / kChunk;
@@ -41,7 +43,7 @@ const char* pack_values(const How& how, const float* v, int64_t keys, int64_t wi
   return to;
 }
 
-// One head's packed keys and values [count][width], multiplied as `How` says.
+// One head's packed keys and values [count][width], multiplied in the numbers of `How`.
 template <class How>
 class Head {
  public:
@@ -55,7 +57,7 @@ class Head {
     values = pack_values(how, v, count, width);
   }
 
-  // Queries [..][width] -> context [..][width]. With `causal` query i sees the first `seen` + i keys, else all.
+  // Queries [..][width] -> context [..][width]. With `causal`, query i sees the first `seen` + i keys; else all keys.
   void context(const float* q, int64_t q_pitch, int64_t queries, int64_t seen, bool causal, float* out,
                int64_t out_pitch) const {
     const int64_t pitch = up(width, kColumns);
@@ -89,7 +91,7 @@ class Head {
   const char *keys, *values;
   int64_t count, width;
 
-  // Queries by keys from .. from + some - 1.
+  // The scores of queries by keys from .. from + some - 1.
   void score(const char* rows, int64_t stride, int64_t queries, int64_t from, int64_t some, float* scores) const {
     const int64_t units = How::units(width), panel = up(units, 16) * kLine;
     Ahead nothing;
@@ -98,8 +100,8 @@ class Head {
                                Store{scores + j, kPitch}, nothing);
   }
 
-  // A chunk's scores -> weights e^(score - the largest so far), zeros where a query sees no key; what is kept of each
-  // query with them.
+  // A chunk's scores -> weights e^(score - the largest so far), zeros where a query does not see a key. What we keep
+  // for each query changes with them.
   template <class SeenBy>
   void soften(const SeenBy& seen_by, int64_t queries, int64_t from, int64_t some, float* scores, float* tops,
               F16* totals, float* sums, int64_t pitch) const {
@@ -116,7 +118,7 @@ class Head {
         store(row + j, x);
         most = max(most, x);
       }
-      for (; j < up(keys, 32); j += 16) {  // past its last key, a weight is 0
+      for (; j < up(keys, 32); j += 16) {  // past the query's last key a weight is 0
         store(row + j, j < keys ? how.score(row + j, from + j) : F16{});
         for (int64_t l = keys > j ? keys : j; l < j + 16; l++) row[l] = -INFINITY;
         most = max(most, load(row + j));
@@ -166,7 +168,8 @@ class Head {
 template <class How>
 void attention_by(const Attention& a) {
   const int64_t heads = a.batch * a.heads;
-  const int64_t cuts = (2 * threads() + heads - 1) / heads;  // a head's queries are shared out where heads are few
+  const int64_t cuts =
+      (2 * threads() + heads - 1) / heads;  // where there are few heads, a head's queries are shared out
   const int64_t step = up((a.queries + cuts - 1) / cuts, kQueries), parts = (a.queries + step - 1) / step;
   parallel(heads * parts, [&](int64_t task) {
     const Blocks scope;
@@ -181,7 +184,7 @@ void attention_by(const Attention& a) {
 
 inline void attention(const Attention& a) {
 #if defined(__AMX_INT8__)
-  constexpr int64_t kEnough = 4 * kBlockRows;  // queries that repay packing keys and values in three parts
+  constexpr int64_t kEnough = 4 * kBlockRows;  // queries from which on it pays to pack keys and values in three parts
   if (a.width % 32 == 0 && a.queries >= kEnough) return a.exact ? attention_by<Split>(a) : attention_by<Half>(a);
 #elif defined(QK_WHOLE16)
   if (!a.exact) return attention_by<Whole16>(a);
@@ -189,7 +192,7 @@ inline void attention(const Attention& a) {
   attention_by<Plain>(a);
 }
 
-// x cos + swap(x) sin, the first half of swap negated: [Dh] of one head.
+// x cos + swap(x) sin for the [Dh] numbers of a head; swap exchanges the halves and negates the first.
 inline void rotate(const float* x, const float* cos, const float* sin, int64_t width, float* out) {
   const int64_t half = width / 2;
   for (int64_t i = 0; i < half; i++) {
@@ -198,7 +201,7 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t w
   }
 }
 
-// One sequence's head with its prefix, gathered from the packed rows: keys and values [P + T][Dh], queries [T or
+// A head of one sequence with its prefix, gathered from rows by modality: keys and values [P + T][Dh], queries [T or
 // 1][Dh].
 struct Gathered {
   float *keys, *values, *queries, *context;
@@ -229,7 +232,7 @@ struct Gathered {
     }
   }
 
-  // The row of q and of the result that token t of sequence b has.
+  // The row that token t of sequence b has in q and in the result.
   static int64_t place(const AttentionByModality& a, int64_t b, int64_t t) {
     if (a.last) return b;
     return t < a.visual ? b * a.visual + t : a.batch * a.visual + b * a.text + t - a.visual;

@@ -1,7 +1,7 @@
 // The numbers that attention is multiplied in: float32, whole numbers of 16 bits, one bfloat16, or the sum of two.
 //
-// A struct here is a `How` of attention.h: how keys, values, queries and weights become operands of `block`, and how sums
-// become scores and context.
+// A struct here is a `How` of attention.h. It says how keys, values, queries and weights become operands of `block`,
+// and how sums become scores and context.
 #pragma once
 
 #include "linear.h"
@@ -22,38 +22,38 @@ enum AttentionSlot {
 };
 
 constexpr int kChunk = 256;          // keys at a time
-constexpr int kPitch = kChunk + 16;  // scores of a query; a power of two would share a few sets of the cache
+constexpr int kPitch = kChunk + 16;  // from one query's scores to the next; a power of two would share few cache sets
 constexpr int kQueries = kBlockRows > 24 ? kBlockRows : (24 / kRows) * kRows;  // at a time
 
-// What ways to multiply have in common, where sums are the numbers themselves.
+// What those have in common whose sums are the results themselves, without scales.
 struct Unscaled {
-  // Told of a head's keys and values before they are packed.
+  // Called with a head's keys and values before they are packed.
   void meet_keys(const float*, int64_t /*keys*/, int64_t /*width*/) {}
   void meet_values(const float*, int64_t, int64_t) {}
 
-  // Query i's sums by 16 keys from `at` on -> their scores, over query_scale(i).
+  // Query i's sums by 16 keys from `at` on -> their scores, divided by query_scale(i).
   static F16 score(const float* sums, int64_t /*at*/) { return load(sums); }
   static float query_scale(int64_t /*i*/) { return 1; }
 
-  // Told of query i's row of a chunk's weights, with zeros up to `end`, and of their sum.
+  // Called with query i's row of a chunk's weights, which has zeros up to `end`, and with their sum.
   static void meet_weights(char*, int64_t /*end*/, int64_t /*i*/, float) {}
 
-  // Where sums of values go.
+  // Where the sums of values go.
   static Store adding(float* to, int64_t pitch) { return {to, pitch, true}; }
 
-  // What those of 16 columns are multiplied by.
+  // What the sums of 16 columns are multiplied by.
   static F16 scale(int64_t) { return splat(1.f); }
 };
 
-constexpr int64_t kAhead = 16;  // rows that are asked for before they are read
+constexpr int64_t kAhead = 16;  // how many rows ahead memory is prefetched
 
-// Rows [count][width], `pitch` floats apart, will be read: a head's lie too far apart for a CPU to foresee the next.
+// Prefetches rows [count][width] that are `pitch` floats apart: too far for a CPU to foresee the next one by itself.
 inline void fetch(const float* rows, int64_t pitch, int64_t count, int64_t width) {
   for (int64_t i = 0; i < count; i++)
     for (int64_t d = 0; d < width; d += kLine / 4) __builtin_prefetch(rows + i * pitch + d, 0, 2);
 }
 
-// Such rows one after another: where they lay they would share a few sets of the caches.
+// Copies such rows so that they follow one another: where they lay they would share a few sets of the caches.
 inline const float* gather(const float* rows, int64_t pitch, int64_t count, int64_t width) {
   auto* to = static_cast<float*>(scratch(kGatheredSlot, count * width * 4));
   fetch(rows, pitch, least(kAhead, count), width);
@@ -69,13 +69,13 @@ inline F16 there(const float* row, int64_t numbers, int64_t i) {
   return i < numbers ? load_part(row + i, numbers - i) : F16{};
 }
 
-// 32 numbers of 16 bits as a line: a unit has two of them, 16 apart.
+// 32 numbers of 16 bits as a line. Each unit has two of them that are 16 apart.
 inline I16 twos(const I16& first, const I16& second) { return (first & 0xffff) | second << 16; }
 
-// Of a line of such numbers, the first one in unit `unit`.
+// The index of the first of the two numbers in unit `unit` of such lines.
 inline int64_t first_in(int64_t unit) { return unit / 16 * 32 + unit % 16; }
 
-// Products of float32 numbers as they are.
+// float32 numbers as they are.
 struct Plain : Unscaled {
   using Dot = Float32;
 
@@ -91,7 +91,7 @@ struct Plain : Unscaled {
     return as_ints(unit < count ? load_part(values + unit * width + column, width - column) : F16{});
   }
 
-  // Queries as they are multiplied, and the bytes from one to the next.
+  // Queries as they are multiplied; *stride is the bytes from one to the next.
   static const char* operand(const float* q, int64_t pitch, int64_t queries, int64_t width, int64_t* stride) {
     *stride = stride_of(width * 4);
     auto* to = static_cast<char*>(scratch(kQuerySlot, kQueries * *stride));
@@ -99,13 +99,13 @@ struct Plain : Unscaled {
     return to;
   }
 
-  // Where a chunk's weights go, rows like those of an operand: where their scores are.
+  // Where a chunk's weights go, in rows like those of an operand: here in place of their scores.
   static char* weights(float* scores, int64_t* stride) {
     *stride = kPitch * 4;
     return reinterpret_cast<char*>(scores);
   }
 
-  // Weights j .. j + 31 of a row of `keys`, as they are multiplied; returns their sums by 16.
+  // Stores weights j .. j + 31 of a row of `keys` as they are multiplied, and returns the sums of each 16.
   static F16 put(char* row, int64_t /*keys*/, int64_t j, const F16& x, const F16& y) {
     store(reinterpret_cast<float*>(row) + j, x);
     store(reinterpret_cast<float*>(row) + j + 16, y);
@@ -115,18 +115,19 @@ struct Plain : Unscaled {
 
 #if defined(QK_BYTES) && defined(__x86_64__) && !defined(__AMX_INT8__)
 #define QK_WHOLE16
-// Each number as a whole one of 16 bits, as large as 32 bits of the sums allow, in half the instructions. A query and a
-// key have a scale each, values one a column. Enough for engines of 16 bits and fewer.
+// Whole numbers of 16 bits, as large as the 32 bits of sums allow, in half the instructions of float32. Each query and
+// each key has a scale, and so has each column of values. This is enough for engines of 16 bits and fewer.
 struct Whole16 {
   using Dot = Pairs;
   static constexpr float kSum = 2147483000.f, kItem = 32767.f, kValue = 4095.f;
-  static constexpr float kWeight = kItem / 2;  // large scores are rounded before the largest one is taken off
+  static constexpr float kWeight = kItem / 2;  // large scores are rounded before the largest one is subtracted
 
-  float* query;  // scales
+  // scales
+  float* query;
   float* key;
-  float* weight;  // of a chunk's, a query each
+  float* weight;  // one for each query, for its weights in a chunk
   float* value;
-  float* to_value;  // and what takes values to whole numbers
+  float* to_value;  // the factors that turn values into whole numbers
 
   void meet_keys(const float* k, int64_t keys, int64_t width) {
     const int64_t columns = up(width, 16);
@@ -176,7 +177,7 @@ struct Whole16 {
   }
 
   void meet_weights(char* row, int64_t end, int64_t i, float total) const {
-    const float factor = std::fmin(kWeight, (kSum / kValue - end / 2) / total);  // each is rounded up by a half at most
+    const float factor = std::fmin(kWeight, (kSum / kValue - end / 2) / total);  // rounding adds at most a half to each
     const auto number = [&](int64_t j) { return nearest(load(reinterpret_cast<float*>(row) + j) * factor); };
     for (int64_t j = 0; j < end; j += 32) store_bytes(row + j * 2, twos(number(j), number(j + 16)));
     weight[i] = 1 / factor;
@@ -205,7 +206,7 @@ struct Whole16 {
  private:
   static constexpr float kTiny = 1e-30f;
 
-  // Line `line` of a query or a key.
+  // Line `line` of a query or of a key.
   static I16 line_of(const float* row, int64_t width, int64_t line, float factor) {
     const auto number = [&](int64_t i) { return nearest(there(row, width, i) * factor); };
     return twos(number(line * 32), number(line * 32 + 16));
@@ -218,7 +219,7 @@ struct Whole16 {
 #endif
 
 #if defined(__AMX_INT8__)
-// Each number as one bfloat16: enough for engines of 16 bits and fewer.
+// One bfloat16 for each number: enough for engines of 16 bits and fewer.
 struct Half : Unscaled {
   using Dot = BFloat16;
 
@@ -259,8 +260,9 @@ struct Half : Unscaled {
   }
 };
 
-// Each number as the sum of two bfloat16, high and low: a b = ah bh + ah bl + al bh, to about 2^-16, as one product
-// three times as long: [ah ah al] by [bh bl bh]. The matrix instructions take it faster than float32 all the same.
+// The sum of two bfloat16, high and low, for each number. a b = ah bh + ah bl + al bh to about 2^-16, computed as one
+// product that is three times as long: [ah ah al] by [bh bl bh]. With matrix instructions this is still faster than
+// float32.
 struct Split : Unscaled {
   using Dot = BFloat16;
 
@@ -303,7 +305,7 @@ struct Split : Unscaled {
     return static_cast<char*>(scratch(kWeightSlot, kQueries * *stride));
   }
 
-  // High, high, low.
+  // Stores the parts in the order high, high, low.
   static F16 put(char* row, int64_t numbers, int64_t j, const F16& x, const F16& y) {
     const int64_t bytes = third(numbers) * kUnit;
     for (int64_t i = 0; i < 3; i++) store_bytes(row + i * bytes + j * 2, pair(x, y, i == 2));

@@ -1,7 +1,7 @@
-// The inner block of every product: a few rows of A, 32 columns of B packed in panels, 32-bit sums out.
+// The inner block of every product: a few rows of A and 32 columns of B, packed in panels, in; 32-bit sums out.
 //
-// B lies in panels of 16 columns, [K in units][16], where a unit is 4 bytes: four 8-bit, two 16-bit or one float32
-// weight of a column. A's rows lie as they are. One layout serves the vector and the matrix (AMX) instructions.
+// B lies in panels of 16 columns, [K in units][16]. A unit is 4 bytes: four 8-bit, two 16-bit or one float32 weight of
+// a column. A's rows are not rearranged. One layout serves the vector instructions and the matrix instructions (AMX).
 #pragma once
 
 #include "vec.h"
@@ -9,7 +9,7 @@
 namespace qk {
 namespace QK_ISA {
 
-// Rows and panels at a time: their sums, a line of the panels and a number of A take all registers but a few.
+// Rows and panels at a time. Their sums, a line of the panels and a number of A take nearly all registers.
 #if defined(__AVX512F__)
 constexpr int kRows = 12, kPanels = 2;  // 24 sums of 32 registers
 #elif defined(__AVX2__)
@@ -26,13 +26,13 @@ constexpr int kBlockRows = kRows;
 #endif
 constexpr int kColumns = 32;
 constexpr int kUnit = 4, kLine = 64;
-constexpr int kVectors = kPanels * kParts;  // registers of a line of the panels
-// How many lines ahead panels are asked for: they lie in the second cache, which AVX512 would wait for.
+constexpr int kVectors = kPanels * kParts;  // registers that a line of the panels takes
+// How many lines ahead panels are prefetched. They lie in the second cache, and AVX512 would have to wait for it.
 constexpr int kSoon = kVector == 64 ? 32 : 0;
 
 struct Float32 {
   using Sum = Floats;
-  using Number = Floats;  // a unit of a row, in every lane
+  using Number = Floats;  // a unit of a row, repeated in every lane
 
   static Number number(const char* a) {
     float x;
@@ -49,7 +49,7 @@ inline Ints unit_of(const char* a) {
   return all_of(x);
 }
 
-// Four signed bytes of a row by four of a weight.
+// Four signed bytes of a row by four bytes of a weight.
 struct Bytes {
   using Sum = Ints;
   using Number = Ints;
@@ -74,7 +74,7 @@ struct Bytes {
 #endif
 };
 
-// Two numbers of 16 bits each: 8-bit ones, widened when packed, where pairs of bytes would saturate.
+// Two numbers of 16 bits each. 8-bit numbers are widened to these where products of bytes would saturate.
 struct Pairs {
   using Sum = Ints;
   using Number = Ints;
@@ -97,8 +97,8 @@ struct Pairs {
   }
 };
 
-// What whole numbers are multiplied as. Where weights must be unsigned, they are packed kWeightBias higher:
-// sum_k a_k w_k = sum_k a_k (w_k + bias) - bias sum_k a_k, and the sums start from what is taken off.
+// What whole numbers are multiplied as. Where weights must be unsigned, kWeightBias is added to them when they are
+// packed: sum_k a_k w_k = sum_k a_k (w_k + bias) - bias sum_k a_k. The sums then start from -bias sum_k a_k.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define QK_BYTES
 constexpr bool kUnsignedWeights = true;
@@ -114,10 +114,10 @@ using Whole = Bytes;
 using Whole = Pairs;
 #endif
 constexpr int kWeightBias = kUnsignedWeights ? 128 : 0;
-constexpr int kLineItems = kLine / sizeof(Whole::Item);  // whole numbers a line
+constexpr int kLineItems = kLine / sizeof(Whole::Item);  // whole numbers in a line
 
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-constexpr bool kShortFloats = true;  // products of bfloat16 as they are
+constexpr bool kShortFloats = true;  // bfloat16 is multiplied without being widened
 
 struct BFloat16 {
   using Sum = Floats;
@@ -144,8 +144,8 @@ constexpr bool kShortFloats = false;
 using BFloat16 = Float32;
 #endif
 
-// Products that ARM takes two rows by two columns at a time, in half the instructions. Their panels have a column's
-// units by two, [K in two units][16][2], and an even number of them.
+// Whether ARM multiplies two rows by two columns at a time, in half the instructions. The panels then keep two units of
+// a column together, [K in two units][16][2], and have an even number of units.
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 template <class Dot>
 constexpr bool kSquares = std::is_same_v<Dot, Bytes> || (kShortFloats && std::is_same_v<Dot, BFloat16>);
@@ -156,16 +156,17 @@ constexpr bool kSquares = false;
 
 constexpr int kStride = kVector == 64 ? 2 : 16;  // units
 
-// Memory that will be read next, asked for a little at a time: `step` bytes on with every kStride units. Vector
-// instructions leave the ways to memory idle meanwhile; the matrix instructions need them for themselves.
-inline const char kNowhere[kLine] = {};  // a place that is there: looking for one that is not takes long
+inline const char kNowhere[kLine] = {};  // a valid address to prefetch in vain: invalid ones take long
+
+// Memory that will be read next is prefetched a little at a time: `step` bytes with every kStride units. Meanwhile
+// vector instructions leave the ways to memory idle; matrix instructions need them.
 
 struct Ahead {
   const char* next = kNowhere;
   int64_t step = 0;
 };
 
-// Rows of A, `stride` bytes apart, and what the sums of each one start from: null for zeros.
+// Rows of A, `stride` bytes apart, and the number that each one's sums start from (null means zeros).
 struct Left {
   const char* data;
   int64_t stride;
@@ -177,7 +178,7 @@ struct Right {
   int64_t panel;  // bytes from one to the next
 };
 
-// Where sums go, or are added to what is there: rows `pitch` numbers apart.
+// Where sums are stored, or added to what is there, in rows that are `pitch` numbers apart.
 struct Store {
   void* to;
   int64_t pitch;
@@ -200,7 +201,7 @@ struct Store {
 };
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-// What block_of does, in squares.
+// As block_of, in squares of two rows by two columns.
 template <class Dot, int Rows, class Out>
 inline void block_of_squares(const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
   constexpr int kPairs = (Rows + 1) / 2, kSquare = 2 * kUnit;  // bytes of a row in a square
@@ -223,7 +224,9 @@ inline void block_of_squares(const Left& a, const Right& b, int64_t units, const
       const Ints columns = load_ints(line + v * kVector);
 #pragma GCC unroll 16
       for (int i = 0; i < kPairs; i++) sums[i][v] = Dot::square(sums[i][v], pair[i], columns);
-      asm volatile("" ::: "memory");  // else all columns are loaded first, which takes more registers than there are
+      asm volatile(
+          "" ::
+              : "memory");  // without this the compiler loads all columns first, into more registers than there are
     }
   }
   ahead.next = next;
@@ -276,8 +279,8 @@ inline void block_of(const Left& a, const Right& b, int64_t units, const Out& ou
     for (int v = 0; v < kVectors; v++) out(i, v * (kVector / 4), sums[i][v]);
 }
 
-// The same for many units by AVX512. Inlined, it would leave its 12 rows' addresses in memory, an eighth slower;
-// aligned, its loop is as fast wherever in the library it lies.
+// The same for many units by AVX512. If it were inlined, the addresses of its 12 rows would be kept in memory, which is
+// an eighth slower. Alignment makes its loop equally fast wherever it lies in the library.
 template <class Dot, int Rows>
 __attribute__((noinline, flatten, aligned(64))) void long_block_of(const Left& a, const Right& b, int64_t units,
                                                                    const Store& out, Ahead& ahead) {
@@ -301,10 +304,10 @@ struct Tiles {  // the layout ldtilecfg reads
   uint8_t rows[16] = {};
 };
 
-// How many rows this thread's tiles are set for; another library may set them between two operations.
+// The number of rows that this thread's tiles are set for. Another library may change the tiles between two operations.
 inline thread_local int64_t tile_rows = 0;
 
-// Tiles 0-3: sums of two row halves by two panels; 4, 5: rows; 6, 7: panels.
+// Tiles 0-3 hold sums of two halves of the rows by two panels; 4 and 5 hold rows; 6 and 7 hold panels.
 inline void set_tiles(int64_t rows) {
   if (tile_rows == rows) return;
   alignas(64) Tiles tiles;
@@ -369,8 +372,8 @@ inline void block_tiles(int64_t rows, const Left& a, const Right& b, int64_t uni
   }
 }
 
-// 16 rows of weights, as a file has them, by Tiles panels of 16 rows of A -> sums [16][Tiles * 16]. Every weight is
-// loaded once, so that memory and multiplier work at the same time. Signed by signed, or bfloat16.
+// 16 rows of weights, as the file has them, by Tiles panels of 16 rows of A -> sums [16][Tiles * 16]. Every weight is
+// loaded once, so that memory and multiplier work at the same time. Both sides are signed bytes, or bfloat16.
 template <class Dot, int Tiles>
 inline void sweep(const char* weights, int64_t stride, const char* panels, int64_t panel, int64_t units,
                   int32_t* sums) {
@@ -407,7 +410,7 @@ inline void sweep(const char* weights, int64_t stride, const char* panels, int64
 }
 #endif
 
-// Around the blocks that one thread computes.
+// Must exist while one thread computes blocks: it releases the tiles at the end.
 struct Blocks {
 #if defined(__AMX_INT8__)
   Blocks() { tile_rows = 0; }
@@ -417,14 +420,14 @@ struct Blocks {
 #endif
 };
 
-// Whether sums of whole numbers start from `Left::start`; else that is to be added to them.
+// Whether sums of whole numbers start from `Left::start`. If not, the caller adds it to them.
 #if defined(__AMX_INT8__)
 constexpr bool kStarted = false;
 #else
 constexpr bool kStarted = kUnsignedWeights;
 #endif
 
-// At most kBlockRows rows by 32 columns; the matrix instructions take units by 16.
+// At most kBlockRows rows by 32 columns. Matrix instructions are used where units are a multiple of 16.
 template <class Dot, bool Long = false, class Out>
 inline void block(int64_t rows, const Left& a, const Right& b, int64_t units, const Out& out, Ahead& ahead) {
 #if defined(__AMX_INT8__)

@@ -1,4 +1,4 @@
-// What Python calls: the best copy of the kernels that this CPU and system run, or a lesser one by name.
+// What Python calls to get the best copy of the kernels that this CPU and system run, or another copy by its name.
 #include <cstring>
 
 #include "table.h"
@@ -31,7 +31,7 @@ struct Features {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// GCC 12 knows no name for it.
+// GCC 12 has no name for this feature.
 bool has_avxvnni() { return has_avx2() && Features(1).a >> 4 & 1; }
 
 bool has_avx512vnni() {
@@ -54,7 +54,7 @@ bool has_amx() {
 }
 #elif defined(__aarch64__)
 #if defined(__linux__)
-// Linux's bits, which older headers do not name.
+// Linux's bits by number: older headers have no names for them.
 bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
 bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) >> 13 & 1; }
 bool has_bf16() { return has_i8mm() && getauxval(AT_HWCAP2) >> 14 & 1; }
@@ -106,7 +106,7 @@ const Copy kCopies[] = {
 
 }  // namespace qk
 
-// The table called `name`, or the best one for a null; null where this CPU does not run it.
+// The table called `name`, or the best one where `name` is null. Null where this CPU does not run that copy.
 extern "C" __attribute__((visibility("default"))) const qk::Table* qk_table(const char* name) {
   for (const qk::Copy& copy : qk::kCopies)
     if ((!name || std::strcmp(name, copy.table->name) == 0) && copy.runs()) return copy.table;

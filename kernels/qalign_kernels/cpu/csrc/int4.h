@@ -1,7 +1,8 @@
-// 4-bit weights in, panels of the 8-bit ones that they are out: k (w - z), 128 inputs of 16 columns at a time.
+// 4-bit weights in, panels of the 8-bit weights that they stand for out: k (w - z), 128 inputs of 16 columns at a time.
 //
-// The weight stays as the file has it. A block's 64 bytes of each column are turned as they are: one unit of a panel
-// comes from a turned one's low halves, another, 64 inputs on, from its high halves.
+// The weight stays as the file has it. The 64 bytes that a block has of each column are transposed before they are
+// spread: the low halves of a transposed unit become one unit of a panel, and its high halves become the unit 64 inputs
+// later.
 #pragma once
 
 #include "pack.h"
@@ -11,7 +12,7 @@ namespace qk {
 namespace QK_ISA {
 
 constexpr int kBlockInputs = 128, kBlockBytes = 64, kGroupsABlock = 4;
-constexpr int kBlockLines = kBlockInputs / kLineItems;  // of a panel
+constexpr int kBlockLines = kBlockInputs / kLineItems;  // lines of a panel
 constexpr int kItemBytes = sizeof(Whole::Item);
 constexpr int kTwos = kSquares<Whole> ? 2 : 1;  // units of a column that lie side by side in a panel
 
@@ -20,7 +21,8 @@ typedef std::conditional_t<kItemBytes == 1, uint8_t, uint16_t> Items __attribute
 
 inline int64_t blocks_of(const Linear& a) { return (a.inputs + kBlockInputs - 1) / kBlockInputs; }
 
-// By 16 bits; by 8 as well where b's are no more than 8 and no product passes 255: nothing is carried.
+// Products of 16-bit numbers. Also right for pairs of 8-bit numbers by an 8-bit b, where no product is over 255: then
+// nothing is carried.
 QK_INLINE I16 times(const I16& a, const I16& b) {
   return by_part<Ints>([&](int i) { return (Ints)((Shorts)a.part[i] * (Shorts)b.part[i]); });
 }
@@ -29,8 +31,8 @@ QK_INLINE I16 items_less(const I16& a, const I16& b) {
   return by_part<Ints>([&](int i) { return (Ints)((Items)a.part[i] - (Items)b.part[i]); });
 }
 
-// What codes are multiplied by in each lane, and what is taken off then, for every item; from groups' bytes, lowest in
-// the lanes.
+// What the codes of each lane are multiplied by, and what is then subtracted, for every item. They come from the
+// groups' bytes, which are the lowest of the lanes.
 struct Group {
   I16 multiplier, offset;
 
@@ -42,22 +44,22 @@ struct Group {
   }
 };
 
-// A turned line -> the weights whose codes begin at bit `shift` of its bytes, or of its pairs of bytes where a weight
-// takes two.
+// A transposed line -> the weights whose codes begin at bit `shift` of its bytes, or of its pairs of bytes where a
+// weight takes two.
 QK_INLINE I16 spread(const I16& line, int shift, const Group& group) {
   const I16 codes = line >> shift & (kItemBytes == 1 ? 0x0f0f0f0f : 0x000f000f);
   return items_less(times(codes, group.multiplier), group.offset);
 }
 
-// A line of a column. Of a unit's four bytes, where a weight takes two, the first and third become a unit of a panel:
-// those in the middle change places.
+// A line of a column. Where a weight takes two bytes, the first and the third byte of a unit become a unit of a panel,
+// so that the two bytes in the middle change places.
 QK_INLINE I16 by_halves(const char* bytes) {
   const I16 x = load_bytes(bytes);
   if (kItemBytes == 1) return x;
   return (x & static_cast<int32_t>(0xff0000ff)) | (x & 0xff00) << 8 | (x >> 8 & 0xff00);
 }
 
-// A block's turned lines, and the group bytes of each lane in `kTwos` lines -> its lines of a panel.
+// A block's transposed lines, and the group bytes of each lane in `kTwos` lines -> the block's lines of a panel.
 inline void spread_block(const char* turned, const char* groups, char* to) {
 #pragma GCC unroll 4
   for (int g = 0; g < kGroupsABlock; g++)

@@ -1,4 +1,5 @@
-// One instruction set's copy of the kernels: compiled once for each, with its flags and QK_ISA naming it.
+// One instruction set's copy of the kernels. This file is compiled once for each set, with its flags and its name as
+// QK_ISA.
 #include "attention.h"
 #include "linear.h"
 #include "rows.h"
@@ -10,7 +11,12 @@
 namespace qk {
 extern const Table QK_JOIN(table, QK_ISA);
 const Table QK_JOIN(table, QK_ISA) = {
-    QK_NAME(QK_ISA), QK_ISA::linear,    QK_ISA::layer_norm,       QK_ISA::rms_norm,
-    QK_ISA::swiglu,  QK_ISA::attention, QK_ISA::attention_by_modality,
+    QK_NAME(QK_ISA),
+    QK_ISA::linear,
+    QK_ISA::layer_norm,
+    QK_ISA::rms_norm,
+    QK_ISA::swiglu,
+    QK_ISA::attention,
+    QK_ISA::attention_by_modality,
 };
 }  // namespace qk

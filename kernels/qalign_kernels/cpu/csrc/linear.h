@@ -1,7 +1,9 @@
-// Rows by a weight of any precision: rows rounded once, the weight packed a few columns at a time into the cache.
+// Rows by a weight of any precision. Rows are rounded once; the weight is packed into the cache a few columns at a
+// time.
 //
-// The weight stays as the file has it: packing costs a few percent at a picture's 77 decoder rows and nothing at its
-// 1025 vision rows, and saves a second copy of every weight. 4-bit weights are packed as the 8-bit ones that they are.
+// The weight stays as the file has it. Packing costs a few percent at a picture's 77 decoder rows and nothing at its
+// 1025 vision rows, and it saves a second copy of every weight. 4-bit weights are packed as the 8-bit ones they stand
+// for.
 #pragma once
 
 #include <atomic>
@@ -16,19 +18,19 @@
 namespace qk {
 namespace QK_ISA {
 
-constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns a task
+constexpr int64_t kCacheBytes = 256 << 10;  // of packed columns in a task
 enum Slot { kRowSlot, kScaleSlot, kSumSlot, kColumnSlot, kTileSlot, kPanelSlot, kTotalSlot };
 
-// The rows of A as `block` reads them.
+// The rows of A, rounded, as `block` reads them.
 struct RoundedRows {
   const char* data;
   int64_t stride;        // bytes from one to the next
   int64_t units;         // in a row
-  const float* scale;    // [M]
-  const int32_t* start;  // [M] what sums of products start from, for the weights' bias
+  const float* scale;    // [M] of whole numbers, else null
+  const int32_t* start;  // [M] the number that sums start from, because of kWeightBias; else null
 };
 
-// Whole lines, an odd number of them: rows a power of two apart would share a few sets of the cache.
+// Bytes rounded up to an odd number of lines: rows a power of two apart would share a few sets of the cache.
 inline int64_t stride_of(int64_t bytes) { return (up(bytes, kLine) / kLine | 1) * kLine; }
 
 inline RoundedRows whole_rows(const Linear& a) {
@@ -46,7 +48,7 @@ inline RoundedRows whole_rows(const Linear& a) {
   return {to, stride, items * static_cast<int64_t>(sizeof(Item)) / kUnit, scale, start};
 }
 
-// One row in 16- or 32-bit floats, zeros up to whole lines.
+// Stores a row in 16- or 32-bit floats, with zeros up to whole lines.
 inline void float_row(const float* x, int64_t width, int64_t bytes, Kind kind, bool short_rows, char* to) {
   for (int64_t i = 0, at = 0; at < bytes; i += 16) {
     const F16 v = i < width ? load_part(x + i, width - i) : F16{};
@@ -73,7 +75,7 @@ inline RoundedRows float_rows(const Linear& a) {
   return {to, stride, bytes / kUnit, nullptr, nullptr};
 }
 
-// 16 numbers of 16 bits -> of 32.
+// 16 numbers of 16 bits -> 16 of 32 bits.
 inline I16 widen_shorts(const char* shorts) {
 #if defined(__AVX512F__)
   return {{(Ints)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)shorts))}};
@@ -90,10 +92,10 @@ inline I16 widen_shorts(const char* shorts) {
 #endif
 }
 
-// A line's 8-bit weights -> its units, kWeightBias up.
+// The 8-bit weights of a line -> its units, with kWeightBias added.
 inline I16 int8_line(const char* bytes) {
 #if defined(QK_BYTES)
-  return load_bytes(bytes) ^ static_cast<int32_t>(kWeightBias * 0x01010101u);  // 128 up: the upper bit alone changes
+  return load_bytes(bytes) ^ static_cast<int32_t>(kWeightBias * 0x01010101u);  // adding 128 changes only the upper bit
 #elif defined(__AVX2__)
   return by_part<Ints>([&](int i) { return (Ints)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)bytes + i)); });
 #elif defined(__aarch64__)
@@ -105,7 +107,7 @@ inline I16 int8_line(const char* bytes) {
 #endif
 }
 
-// Columns first .. first + 15 of the weight, lines `from` .. `end` - 1 of them, 16 units each, as a panel.
+// Packs lines `from` .. `end` - 1, of 16 units each, of the weight's columns first .. first + 15 as a panel.
 inline void pack_columns(const Linear& a, int64_t first, int64_t from, int64_t end, char* to) {
   const int64_t rows = least(16, a.outputs - first);
   const auto copy = [](const char* p) { return load_bytes(p); };
@@ -149,7 +151,7 @@ inline Columns columns_of(const Linear& a, int64_t column) {
   return c;
 }
 
-// What the product becomes: bias, activation, residual; 16 columns of one row, or the `count` that are there.
+// Adds bias, activation and residual to 16 columns of a row, or to as many as there are, and stores them.
 inline void finish(const Linear& a, int64_t row, int64_t column, F16 y, const Columns& c, int p) {
   y += c.bias[p];
   if (a.quick_gelu) y = quick_gelu(y);
@@ -158,13 +160,13 @@ inline void finish(const Linear& a, int64_t row, int64_t column, F16 y, const Co
   store_result(a.out + at, y, c.count[p], a.rows * a.outputs * 4);
 }
 
-// A piece of all rows' units: a panel of it is kept while rows pass by.
+// A piece of all rows' units. A panel of it stays in the cache while the rows pass by.
 struct Piece {
   int64_t first, units;
 };
 
-// Rows first .. first + count - 1 by 32 columns, a piece of them; `sums` [kBlockRows][kColumns] keeps what earlier
-// pieces came to.
+// Rows first .. first + count - 1 by 32 columns, for one piece of their units. `sums` [kBlockRows][kColumns] keeps the
+// sums of earlier pieces.
 template <class Dot>
 void tile(const Linear& a, const RoundedRows& rows, const Piece& piece, int64_t first, int64_t count, int64_t column,
           const Right& packed, const Columns& c, float* sums, Ahead& ahead) {
@@ -201,7 +203,8 @@ inline int64_t column_bytes(const Linear& a) {
   return 0;
 }
 
-// How a product is shared out: `across` times `down` tasks of `columns` by `height`, their units by `piece`.
+// How a product is shared out: into `across` times `down` tasks of `columns` by `height`, each in pieces of `piece`
+// units.
 struct Shares {
   int64_t columns, height, across, down, piece;
 
@@ -218,7 +221,8 @@ struct Shares {
   }
 };
 
-// One task: its columns packed, then all its rows; meanwhile the columns of the thread's next task come into the cache.
+// One task: packs its columns, then multiplies all its rows. Meanwhile the columns of the thread's next task are
+// prefetched.
 template <class Dot>
 void multiply_share(const Linear& a, const RoundedRows& rows, const Shares& s, int64_t task, int64_t next) {
   const int64_t panel = s.piece * kLine, first = task / s.down * s.columns;
@@ -229,7 +233,7 @@ void multiply_share(const Linear& a, const RoundedRows& rows, const Shares& s, i
   auto* constants = static_cast<Columns*>(scratch(kTileSlot, pairs * sizeof(Columns)));
   for (int64_t j = 0; j < pairs; j++) constants[j] = columns_of(a, first + j * kColumns);
   Ahead ahead;
-  // where few rows are computed, there is no time to fetch in
+  // with few rows there is no time to prefetch
   if (const int64_t after = next / s.down * s.columns; after != first && after < a.outputs && a.rows > 2 * kRows) {
     const int64_t passes = (bottom - top + kRows - 1) / kRows * pairs * 2 / kPanels * rows.units / kStride;
     ahead.next = static_cast<const char*>(a.weight) + after * column_bytes(a);
@@ -265,11 +269,11 @@ void multiply(const Linear& a, const RoundedRows& rows) {
 }
 
 #if defined(__AMX_INT8__)
-// Few rows by weights that need no unpacking: the weights are the left operand, as the file has them, and the rows are
-// packed instead. What comes out lies across: 16 outputs by Tiles * 16 rows.
+// Few rows by weights that need no packing: the weights are the left operand, as the file has them, and the rows are
+// packed instead. The result lies across: 16 outputs by Tiles * 16 rows.
 template <class Dot, int Tiles>
-void sweep_across(const Linear& a, const RoundedRows& rows, int64_t output, int64_t first, const char* panels, int64_t panel,
-                  const Columns& c, int p) {
+void sweep_across(const Linear& a, const RoundedRows& rows, int64_t output, int64_t first, const char* panels,
+                  int64_t panel, const Columns& c, int p) {
   alignas(64) int32_t sums[16 * Tiles * 16];
   alignas(64) I16 lines[16];
   alignas(64) char turned[16 * kLine];
@@ -288,8 +292,8 @@ void sweep_across(const Linear& a, const RoundedRows& rows, int64_t output, int6
 }
 
 template <class Dot, int Tiles = 5>
-void sweep_up_to(int64_t tiles, const Linear& a, const RoundedRows& rows, int64_t output, int64_t first, const char* panels,
-                 int64_t panel, const Columns& c, int p) {
+void sweep_up_to(int64_t tiles, const Linear& a, const RoundedRows& rows, int64_t output, int64_t first,
+                 const char* panels, int64_t panel, const Columns& c, int p) {
   if (tiles >= Tiles) return sweep_across<Dot, Tiles>(a, rows, output, first, panels, panel, c, p);
   if constexpr (Tiles > 1) sweep_up_to<Dot, Tiles - 1>(tiles, a, rows, output, first, panels, panel, c, p);
 }

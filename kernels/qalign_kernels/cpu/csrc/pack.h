@@ -1,4 +1,4 @@
-// Rows of 4-byte units in, panels [units][16] out: what `block` reads as B.
+// Rows of 4-byte units in, panels [units][16] out, which `block` reads as B.
 #pragma once
 
 #include "block.h"
@@ -43,7 +43,7 @@ inline void transpose(const I16* lines, char* to) {
 }
 #else
 
-// A register of units from each of as many rows -> a register of rows for each unit, kLine apart.
+// A register of units from each of as many rows -> a register of rows for each unit. Those are kLine bytes apart.
 #if defined(__AVX2__)
 inline void transpose_square(const Ints* in, int64_t step, char* to) {
   for (int half = 0; half < 2; half++, to += 4 * kLine) {  // 4 units of all rows
@@ -88,7 +88,7 @@ inline void transpose(const I16* lines, char* to) {
 #endif
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-// The same by two units: to[u / 2] holds units u and u + 1 of row 0, of row 1 ...
+// The same for pairs of units: to[u / 2] holds units u and u + 1 of row 0, then of row 1, and so on.
 inline void transpose_twos(const I16* lines, char* to) {
   for (int part = 0; part < kParts; part++, to += 4 * kLine)
     for (int r = 0; r < 16; r += 2) {
@@ -99,7 +99,8 @@ inline void transpose_twos(const I16* lines, char* to) {
 }
 #endif
 
-// transpose(lines, to): lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows; here as `Dot` reads them.
+// transpose(lines, to): lines[r] holds 16 units of row r -> to[u] holds unit u of 16 rows. Here in the order that `Dot`
+// reads.
 template <class Dot>
 inline void transpose_for(const I16* lines, char* to) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
@@ -108,7 +109,7 @@ inline void transpose_for(const I16* lines, char* to) {
   transpose(lines, to);
 }
 
-// read(row, line) gives 16 units of a row; rows past `rows` are zeros. Writes lines * 16 units of 16 rows.
+// Writes lines * 16 units of 16 rows. read(row, line) gives 16 units of a row; rows from `rows` on are zeros.
 template <class Dot, class Read>
 inline void pack_panel(const Read& read, int64_t rows, int64_t lines, char* to) {
   I16 buffer[16];
@@ -118,8 +119,8 @@ inline void pack_panel(const Read& read, int64_t rows, int64_t lines, char* to) 
   }
 }
 
-// The same for rows of `bytes`, `stride` apart: widen(p) makes 16 units of `Source` bytes; past a row's end they are
-// zeros.
+// The same for rows of `bytes` that are `stride` apart. widen(p) makes 16 units from `Source` bytes; units past a row's
+// end are zeros.
 template <class Dot, int Source, class Widen>
 inline void pack_rows(const char* from, int64_t stride, int64_t rows, int64_t bytes, int64_t lines, const Widen& widen,
                       char* to) {

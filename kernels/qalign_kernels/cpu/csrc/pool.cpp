@@ -1,4 +1,4 @@
-// The thread pool: workers look for a new job for a moment, then sleep. One job at a time; callers queue.
+// The thread pool. Workers look for a new job for a moment, then they sleep. There is one job at a time; callers queue.
 #include "pool.h"
 
 #include <atomic>
@@ -21,7 +21,7 @@
 namespace qk {
 namespace {
 
-constexpr auto kLook = std::chrono::microseconds(50);  // longer than what lies between two operations
+constexpr auto kLook = std::chrono::microseconds(50);  // longer than the time between two operations
 
 struct Pool {
   explicit Pool(int count) {
@@ -91,7 +91,8 @@ int wanted = 0;
 Pool& current() {
   std::lock_guard<std::mutex> lock(pool_mutex);
 #if defined(__unix__) || defined(__APPLE__)
-  static const bool forks = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }) == 0;  // a child has no workers
+  static const bool forks =
+      pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }) == 0;  // a forked child has no workers
   (void)forks;
 #endif
   if (!pool) pool = new Pool(threads());
@@ -130,15 +131,15 @@ void* scratch(int slot, int64_t bytes) {
 
 }  // namespace qk
 
-// Activations come and go: their pages must not be given back to the system and zeroed anew each time, and large pages
-// serve them better, as heads lie in columns.
+// Activations are allocated and freed all the time. Their pages must not go back to the system each time, to be zeroed
+// anew; and large pages serve them better, because heads lie in columns.
 extern "C" __attribute__((visibility("default"))) void qk_keep_memory() {
 #if defined(__GLIBC__)
-  constexpr int kMapped = 32 << 20, kRoom = 160 << 20, kHuge = 2 << 20;  // glibc maps what is larger, in any case
+  constexpr int kMapped = 32 << 20, kRoom = 160 << 20, kHuge = 2 << 20;  // glibc always maps what is larger
   mallopt(M_MMAP_THRESHOLD, kMapped);
   mallopt(M_TRIM_THRESHOLD, 2 * kRoom);
   mallopt(M_TOP_PAD, kRoom);
-  void* end = std::malloc(kMapped - kHuge);  // the heap's, with the room behind it
+  void* end = std::malloc(kMapped - kHuge);  // from the heap, with the room behind it
   const auto first = (reinterpret_cast<uintptr_t>(end) + kHuge - 1) / kHuge * kHuge;
   madvise(reinterpret_cast<void*>(first), kRoom, MADV_HUGEPAGE);
   std::free(end);

@@ -1,4 +1,4 @@
-// A function and a count in, the function called once with each index below the count, on all threads of the pool.
+// parallel(count, f) calls f once with each index below the count, on all threads of the pool.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ void parallel(int64_t count, const F& f) {
   run([](const void* context, int64_t index) { (*static_cast<const F*>(context))(index); }, &f, count);
 }
 
-// Memory that a thread keeps from call to call, by slot: fresh pages cost more than most operations here.
+// Memory that a thread keeps from call to call, one piece for each slot. Fresh pages cost more than most operations.
 constexpr int kSlots = 12;
 void* scratch(int slot, int64_t bytes);
 

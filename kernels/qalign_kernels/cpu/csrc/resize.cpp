@@ -1,10 +1,10 @@
-// Rows of pixels in, resized pixels [side, side, 3] out: both passes of an antialiased resize, in whole numbers, rows
-// as they come. kernels/qalign_kernels/cpu/resize.py has the formula and makes the tables.
+// Rows of pixels in, resized pixels [side, side, 3] out: both passes of an antialiased resize in whole numbers, over
+// rows as they arrive. kernels/qalign_kernels/cpu/resize.py has the formula and makes the tables.
 //
-// A word is 32 bits: the inputs that one instruction multiplies and adds, 1, 2 or 4 "taps" by the form. Inputs are
-// counted in groups of so many. A block is a group of many sums, [3][lanes] words, 4 lanes for each tap. Columns first:
-// a strip of as many rows as lanes becomes blocks of [colour][row]. Its results are 4 rows of words, [side][colour],
-// the taps rows now; and a row of words is blocks again, whichever its words stand for.
+// A word is 32 bits: the 1, 2 or 4 inputs ("taps") that one instruction of an instruction set (isa) multiplies and
+// adds. Inputs are counted in groups of so many. A block is a group for many sums, [3][lanes] words, with 4 lanes for
+// each tap. Columns are resized first: a strip of as many rows as lanes becomes blocks of [colour][row]. Its results
+// are 4 rows of words, [side][colour], whose taps are rows. Read along, a row of words is blocks again.
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define QK_X64 1
@@ -19,26 +19,28 @@
 
 namespace {
 
-constexpr Form kForms[] = {
+constexpr Isa kIsas[] = {
     kPlain,
 #ifdef QK_X64
     kAvx2,
     kVnni,
 #elif defined(DOTPROD)
-    kPlain,  // in the places of x86's
+    kPlain,  // in the places of x86's sets
     kPlain,
     kDotprod,
 #endif
 };
 
-// The last rows of words, each in two places, so that any `size` successive ones lie in a row; then one of padding.
+// The last rows of words. Each is kept in two places, so that any `size` successive rows follow one another in memory.
+// After them comes a row of padding.
 struct Ring {
   uint8_t* words;
   int64_t row_bytes;
   int size, taps;
 
-  Ring(const Form& form, const Resize& r, uint8_t* memory) : words(memory), taps(form.taps) {
-    row_bytes = static_cast<int64_t>(form.blocks(r.side)) * form.block_bytes() + 64;  // Across::pad is beyond
+  Ring(const Isa& isa, const Resize& r, uint8_t* memory) : words(memory), taps(isa.taps) {
+    row_bytes =
+        static_cast<int64_t>(isa.blocks(r.side)) * isa.block_bytes() + 64;  // 64 for what Across::pad writes beyond
     size = (r.rows.groups + 2 * kRows - 2) / kRows * kRows;
   }
   int64_t bytes() const { return (2 * size + 1) * row_bytes; }
@@ -53,7 +55,7 @@ struct Ring {
     for (int i = 0; i < 2 * size; ++i) std::memcpy(words + i * row_bytes, padding(), row_bytes);
   }
 
-  // Padding for the strip's rows from `row` on.
+  // Fills the strip's rows from `row` on with padding.
   void pad(int group, int row) const {
     for (; row < kRows * taps; ++row) {
       const uint32_t tap = (~0u >> (32 - 32 / taps)) << (32 / taps * (row % taps));
@@ -64,7 +66,7 @@ struct Ring {
   }
 };
 
-// The outputs that see the picture. All others are padding.
+// The outputs that read the picture. All others are padding.
 Range seen(const Axis& axis, int side) {
   Range outputs = {0, side};
   while (axis.first[outputs.from] + axis.groups <= axis.start) ++outputs.from;
@@ -72,28 +74,27 @@ Range seen(const Axis& axis, int side) {
   return outputs;
 }
 
-// The most groups that outputs read at a time. Blocks are filled by 4 columns, so some lie before and after.
-int room(const Form& form, const Axis& columns) {
-  return std::max(kStrip / form.block_bytes(), columns.groups + kRows);
-}
+// How many groups outputs read at a time, at most. Blocks are filled for 4 columns at once, so that some lie before and
+// some after.
+int room(const Isa& isa, const Axis& columns) { return std::max(kStrip / isa.block_bytes(), columns.groups + kRows); }
 
-// A strip into 4 rows of words, some outputs at a time.
-void across(const Form& form, const Resize& r, Range outputs, const Strip& strip, uint8_t* blocks, uint8_t* rows,
+// Turns a strip into 4 rows of words, some outputs at a time.
+void across(const Isa& isa, const Resize& r, Range outputs, const Strip& strip, uint8_t* blocks, uint8_t* rows,
             int64_t row_bytes) {
   const Axis& axis = r.columns;
-  const int four = 4 / form.taps, most = room(form, axis);
+  const int four = 4 / isa.taps, most = room(isa, axis);
   for (int x = outputs.from; x < outputs.to;) {
     const int first = axis.first[x] / four * four;
     int next = x, last = first;
     for (; next < outputs.to && axis.first[next] + axis.groups <= first + most; ++next)
       last = (axis.first[next] + axis.groups + four - 1) / four * four;
-    form.fill(r, strip, (first - axis.start) * form.taps, (last - axis.start) * form.taps, blocks);
-    form.across(axis, {x, next, blocks - static_cast<int64_t>(first) * form.block_bytes(), rows, row_bytes, r.pad[0]});
+    isa.fill(r, strip, (first - axis.start) * isa.taps, (last - axis.start) * isa.taps, blocks);
+    isa.across(axis, {x, next, blocks - static_cast<int64_t>(first) * isa.block_bytes(), rows, row_bytes, r.pad[0]});
     x = next;
   }
 }
 
-// Output rows from..to that see padding alone, and bytes beyond.
+// Writes output rows from..to, which read only padding, and some bytes beyond.
 void put_padding(const Resize& r, int from, int to, uint8_t* out) {
   const int64_t row = 3 * r.side;
   for (int64_t y = from; y < to; ++y)
@@ -102,9 +103,9 @@ void put_padding(const Resize& r, int from, int to, uint8_t* out) {
 
 }  // namespace
 
-// The best form this CPU has: 0 plain, 1 AVX2, 2 AVX512-VNNI, 3 ARM's dot products. Each of x86 has those below it,
-// ARM's has 0.
-QK_EXPORT int32_t qk_resize_form() {
+// The best isa of this CPU: 0 plain, 1 AVX2, 2 AVX512-VNNI, 3 ARM's dot products. An x86 CPU also has those below its
+// best; an ARM CPU also has 0.
+QK_EXPORT int32_t qk_resize_isa() {
 #ifdef QK_X64
   if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
     return 2;
@@ -116,39 +117,38 @@ QK_EXPORT int32_t qk_resize_form() {
   return 0;
 }
 
-// Bytes of work that a resize needs.
-QK_EXPORT int64_t qk_resize_work(const Resize* resize, int32_t form_index) {
-  const Form& form = kForms[form_index];
-  const int64_t groups = room(form, resize->columns) + kRows;
-  return Ring(form, *resize, nullptr).bytes() + groups * form.block_bytes();
+// Bytes of working memory that a resize needs.
+QK_EXPORT int64_t qk_resize_work(const Resize* resize, int32_t isa_index) {
+  const Isa& isa = kIsas[isa_index];
+  const int64_t groups = room(isa, resize->columns) + kRows;
+  return Ring(isa, *resize, nullptr).bytes() + groups * isa.block_bytes();
 }
 
-// The next `count` rows of the picture, from row `begin`, a multiple of 16 as all counts but the last. `work` is at a
-// multiple of 64 bytes, and keeps what it holds from call to call. With the picture's last row all of out
-// [side, side, 3] is written, and bytes beyond: it has 64 more.
-QK_EXPORT void qk_resize_rows(const Resize* resize, int32_t form_index, const uint8_t* pixels, int64_t stride,
+// Takes the next `count` rows of the picture, from row `begin` on. `begin` is a multiple of 16, and so is every count
+// but the last. `work` is aligned to 64 bytes and must be kept from call to call. After the picture's last row all of
+// out [side, side, 3] is written; it needs 64 bytes more, which are overwritten too.
+QK_EXPORT void qk_resize_rows(const Resize* resize, int32_t isa_index, const uint8_t* pixels, int64_t stride,
                               int32_t begin, int32_t count, uint8_t* work, uint8_t* out) {
-  const Form& form = kForms[form_index];
+  const Isa& isa = kIsas[isa_index];
   Resize r = *resize;
-  for (auto& each : r.pad) each ^= form.flip;
-  const Ring ring(form, r, work);
+  for (auto& each : r.pad) each ^= isa.flip;
+  const Ring ring(isa, r, work);
   const Range columns = seen(r.columns, r.side), rows = seen(r.rows, r.side);
-  int group = r.rows.start + begin / form.taps, y = rows.from;
+  int group = r.rows.start + begin / isa.taps, y = rows.from;
   const auto ends = [&] { return y < rows.to && r.rows.first[y] + r.rows.groups <= group; };
   const auto drain = [&] {
     for (; ends(); ++y)
-      form.down(r.rows, y, ring.at(r.rows.first[y]), ring.row_bytes, form.blocks(r.side),
-                out + y * int64_t{3} * r.side);
+      isa.down(r.rows, y, ring.at(r.rows.first[y]), ring.row_bytes, isa.blocks(r.side), out + y * int64_t{3} * r.side);
   };
 
   if (begin == 0) {
     ring.fill(r.pad);
     put_padding(*resize, 0, rows.from, out);
   }
-  while (ends()) ++y;  // what calls before wrote
-  for (int row = 0; row < count; row += form.lanes()) {
+  while (ends()) ++y;  // these rows were written by earlier calls
+  for (int row = 0; row < count; row += isa.lanes()) {
     const Strip strip(pixels + row * stride, stride, count - row);
-    across(form, r, columns, strip, work + ring.bytes(), ring.at(group), ring.row_bytes);
+    across(isa, r, columns, strip, work + ring.bytes(), ring.at(group), ring.row_bytes);
     ring.pad(group, count - row);
     ring.put_twice(group);
     group += kRows;

@@ -1,11 +1,11 @@
-// A resize's form for ARM's dot products, in fours of 8 bits. Without them the plain one is NEON, as compilers make it.
+// The resize by ARM's dot products, which take four taps of 8 bits. Without them compilers make NEON of the plain code.
 #pragma once
 
 #include "resize_plain.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #define DOTPROD
-#elif !defined(__clang__) || __clang_major__ >= 16  // older ones hide the intrinsics
+#elif !defined(__clang__) || __clang_major__ >= 16  // older compilers hide the intrinsics
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 
@@ -40,8 +40,8 @@ DOTPROD void fill_dotprod(const Resize& r, const Strip& strip, int from, int to,
   fill_plain<4, 128>(r, strip, middle.to, to, blocks + (middle.to - from) * kColumn);
 }
 
-// Half a block, 8 lanes. weights int8 [4][4]: the digits of base 256, each in -128..127, and none. Both sides are
-// signed, pixels less 128: `base` has what they lack.
+// The sums of half a block, 8 lanes. The weights are int8 [4][4]: three digits of base 256, each in -128..127, and an
+// empty one. Both sides are signed, so that pixels are kept minus 128; `base` makes up for that.
 DOTPROD inline void sum_dotprod(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
                                 int32x4_t (&sums)[3][2]) {
   int32x4_t digits[3][3][2] = {};
@@ -60,12 +60,12 @@ DOTPROD inline void sum_dotprod(const uint8_t* blocks, int64_t stride, int group
       sums[v][h] = (digits[0][v][h] + (digits[1][v][h] << 8) + (digits[2][v][h] << 16) + base) >> kBits;
 }
 
-// 8 sums, cut to 8 bits.
+// 8 sums, clipped to 8 bits.
 DOTPROD inline uint8x8_t cut(int32x4_t low, int32x4_t high) {
   return vqmovn_u16(vcombine_u16(vqmovun_s32(low), vqmovun_s32(high)));
 }
 
-// The results of 8 rows, 2 words of each colour, into 2 rows.
+// Writes the results of 8 rows, which are 2 words of each colour, into 2 rows.
 DOTPROD inline void put_words(const int32x4_t (&sums)[3][2], uint32x2_t pad, uint8_t* rows, int64_t row_bytes) {
   uint32x2_t words[3] = {
       vreinterpret_u32_u8(cut(sums[0][0], sums[0][1])),
@@ -102,11 +102,11 @@ bool has_dotprod() {
 #ifdef __linux__
   return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #else
-  return true;  // of Apple's all
+  return true;  // all of Apple's CPUs have them
 #endif
 }
 
-constexpr Form kDotprod = {4, 128, fill_dotprod, across_dotprod, down_dotprod};
+constexpr Isa kDotprod = {4, 128, fill_dotprod, across_dotprod, down_dotprod};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// What all forms of a resize share, and the plain one. csrc/resize.cpp says what words and blocks are.
+// What the resize shares between instruction sets, and its plain code. csrc/resize.cpp says what words and blocks are.
 #pragma once
 
 #include <algorithm>
@@ -7,31 +7,31 @@
 
 namespace {
 
-// One direction. Groups are counted so that the picture begins at a multiple of 16 inputs.
+// One direction of the resize. Groups are counted so that the picture begins at a multiple of 16 inputs.
 struct Axis {
-  const int32_t* first;  // [side] the first group an output reads
-  const uint8_t* limbs;  // [side][groups] its weights, as the form wants them
-  const int32_t* base;   // [side] what its sum begins with
-  int32_t groups;        // that an output reads
-  int32_t start, count;  // the picture's groups; outside is padding
+  const int32_t* first;  // [side] the first group that an output reads
+  const uint8_t* limbs;  // [side][groups] its weights, as the isa reads them
+  const int32_t* base;   // [side] what its sum starts from
+  int32_t groups;        // how many an output reads
+  int32_t start, count;  // the picture's groups; all others are padding
 };
 
 struct Resize {
   Axis columns, rows;
   int32_t width, height, side, channels;  // channels: bytes a pixel, 3 or 4
-  uint8_t pad[48];                        // of 16 pixels
+  uint8_t pad[48];                        // 16 pixels of padding
 };
 
 constexpr int kBits = 22;         // of a weight's fraction
-constexpr int kRows = 4;          // of words, from a strip
-constexpr int kColumn = 48;       // bytes of blocks
-constexpr int kStrip = 16 << 10;  // bytes of blocks made at a time: they stay in the first cache
+constexpr int kRows = 4;          // of words, made from a strip
+constexpr int kColumn = 48;       // bytes of blocks for a column
+constexpr int kStrip = 16 << 10;  // bytes of blocks made at a time, so that they stay in the first cache
 
 struct Range {
   int from, to;
 };
 
-// A strip's rows of the picture; those that it has not are the last again.
+// A strip's rows of the picture. Where the picture has no more rows, the last one is repeated.
 struct Strip {
   const uint8_t* rows[16];
 
@@ -40,26 +40,27 @@ struct Strip {
   }
 };
 
-// Outputs from..to of a strip, into 4 rows of words.
+// The outputs from..to of a strip, to be written into 4 rows of words.
 struct Across {
   int from, to;
-  const uint8_t* blocks;  // where group 0's would be
+  const uint8_t* blocks;  // where group 0's block would be
   uint8_t* rows;
   int64_t row_bytes;
-  int pad;  // of the first colour: each output writes a word of it where the next begins, or padding does
+  int pad;  // the first colour's padding: each output writes a word of it where the next output or the padding begins
 };
 
-struct Form {
+struct Isa {
   int taps;
-  int flip;  // pixels are kept with these bits changed
-  void (*fill)(const Resize&, const Strip&, int from, int to, uint8_t* blocks);  // columns, a multiple of 4
+  int flip;  // pixels are kept with these bits inverted
+  void (*fill)(const Resize&, const Strip&, int from, int to, uint8_t* blocks);  // from..to are columns, multiples of 4
   void (*across)(const Axis&, const Across&);
-  // Output y from the first of its rows of words: 3 bytes for each lane of its blocks, and bytes beyond.
+  // Writes output row y from the first of its rows of words: 3 bytes for each lane of its blocks, and some bytes
+  // beyond.
   void (*down)(const Axis&, int y, const uint8_t* rows, int64_t row_bytes, int blocks, uint8_t* out);
 
   int lanes() const { return kRows * taps; }
   int block_bytes() const { return 3 * 4 * lanes(); }
-  int blocks(int side) const { return (side + lanes() - 1) / lanes(); }  // of a row of words
+  int blocks(int side) const { return (side + lanes() - 1) / lanes(); }  // in a row of words
 };
 
 int32_t load_word(const uint8_t* at) {
@@ -68,10 +69,10 @@ int32_t load_word(const uint8_t* at) {
   return word;
 }
 
-// Where a row lies among a colour's lanes: turned by the colour within each 4, so that blending makes blocks.
+// Where a row lies among a colour's lanes. Each 4 lanes are rotated by the colour, so that blending makes blocks.
 constexpr int lane_of(int row, int colour) { return (row & ~3) | ((row + colour) & 3); }
 
-// Columns one by one: what the picture has, else padding.
+// Fills blocks column by column, with the picture's pixels or with padding.
 template <int kTaps, int kFlip>
 void fill_plain(const Resize& r, const Strip& strip, int from, int to, uint8_t* blocks) {
   constexpr int lanes = kRows * kTaps, bytes = 4 / kTaps;
@@ -89,7 +90,7 @@ void fill_plain(const Resize& r, const Strip& strip, int from, int to, uint8_t* 
 
 using Four = int32_t __attribute__((vector_size(16)));
 
-// weights int32
+// The sums of a block. The weights are int32.
 inline void sum_plain(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
                       int (&sums)[12]) {
   Four four[3] = {Four{} + base, Four{} + base, Four{} + base};
@@ -120,16 +121,16 @@ void down_plain(const Axis& axis, int y, const uint8_t* rows, int64_t row_bytes,
   }
 }
 
-constexpr Form kPlain = {1, 0, fill_plain<1, 0>, across_plain, down_plain};
+constexpr Isa kPlain = {1, 0, fill_plain<1, 0>, across_plain, down_plain};
 
-// The columns among from..to of which 4 are taken at once: loads of 16 bytes stay in the row.
+// The columns among from..to that can be taken 4 at once, because loads of 16 bytes stay within the row.
 inline Range fours(const Resize& r, int from, int to) {
   const int begin = std::min(std::max(0, from), to);
   const int end = std::min(to, r.width - (r.channels == 4 ? 3 : 5));
   return {begin, begin + std::max(end - begin + 3, 0) / 4 * 4};
 }
 
-// Which bytes of a row's 4 pixels make words of each colour. Of two taps, those of two groups alternate.
+// Which bytes of a row's 4 pixels make the words of each colour. With two taps, the bytes of two groups alternate.
 struct Orders {
   alignas(16) int8_t bytes[4][16];
 

@@ -1,4 +1,4 @@
-// A resize's forms for AVX2, in pairs of 16 bits, and for AVX512-VNNI, in fours of 8.
+// The resize by AVX2, which takes two taps of 16 bits, and by AVX512-VNNI, which takes four taps of 8 bits.
 #pragma once
 
 #include <immintrin.h>
@@ -10,11 +10,11 @@
 
 namespace {
 
-// Sums are of these types because with __m256i GCC 12 copies every one of them at every step.
+// Sums have these types because with __m256i GCC 12 copies every sum at every step.
 using Eight = int32_t __attribute__((vector_size(32)));
 using Sixteen = int32_t __attribute__((vector_size(64)));
 
-// 4 columns of 8 rows: words of 4 bytes, [colour][row].
+// Turns 4 columns of 8 rows into words of 4 bytes, [colour][row].
 AVX2 inline void blend_fours(const uint8_t* const* rows, int64_t at, const __m128i (&orders)[4],
                              __m256i (&colours)[3]) {
   __m256i turned[4];
@@ -54,7 +54,7 @@ AVX2 void fill_avx2(const Resize& r, const Strip& strip, int from, int to, uint8
   fill_plain<kTaps, 0>(r, strip, middle.to, to, blocks + (middle.to - from) * kColumn);
 }
 
-// 4 words of each colour into 4 rows.
+// Writes 4 words of each colour into 4 rows.
 AVX2 inline void put_words(__m128i red, __m128i green, __m128i blue, __m128i pad, uint8_t* rows, int64_t row_bytes) {
   const __m128i low[2] = {_mm_unpacklo_epi32(red, green), _mm_unpacklo_epi32(blue, pad)};
   const __m128i high[2] = {_mm_unpackhi_epi32(red, green), _mm_unpackhi_epi32(blue, pad)};
@@ -64,7 +64,7 @@ AVX2 inline void put_words(__m128i red, __m128i green, __m128i blue, __m128i pad
   _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + 3 * row_bytes), _mm_unpackhi_epi64(high[0], high[1]));
 }
 
-// weights int16 [2][2]: w >> 8, then w & 255. A weight has 24 bits, products are of 16.
+// The weights are int16 [2][2]: w >> 8, then w & 255, because a weight has 24 bits and products take 16.
 AVX2 inline void sum_avx2(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
                           Eight (&sums)[3]) {
   Eight high[3] = {}, low[3] = {Eight{} + base, Eight{} + base, Eight{} + base};
@@ -79,13 +79,14 @@ AVX2 inline void sum_avx2(const uint8_t* blocks, int64_t stride, int groups, con
   for (int v = 0; v < 3; ++v) sums[v] = ((high[v] << 8) + low[v]) >> kBits;
 }
 
-// Sums of [colour][8 rows], cut to 8 bits, into 4 rows of words.
+// Writes sums of [colour][8 rows], clipped to 8 bits, into 4 rows of words.
 AVX2 inline void put_sums(const Eight (&sums)[3], __m256i pad, uint8_t* rows, int64_t row_bytes) {
   const __m256i zero = _mm256_setzero_si256(), top = _mm256_set1_epi16(255);
   const __m256i green = _mm256_shuffle_epi32((__m256i)sums[1], 0x39);
   __m256i red_green = _mm256_packs_epi32((__m256i)sums[0], green), blue_pad = _mm256_packs_epi32((__m256i)sums[2], pad);
   red_green = _mm256_shuffle_epi32(_mm256_min_epi16(_mm256_max_epi16(red_green, zero), top), 0xd8);
-  blue_pad = _mm256_shuffle_epi32(_mm256_min_epi16(_mm256_max_epi16(blue_pad, zero), top), 0xc9);  // blue is turned
+  blue_pad =
+      _mm256_shuffle_epi32(_mm256_min_epi16(_mm256_max_epi16(blue_pad, zero), top), 0xc9);  // blue's lanes are rotated
   const __m256i even = _mm256_unpacklo_epi64(red_green, blue_pad), odd = _mm256_unpackhi_epi64(red_green, blue_pad);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(rows), _mm256_castsi256_si128(even));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(rows + row_bytes), _mm256_castsi256_si128(odd));
@@ -114,7 +115,7 @@ AVX2 void down_avx2(const Axis& axis, int y, const uint8_t* rows, int64_t row_by
   }
 }
 
-// weights int8 [3][4]: the digits of base 256, each in -128..127.
+// The weights are int8 [3][4]: digits of base 256, each in -128..127.
 AVX512 inline void sum_avx512(const uint8_t* blocks, int64_t stride, int groups, const uint8_t* limbs, int base,
                               Sixteen (&sums)[3]) {
   Sixteen digits[3][3] = {{Sixteen{} + base, Sixteen{} + base, Sixteen{} + base}};
@@ -127,7 +128,7 @@ AVX512 inline void sum_avx512(const uint8_t* blocks, int64_t stride, int groups,
   for (int v = 0; v < 3; ++v) sums[v] = (digits[0][v] + (digits[1][v] << 8) + (digits[2][v] << 16)) >> kBits;
 }
 
-// 16 sums, cut to 8 bits.
+// 16 sums, clipped to 8 bits.
 AVX512 inline __m128i cut(__m512i sums) {
   return _mm512_cvtusepi32_epi8(_mm512_max_epi32(sums, _mm512_setzero_si512()));
 }
@@ -152,7 +153,7 @@ AVX512 void down_avx512(const Axis& axis, int y, const uint8_t* rows, int64_t ro
   }
 }
 
-constexpr Form kAvx2 = {2, 0, fill_avx2<2>, across_avx2, down_avx2};
-constexpr Form kVnni = {4, 0, fill_avx2<4>, across_avx512, down_avx512};
+constexpr Isa kAvx2 = {2, 0, fill_avx2<2>, across_avx2, down_avx2};
+constexpr Isa kVnni = {4, 0, fill_avx2<4>, across_avx512, down_avx512};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What is done row by row: norms, activations, rounding to 8 bits or to a shorter float.
+// Operations on single rows: norms, activations, rounding to 8 bits or to a shorter float.
 #pragma once
 
 #include "pool.h"
@@ -18,12 +18,12 @@ void each_row(int64_t rows, const F& f) {
   });
 }
 
-constexpr int64_t kStreamedBytes = 4 << 20;  // results from this size on go past the cache
+constexpr int64_t kStreamedBytes = 4 << 20;  // larger results are written past the cache
 
-// 16 numbers, or the `count` that are there, of a result of `bytes`.
+// Stores 16 numbers, or as many as `count`, of a result that has `bytes` in all.
 inline void store_result(float* to, const F16& y, int64_t count, [[maybe_unused]] int64_t bytes) {
 #if defined(__AVX2__)
-  // what the cache would not keep anyway need not be read into it first
+  // memory that the cache would not keep anyway need not be read into it first
   if (count >= 16 && bytes > kStreamedBytes && reinterpret_cast<uintptr_t>(to) % 64 == 0) return store_past(to, y);
 #endif
   store_part(to, y, count);
@@ -113,8 +113,8 @@ inline void store_items(int8_t* to, const I16& x) {
 #endif
 }
 
-// x / s, to the bit, from the rounded 1 / s: what a rounded quotient leaves over is exact (Markstein). A division takes
-// several times as long.
+// x / s to the bit, from the rounded 1 / s: the remainder that a rounded quotient leaves is exact (Markstein). A
+// division would take several times as long.
 inline F16 divide(const F16& x, const F16& s, const F16& reciprocal) {
 #if defined(__FMA__) || defined(__aarch64__)
   const F16 quotient = x * reciprocal;
@@ -131,7 +131,8 @@ inline float reach(const float* x, int64_t width) {
   return largest(most);
 }
 
-// A row of `width` floats -> whole numbers in -127..127, zeros up to `padded`; its scale and the sum of its numbers.
+// A row of `width` floats -> whole numbers in -127..127 with zeros up to `padded`, the row's scale, and the sum of its
+// whole numbers.
 template <class Item>
 inline void quantize(const float* x, int64_t width, int64_t padded, Item* to, float* scale, int32_t* total) {
   const float most = reach(x, width);
@@ -148,7 +149,7 @@ inline void quantize(const float* x, int64_t width, int64_t padded, Item* to, fl
   for (int i = 0; i < 16; i++) *total += sums[i];
 }
 
-// To the nearest bfloat16, ties to even, as its 16 bits in the upper half.
+// The nearest bfloat16, ties to even. Its 16 bits are in the upper half of each lane.
 inline I16 to_bfloat16(const F16& x) {
   const I16 bits = as_ints(x);
   return (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
@@ -157,26 +158,26 @@ inline I16 to_bfloat16(const F16& x) {
 // The upper halves of 16 words, 32 bytes.
 inline void store_upper(void* to, const I16& x) { store_items(static_cast<int16_t*>(to), x >> 16); }
 
-// Float16 for CPUs and compilers that have none: a sign, 5 bits of exponent, 10 of fraction, as float32's bits and
-// numbers.
+// Float16 for CPUs and compilers without it, from and to float32. It has a sign, 5 bits of exponent and 10 of fraction.
 inline float widen_float16(uint16_t half) {
   constexpr uint32_t kExponents = (127 - 15) << 23;
   const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fff;
-  float size = rest * 0x1p-24f;  // without an exponent of its own
+  float size = rest * 0x1p-24f;  // right for numbers below the smallest normal one
   if (rest >= 0x400) {
-    const uint32_t bits = (rest << 13) + (rest >= 0x7c00 ? 2 * kExponents : kExponents);  // 0x7c00: infinite, or none
+    const uint32_t bits =
+        (rest << 13) + (rest >= 0x7c00 ? 2 * kExponents : kExponents);  // from 0x7c00 on: infinite or NaN
     std::memcpy(&size, &bits, sizeof bits);
   }
   return sign ? -size : size;
 }
 
 inline float through_float16(float x) {
-  constexpr float kLeast = 0x1p-14f, kEnd = 65520;  // the least with all 10 bits; halfway to what would follow the last
+  constexpr float kLeast = 0x1p-14f, kEnd = 65520;  // the smallest normal one; halfway from the largest to the next
   const float size = std::fabs(x);
   float rounded = INFINITY;
   if (!(size == size)) return x;
   if (size < kLeast) {
-    rounded = (size + 0.5f) - 0.5f;  // to a multiple of 2^-24, the last bit of numbers from a half on
+    rounded = (size + 0.5f) - 0.5f;  // to a multiple of 2^-24, which is the last bit of numbers from 0.5 on
   } else if (size < kEnd) {
     uint32_t bits;
     std::memcpy(&bits, &size, sizeof bits);

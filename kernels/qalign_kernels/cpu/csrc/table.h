@@ -1,6 +1,7 @@
-// What each instruction set's copy of the kernels offers; `dispatch.cpp` hands out the best one that this CPU runs.
+// The functions that each instruction set's copy of the kernels offers. `dispatch.cpp` hands out the best copy that
+// this CPU runs. The contracts (kernels/qalign_kernels/contract) say what the functions compute.
 //
-// Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks of them. All tensors are row-major.
+// Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks of inputs. All tensors are row-major.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +19,15 @@ struct Linear {
   const uint8_t* groups;          // [N, 4 B] of int4
   const float* bias;              // [N] or null
   const float* residual;          // [M, N] or null
-  int64_t quick_gelu;             // 1: of the product and its bias, before the residual
+  int64_t quick_gelu;             // 1: applied after the bias and before the residual
   float* out;                     // [M, N]
 };
 
 struct Attention {
   int64_t batch, heads, queries, keys, width;  // B, H, Tq, Tk, Dh
-  const float *q, *k, *v;                      // [B, T, H*Dh] each, their rows and batches apart by:
+  const float *q, *k, *v;                      // [B, T, H*Dh] each; floats from one row or batch to the next:
   int64_t q_row, k_row, v_row, q_batch, k_batch, v_batch;
-  int64_t exact;  // 0: all may be rounded to bfloat16
+  int64_t exact;  // 0: operands may be rounded to 16 bits
   float* out;     // [B, Tq, H*Dh]
 };
 

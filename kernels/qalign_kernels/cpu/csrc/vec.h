@@ -1,4 +1,4 @@
-// Sixteen lanes at a time, in the compiler's own vector types: one zmm, two ymm or four registers of 16 bytes.
+// Vectors of sixteen lanes in the compiler's own vector types: one zmm, two ymm or four registers of 16 bytes.
 #pragma once
 
 #include <cmath>
@@ -13,14 +13,14 @@
 #endif
 
 #if defined(__AMXINT8__) && !defined(__AMX_INT8__)
-#define __AMX_INT8__ 1  // as clang 14 names it
+#define __AMX_INT8__ 1  // clang 14 defines the other name
 #endif
 
-// Everything below has a copy for each instruction set, told apart by this name.
+// Everything below exists once for each instruction set, in a namespace of its own name.
 #define QK_JOIN2(a, b) a##_##b
 #define QK_JOIN(a, b) QK_JOIN2(a, b)
 
-// Called, these would pass their registers through memory.
+// If they were called instead, these functions would pass their registers through memory.
 #define QK_INLINE inline __attribute__((always_inline))
 
 namespace qk {
@@ -43,7 +43,7 @@ typedef int32_t IntsThere __attribute__((vector_size(kVector), aligned(1), may_a
 template <class Part>
 using LaneOf = std::conditional_t<std::is_same_v<Part, Floats>, float, int32_t>;
 
-// Registers, not one long vector: what GCC would split it into goes through memory.
+// Separate registers, not one long vector: GCC would split that, and pass the parts through memory.
 template <class Part>
 struct Wide {
   using Lane = LaneOf<Part>;
@@ -133,7 +133,7 @@ QK_INLINE void store(float* p, const F16& x) {
 }
 
 #if defined(__AVX2__)
-// Past the cache; p at a multiple of 64 bytes.
+// Stores past the cache. p is a multiple of 64 bytes.
 QK_INLINE void store_past(float* p, const F16& x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++)
@@ -147,7 +147,7 @@ QK_INLINE void store_past(float* p, const F16& x) {
 
 QK_INLINE void store_bytes(void* p, const I16& x) { store(static_cast<float*>(p), as_floats(x)); }
 
-QK_INLINE Floats all_of(float x) { return x - Floats{}; }  // 0 + x is no mere copy of x: of -0, it is 0
+QK_INLINE Floats all_of(float x) { return x - Floats{}; }  // not 0 + x, which turns -0 into 0
 QK_INLINE Ints all_of(int32_t x) { return x - Ints{}; }
 
 QK_INLINE F16 splat(float x) {
@@ -174,8 +174,8 @@ QK_INLINE F16 min(const F16& a, const F16& b) {
 
 QK_INLINE F16 magnitude(const F16& x) { return as_floats(as_ints(x) & 0x7fffffff); }
 
-// a b + c, rounded once where the instruction set can. Nothing else is contracted (-ffp-contract=off): whichever way a
-// product goes, the same numbers give the same bits.
+// a b + c, rounded once where the instruction set can do that. Nothing else is contracted (-ffp-contract=off), so that
+// the same numbers give the same bits whichever way a product takes.
 QK_INLINE Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -192,7 +192,7 @@ QK_INLINE F16 fused(const F16& a, const F16& b, const F16& c) {
   return by_part<Floats>([&](int i) { return fused(a.part[i], b.part[i], c.part[i]); });
 }
 
-// A row's last lanes: `count` of them are there, the rest read as 0.
+// The last lanes of a row: `count` of them are read, the others are 0.
 QK_INLINE F16 load_part(const float* p, int64_t count) {
   if (count >= 16) return load(p);
   F16 x{};
@@ -205,7 +205,7 @@ QK_INLINE void store_part(float* p, const F16& x, int64_t count) {
   std::memcpy(p, &x, count * sizeof(float));
 }
 
-// One number of all 16 lanes, taken pairwise, the upper half with the lower one.
+// Joins all 16 lanes into one number, pairwise: the upper half with the lower half, and so on.
 template <class Join>
 QK_INLINE float reduce(const F16& x, const Join& join) {
   typedef float Four __attribute__((vector_size(16)));
@@ -240,8 +240,8 @@ QK_INLINE I16 nearest(const F16& x) {
 #endif
 }
 
-// e^x to 4e-7 of itself for x up to 88: x = n ln 2 + r, the polynomial of the fifth degree that is nearest to e^r, n
-// added to the exponent. Below -87, e^-87.
+// e^x to 4e-7 of itself for x up to 88; e^-87 for x below -87. x = n ln 2 + r: e^r is approximated by the nearest
+// polynomial of degree 5, and n is added to the exponent.
 QK_INLINE F16 exp_below(F16 x) {
   x = max(x, splat(-87.f));
   const F16 magic = splat(12582912.f);
@@ -253,7 +253,7 @@ QK_INLINE F16 exp_below(F16 x) {
   p = fused(p, r, splat(0.499992311f));
   p = fused(p, r, splat(1.f));
   p = fused(p, r, splat(1.f));
-  return as_floats(as_ints(p) + (as_ints(shifted) << 23));  // of `shifted`, nothing but n stays
+  return as_floats(as_ints(p) + (as_ints(shifted) << 23));  // the shift leaves nothing but n
 }
 
 QK_INLINE F16 exp(const F16& x) { return exp_below(min(x, splat(88.f))); }
