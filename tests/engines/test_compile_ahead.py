@@ -188,7 +188,9 @@ def test_a_machine_compiles_once(pools: list[int | None], monkeypatch: pytest.Mo
 def test_a_pool_that_fails_is_said_and_tried_again(pools: list[int | None]) -> None:
     int8 = launches(make(NARROW, "int8", torch.device("meta")))
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"not compiled ahead \(no compiler\): each is when it is first launched"):
+        with pytest.warns(
+            UserWarning, match=r"not compiled ahead \(no compiler\); each is compiled at its first launch"
+        ):
             assert not ahead_of.compile_ahead([int8], torch.device("cuda:0"))
     assert len(pools) == 2
 
