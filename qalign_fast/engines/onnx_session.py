@@ -53,7 +53,7 @@ def cuda(device: str) -> Provider:
 
 
 def tensorrt(device: str, precision: str) -> Provider:
-    """The TensorRT provider. It builds an engine for each size of batch, for minutes, and keeps it in our cache folder."""
+    """The TensorRT provider. For each size of batch it builds for minutes, and keeps the result in our cache folder."""
     cache = cache_folder() / "tensorrt"
     options = {
         "trt_fp16_enable": "1" if precision == "fp16" else "0",

@@ -1,4 +1,4 @@
-"""What is compiled ahead is what a load launches; a pool that fails, or that nobody needs, changes nothing."""
+"""The kernels compiled ahead are those that a load launches. A pool that fails, or is not needed, changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 def python(code: str, **settings: str) -> str:
-    """In a process of its own: whether Triton interprets, and by which driver it launches, holds for a whole one."""
+    """Runs in a process of its own, because Triton's interpreter and driver are set for a whole process."""
     paths = os.pathsep.join([str(ROOT / "tests"), *(path for path in sys.path if path)])
     environment = {**os.environ, "PYTHONPATH": paths, **settings}
     environment.pop("TRITON_INTERPRET", None)
@@ -42,7 +42,7 @@ def python(code: str, **settings: str) -> str:
 
 
 def compare_keys(precision: str) -> None:
-    """Nothing is compiled or computed; `launched` has what a process would have compiled."""
+    """Compiles and computes nothing. `launched` has the kernels that a process would have compiled."""
     launched: set[tuple[str, str]] = set()
 
     def keep(name: str, key: str) -> bool:
@@ -72,12 +72,12 @@ def compare_keys(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "fp16", "int4"])
 def test_kernels_are_specialized_ahead_as_for_tensors_that_hold_data(precision: str) -> None:
-    """In memory that torch has allocated, as on a GPU: by types, by what 16 divides, by what is 1, by tiles."""
+    """The key of a kernel in memory that torch allocated, as on a GPU: types, divisibility by 16, ones, tiles."""
     python(f"import test_compile_ahead as t; t.compare_keys({precision!r})")
 
 
 def walk_some(device: Device, path: str) -> Iterator[None]:
-    """What a pool's processes run: each says so in a file of its own."""
+    """The function that a pool's processes run. Each process reports in a file of its own."""
     for part in range(3):
         Path(path, f"{os.getpid()}-{part}").touch()
         yield
@@ -143,7 +143,7 @@ def test_what_libraries_print_is_no_part_that_is_done(importable: None) -> None:
 
 @pytest.fixture
 def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int | None]:
-    """The processes that each pool was asked for; none is begun, and each has done all at once."""
+    """The number of processes that each pool was asked for. None is started, and each pool is done at once."""
     asked: list[int | None] = []
     fails: list[bool] = getattr(request, "param", [])
 

@@ -1,4 +1,4 @@
-"""A contestant for test_bench.py alone: our own worker, whose engine sleeps before it encodes."""
+"""A contestant for test_bench.py: our own worker, but its engine sleeps before it encodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of Triton's kernels share: the device, weights of each form, comparisons, products by small tiles."""
+"""What the tests of Triton's kernels share: the device, weights, comparisons, products by small tiles."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from support.triton_ahead import DEVICES, FP8_SINCE
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FACTS = device_of(DEVICE) if GPU else DEVICES[80]
 BY_ROWS = [torch.int8, E4M3] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
-SUMS = 2**-8 if GPU else 2e-6  # how far off fp8's are: of each product a tensor core adds some 13 bits
+SUMS = 2**-8 if GPU else 2e-6  # the error of E4M3's sums: a tensor core adds only some 13 bits of each product
 FORMS = ["int8", "int4", "fp8"] if E4M3 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
 
 
 def rand(*shape: int) -> Tensor:
-    """Rows of which one has an outlier, as a LLaMA's have."""
+    """Random rows. One has an outlier, as rows of a LLaMA do."""
     x = torch.randn(shape)
     x[-1, shape[-1] // 2] = 60
     return x
 
 
 def on(x: Any) -> Any:
-    """A tensor, a weight or what else there is, on the device."""
+    """A tensor, a weight or a tuple of them, on the device."""
     if isinstance(x, Weight):
         return Weight(x.name, *(on(part) for part in (x.weight, x.scale, x.groups, x.bias)))
     return x.to(DEVICE) if isinstance(x, Tensor) else x
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """To that share of the largest magnitude, row by row."""
+    """Asserts that two results differ by at most this share of the largest magnitude, row by row."""
     assert found.shape == expected.shape
     off = (found.cpu().float() - expected).abs() / expected.abs().amax(-1, keepdim=True).clamp_min(1e-6)
     assert off.max() <= tolerance, f"off by {off.max():.2e}, tolerance {tolerance}"
 
 
 def same(found: QuantizedRows, expected: QuantizedRows) -> None:
-    """To the bit, but for a zero's sign."""
+    """Asserts that two results are equal to the bit, except for a zero's sign."""
     assert found.values.dtype == expected.values.dtype
     assert torch.equal(found.values.cpu().float(), expected.values.float())
     assert torch.equal(found.scale.cpu(), expected.scale)
@@ -63,7 +63,7 @@ def fp8_weight(k: int, n: int, bias: bool = True) -> Weight:
 
 
 def int4_weight(k: int, n: int, bias: bool = True) -> Weight:
-    """With every multiplier that |k (w - z)| allows for all w."""
+    """A weight with every multiplier k for which |k (w - z)| is allowed for all w."""
     groups = -(-k // 128) * 4
     zero = torch.randint(0, 16, (n, groups), dtype=torch.uint8)
     most = (127 // torch.maximum(zero, 15 - zero)).clamp_max(16)
@@ -74,8 +74,8 @@ def int4_weight(k: int, n: int, bias: bool = True) -> Weight:
     return Weight("int4", weight, torch.rand(n) / 100, of_groups, torch.randn(n) if bias else None)
 
 
-WEIGHTS = {"int8": int8_weight, "int4": int4_weight, "fp8": fp8_weight}  # forms that read rows in 8 bits
-STEP = {"int8": 32, "int4": 128, "fp8": 32, "float": 32}  # inputs, of weights by name
+WEIGHTS = {"int8": int8_weight, "int4": int4_weight, "fp8": fp8_weight}  # the precisions that read rows in 8 bits
+STEP = {"int8": 32, "int4": 128, "fp8": 32, "float": 32}  # inputs in a step of the product, by the weights' precision
 
 
 def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -> Tensor:
@@ -85,7 +85,7 @@ def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -
 def run_linear(
     x: Tensor | QuantizedRows, w: Weight, gelu: bool = False, residual: Tensor | None = None, **tile: int
 ) -> Tensor:
-    """The kernel's float32 result, of many tiles and steps even where x is small."""
+    """The kernel's float32 result. There are many tiles and steps, even if x is small."""
     small = Tile(64 if len(x) > 100 else 16, 32, STEP[w.name], 2, 4)
     epilogue = Epilogue(torch.float32, "quick_gelu" if gelu else None, on(residual))
     return fast_linear(on(x), on(w), small._replace(**tile), epilogue, Shares.of(FACTS, DEVICE))
