@@ -54,12 +54,14 @@ def texts(value: Any) -> dict[str, str]:
 
 
 def object_of(value: Any) -> dict[str, Any]:
+    """An object."""
     if not isinstance(value, dict):
         raise TypeError(f"expected an object, found {value!r}")
     return value
 
 
 def text(value: Any) -> str:
+    """A string."""
     if not isinstance(value, str):
         raise TypeError(f"expected a string, found {value!r}")
     return value

@@ -26,10 +26,12 @@ class Scale:
 
     @property
     def low(self) -> float:
+        """The value of the worst level."""
         return self.values[-1]
 
     @property
     def high(self) -> float:
+        """The value of the best level."""
         return self.values[0]
 
 

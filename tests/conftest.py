@@ -54,7 +54,7 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
 
 @pytest.fixture(scope="session")
 def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """(golden folder, precision) -> its artifact, calibrated on generated pictures, for each engine of the precision."""
+    """(golden folder, precision) -> its artifact, calibrated on generated pictures, for all engines that have it."""
     out = tmp_path_factory.mktemp("rounded")
 
     @cache

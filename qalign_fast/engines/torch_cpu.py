@@ -80,6 +80,7 @@ class FloatProducts(Ops):
     """
 
     def product(self, x: torch.Tensor, w: Weight) -> torch.Tensor:
+        """x [..., K] -> [..., N]: rounded rows times expanded weights, in float32."""
         if w.scale is None or w.weight.dtype == E4M3:
             return super().product(x, w)
         return F.linear(fake_rows(x), expand_weight(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)

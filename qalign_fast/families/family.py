@@ -66,7 +66,9 @@ class Reference(Protocol):
         """Visual tokens [B, F*V, D] of F frames each -> float32 logits [B, levels]."""
         ...
 
-    def to(self, device: torch.device | str) -> Self: ...
+    def to(self, device: torch.device | str) -> Self:
+        """Moves its parameters to a device. Raises RuntimeError if they do not fit."""
+        ...
 
 
 class Folded(Protocol):

@@ -174,10 +174,13 @@ class FoldedModel:
         return self.ops.rms_norm_for(weights, rows, visual, text, split, self.config.decoder.eps)
 
     def rms_norm(self, rows: Tensor, visual: str, text: str, split: int) -> Tensor:
+        """RMS norm of rows [N, D], with the gains of these names for the first `split` rows and for the others."""
         return self.ops.rms_norm(rows, self.tensors[visual], self.tensors[text], split, self.config.decoder.eps)
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
+        """Layer norm of x [..., D] with the gain and bias of that name."""
         return self.ops.layer_norm(x, *self.gain_and_bias(name), eps)
 
     def gain_and_bias(self, name: str) -> tuple[Tensor, Tensor]:
+        """The gain [D] and bias [D] of a layer norm."""
         return self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
