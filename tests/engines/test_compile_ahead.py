@@ -167,7 +167,7 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(ahead, "cores", lambda: 16)
     monkeypatch.setattr("qalign_kernels.cuda.runtime.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("qalign_kernels.cuda.runtime.interprets", lambda: False)
-    monkeypatch.setattr(Device, "of", lambda _: H100)
+    monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: H100)
     return asked
 
 
@@ -179,7 +179,8 @@ def test_a_machine_compiles_once(pools: list[int | None], monkeypatch: pytest.Mo
     assert len(pools) == 1
     assert ahead_of.compile_ahead([int8, fp16], device)
     assert len(pools) == 2
-    monkeypatch.setattr(Device, "of", lambda _: H100._replace(processors=114))  # another H100, other tiles
+    another = H100._replace(processors=114)  # an H100 with other tiles
+    monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: another)
     assert ahead_of.compile_ahead([int8], device)
     assert len(pools) == 3
 
