@@ -6,11 +6,11 @@ class QAlignError(Exception):
 
 
 class ImageError(QAlignError):
-    """A picture that cannot be read: not an image, truncated, over a limit, of an unsupported kind."""
+    """A picture that cannot be read: it is no image, truncated, over a limit, or of an unsupported kind."""
 
 
 class VideoError(QAlignError):
-    """A clip that cannot be read, or one without a single frame."""
+    """A clip that cannot be read, or that has no frame."""
 
 
 class CheckpointError(QAlignError):
@@ -18,7 +18,11 @@ class CheckpointError(QAlignError):
 
 
 class ArtifactError(QAlignError):
-    """An artifact whose files do not match its manifest, or a manifest this version cannot read."""
+    """A model that cannot be found or read.
+
+    Raised for a path that is no model, for an id that the Hub refuses or that cannot be fetched, for an artifact whose
+    files do not match its manifest, and for a manifest that this version cannot read.
+    """
 
 
 class TaskError(QAlignError):
@@ -26,7 +30,10 @@ class TaskError(QAlignError):
 
 
 class DeviceError(QAlignError):
-    """A device, engine or precision that this machine or this model lacks."""
+    """A device, engine or precision that this machine or this model lacks, or a number of `threads` below 1.
+
+    Also raised for what a device cannot do, such as a batch that its memory has no room for.
+    """
 
 
 class OptionError(QAlignError, ValueError):
@@ -34,9 +41,9 @@ class OptionError(QAlignError, ValueError):
 
 
 class MissingExtraError(QAlignError, ImportError):
-    """An optional dependency that is not installed; the message holds the line that installs it."""
+    """An optional dependency that is not installed. The message says the command that installs it."""
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what an error of another library says, or its name."""
+    """The first line of another library's error, or the name of its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""A Hub id in, the directory of its files out: fetched once where the disk has room, from the cache when offline.
+"""A Hub id in, the directory of its files out: fetched once if the disk has room, or from the cache when offline.
 
 huggingface_hub does the fetching, so its settings hold: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
-A connection that breaks goes on where it was; a later call fetches only the files that are not complete.
+After a connection breaks, fetching goes on where it was. A later call fetches only the files that are not complete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ _PICKLES = "*.bin"
 
 
 def fetch(hub_id: str) -> Path:
-    """Raises ArtifactError where it cannot be fetched or the disk has no room, MissingExtraError."""
+    """The directory of the files of a model on the Hub, by its id "owner/name".
+
+    Raises ArtifactError if the Hub refuses, cannot be reached or the disk has no room, and MissingExtraError without
+    huggingface_hub.
+    """
     try:
         import huggingface_hub.errors  # noqa: F401
     except ModuleNotFoundError as error:
@@ -42,7 +46,7 @@ def _fetch(hub_id: str) -> str:
     except _failures() as error:
         return _cached(hub_id, error)
     ignored = []
-    if any(file.filename.endswith(".safetensors") for file in files):  # the same weights in pickles are not needed
+    if any(file.filename.endswith(".safetensors") for file in files):  # pickles hold the same weights again
         ignored = [_PICKLES]
         files = [file for file in files if not file.filename.endswith(".bin")]
     needed = sum(file.file_size or 0 for file in files if file.will_download)
@@ -51,21 +55,21 @@ def _fetch(hub_id: str) -> str:
 
 
 def _cached(hub_id: str, reason: Exception) -> str:
-    """What was fetched before; where there is nothing, raises why the Hub was not to be reached."""
+    """The directory that was fetched before. If there is none, raises the reason why the Hub was not reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
     with contextlib.suppress(LocalEntryNotFoundError):
-        # pickles may have been left out when it was fetched: their absence is no error
+        # pickles may have been left out when the model was fetched, so their absence is no error
         return snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=_PICKLES, local_files_only=True)
-    if isinstance(reason, DryRunError) and reason.__cause__:  # says only that there was no access
+    if isinstance(reason, DryRunError) and reason.__cause__:  # DryRunError itself says only that there was no access
         raise reason.__cause__
     raise reason
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What an invalid id or address, a refusal, a broken connection or a full disk raises through huggingface_hub."""
-    # its releases build on one or the other of these, whose errors are not all OSErrors
+    """What huggingface_hub raises for an invalid id or address, a refusal, a broken connection or a full disk."""
+    # its releases build on one of these two, and not all of their errors are OSErrors
     libraries = [module for name in ("httpx", "httpx2") if (module := sys.modules.get(name))]
     return (OSError, ValueError, RuntimeError, *(error for m in libraries for error in (m.HTTPError, m.InvalidURL)))
 

@@ -26,10 +26,12 @@ class Scale:
 
     @property
     def low(self) -> float:
+        """The value of the worst level."""
         return self.values[-1]
 
     @property
     def high(self) -> float:
+        """The value of the best level."""
         return self.values[0]
 
 
@@ -39,13 +41,13 @@ WEIGHTS = np.array(FIVE_LEVELS.values, np.float32)
 
 @dataclass(frozen=True)
 class Score:
-    """What the model thinks of one picture or clip in one task.
+    """The model's score of one picture or clip in one task.
 
-    value: `low` (bad) to `high` (excellent), the probabilities' weighted sum; Q-Align's scale is 1 to 5.
-    logits: the level tokens' logits, the best level first.
-    probabilities: by level word, the best first.
-    frames: how many frames were scored; None for a picture.
-    warnings: what the reader of this score should know, such as frames left out.
+    value: from `low` (bad) to `high` (excellent), the weighted sum of the probabilities; Q-Align's scale is 1 to 5.
+    logits: the logits of the level tokens, the best level first.
+    probabilities: the probability of each level word, the best level first; they sum to 1.
+    frames: the number of frames that were scored; None for a picture.
+    warnings: what the reader of this score should know, for example that frames were left out.
     """
 
     task: str
@@ -64,9 +66,10 @@ class Score:
 
     @property
     def level(self) -> str:
-        """The word for the value, by the paper's equal intervals, so that it never contradicts the value.
+        """The level word for the value, by the paper's equal intervals, so that it never contradicts the value.
 
-        The one word the model would answer is the most probable, `max(probabilities, key=probabilities.get)`.
+        The word that the model itself would answer is the most probable one, `max(probabilities,
+        key=probabilities.get)`.
         """
         return level_of(self.value, self.low, self.high, tuple(self.probabilities))
 
@@ -79,7 +82,7 @@ def score_of(
     frames: int | None = None,
     warnings: Sequence[str] = (),
 ) -> Score:
-    """The Score of float32 logits [levels], the best level first."""
+    """The Score of float32 logits [levels], the best level first: section 3.3 of the paper."""
     exp = np.exp(logits - logits.max(), dtype=np.float32)
     probabilities = exp / exp.sum(dtype=np.float32)
     value = float(probabilities @ np.array(scale.values, np.float32))
@@ -96,10 +99,11 @@ def score_of(
 
 
 def level_of(mos: float, low: float, high: float, words: Sequence[str] = LEVELS) -> str:
-    """The level word of a mean opinion score on a scale from low to high: equal intervals, closed above.
+    """The level word of a mean opinion score on a scale from low to high, which is cut into equal intervals.
 
-    The training rule of the paper, equation 1: the interval i holds low + i/5 (high - low) < mos <= low + (i+1)/5
-    (high - low); the lowest interval holds `low` too. `words`: the best first. Raises ValueError outside the scale.
+    This is the training rule of the paper, equation 1: interval i holds low + i/5 (high - low) < mos <= low + (i+1)/5
+    (high - low), and the lowest interval also holds `low`. `words`: the best first. Raises ValueError for a `mos`
+    outside the scale.
     """
     if not low <= mos <= high or low == high:
         raise ValueError(f"{mos} is not on a scale from {low} to {high}")

@@ -1,4 +1,4 @@
-"""What a user calls a model in, the directory of its files out: a path, a Hub id, or None for the embedded model."""
+"""A reference to a model in, the directory of its files out. It is a path, a Hub id, or None for the embedded model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ _HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 def find_model(model: str | Path | None) -> Path:
-    """The directory of a model, fetched from the Hub if it is an id. Raises ArtifactError, MissingExtraError."""
+    """The directory of a model, which is fetched from the Hub if `model` is an id.
+
+    Raises ArtifactError for a file, a path that does not exist and an id that cannot be fetched, and MissingExtraError
+    if huggingface_hub is needed and not installed.
+    """
     if model is None:
         return EMBEDDED
     try:

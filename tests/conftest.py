@@ -1,4 +1,4 @@
-"""The golden folders, as checkpoints and as artifacts exported from them once a run."""
+"""The golden folders: checkpoints, and the artifacts that are exported from them once in a run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from qalign_kernels.cpu import native
 from support.fake_streams import FakeCuda
 from support.goldens import FOLDERS, GOLDEN, Golden
 
-# Kernels that this user has built are not seen: engines run in plain torch unless a test asks for others.
+# Hides kernels that this user has built: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
 
 # Test processes side by side share the cores.
 if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
-# Kernels of models as small as the tests' are compiled as they come: a pool of processes for each load costs more.
+# The tests' small models compile kernels when they launch them: a pool of processes for each load would cost more.
 torch_cuda.compile_ahead = lambda *_: False
 
-# minutes each: they begin, so that the last process ends early
+# These take minutes each. They run first, so that all processes end at about the same time.
 LONG = ("test_mini", "test_native", "test_triton_ahead", "test_triton_linear", "test_triton_model")
 
 
@@ -54,9 +54,7 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
 
 @pytest.fixture(scope="session")
 def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """(golden folder, precision) -> its artifact, calibrated on generated pictures, with the weights of each engine
-    that has the precision.
-    """
+    """(golden folder, precision) -> its artifact, calibrated on generated pictures, for all engines that have it."""
     out = tmp_path_factory.mktemp("rounded")
 
     @cache
@@ -73,7 +71,7 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ kernels, built once a run, by the first of its processes that asks."""
+    """The C++ kernels. The first process that asks builds them, once in a run."""
     folder = tmp_path_factory.getbasetemp() / (".." if processes else ".")
     try:
         with (folder / "kernels.lock").open("w") as lock:
@@ -87,7 +85,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """In place of torch.cuda's streams, events and graphs, on a CPU."""
+    """Replaces torch.cuda's streams, events and graphs on a CPU."""
     cuda = FakeCuda()
     for name, value in cuda.functions().items():
         monkeypatch.setattr(torch.cuda, name, value)

@@ -1,6 +1,6 @@
-"""An artifact directory in, its verified manifest out: what every engine reads and `qalign_export` writes.
+"""An artifact's directory in, its verified manifest out. Every engine reads it and `qalign_export` writes it.
 
-qalign.json names every other file with its size and SHA-256; nothing reaches a runtime before both match. It ends with
+qalign.json names every other file with its size and SHA-256; no file reaches a runtime before both match. It ends with
 a SHA-256 of itself, so damage to any byte of an artifact is noticed.
 """
 
@@ -27,7 +27,7 @@ from qalign_fast.version import __version__
 MANIFEST = "qalign.json"
 PROMPTS = "prompts.safetensors"
 SCHEMA = 1
-PARTIAL = ".partial-"  # in the name of a folder that an export is still writing, or was when it was killed
+PARTIAL = ".partial-"  # marks the folder of an unfinished export by its name
 
 _MOST_BYTES = 4 << 20  # of a manifest; OneAlign's has 8 KB
 _FILE_NAME = re.compile(r"(?!.{256})[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
@@ -36,13 +36,15 @@ _VERSION = r"\d{1,6}(\.\d{1,6}){1,3}"
 
 @dataclass(frozen=True)
 class FileEntry:
+    """What the manifest says of one file: its SHA-256 in hexadecimal digits and its size."""
+
     sha256: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One task in one medium: its prompt and where in prompts.safetensors its constants are."""
+    """The prompt of one task in one medium, and the names of its constants in prompts.safetensors."""
 
     prompt: Prompt
     prefix: str  # name of the keys and values [L, 2, P, H, Dh]
@@ -51,17 +53,17 @@ class PromptEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What qalign.json says; `to_json` and `parse_manifest` are each other's inverse."""
+    """The content of qalign.json. `to_json` and `parse_manifest` are each other's inverse."""
 
     name: str
-    source: Mapping[str, Any]  # what it was made from: name, sha256
-    license: str  # the weights'
+    source: Mapping[str, Any]  # the checkpoint that it was made from: name, sha256
+    license: str  # of the weights
     family: Family
     config: Any  # the family's sizes (`Sizes`)
     levels: tuple[tuple[str, int], ...]  # word and token id, the best first
     prompts: tuple[PromptEntry, ...]
     precision: str
-    quantization: Mapping[str, Any] | None  # how weights were rounded: calibration, linears that stayed higher
+    quantization: Mapping[str, Any] | None  # the calibration, and linears in a higher precision
     engines: Mapping[str, Mapping[str, str]]  # engine -> part -> path: encode and decode, or weights
     files: Mapping[str, FileEntry]
     fidelity: Mapping[str, Any] | None
@@ -69,10 +71,11 @@ class Manifest:
 
     @property
     def task_prompts(self) -> tuple[Prompt, ...]:
-        """Every prompt that it can be asked."""
+        """Every prompt that the artifact can answer."""
         return tuple(entry.prompt for entry in self.prompts)
 
     def to_json(self) -> str:
+        """The text of qalign.json with its seal."""
         tasks: dict[str, dict[str, Any]] = {}
         for entry in self.prompts:
             tasks.setdefault(entry.prompt.task, {})[entry.prompt.medium] = {
@@ -102,17 +105,18 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A directory whose manifest was read, and whose files were checked if asked for."""
+    """A directory whose manifest was read and whose files were checked, as `open_artifact` does."""
 
     directory: Path
     manifest: Manifest
 
     def path(self, name: str) -> Path:
+        """The path of a file that the manifest names."""
         return self.directory / name
 
 
 def is_artifact(directory: Path) -> bool:
-    """Whether a directory has something of a manifest's name. Raises ArtifactError where that cannot be said."""
+    """Whether a directory has an entry called qalign.json. Raises ArtifactError if the directory cannot be read."""
     try:
         (directory / MANIFEST).lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -123,10 +127,10 @@ def is_artifact(directory: Path) -> bool:
 
 
 def open_artifact(directory: str | Path, *, verify: bool = True, remembered: bool = False) -> Artifact:
-    """Reads the manifest and checks every file it names: where it lies, its size and, with `verify`, its SHA-256.
+    """Reads the manifest and checks every file it names: its place, its size and, with `verify`, its SHA-256.
 
-    With `remembered`, a large file that matched before and is unchanged is not hashed again (see checked.py). Raises
-    ArtifactError naming the file.
+    With `remembered`, a large file that matched before and is unchanged is not hashed again (see trusted_files.py).
+    Raises ArtifactError, which names the file.
     """
     directory = Path(directory)
     if PARTIAL in real_path(directory).name:
@@ -141,7 +145,10 @@ def open_artifact(directory: str | Path, *, verify: bool = True, remembered: boo
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises ArtifactError for a file that is damaged, of another schema, or not a manifest."""
+    """Reads and checks a manifest, without the files that it names.
+
+    Raises ArtifactError for a file that is damaged, of another schema, or not a manifest.
+    """
     try:
         if not lies_inside(path, path.parent):
             raise ArtifactError(f"{path}: a link that leads out of the artifact")
@@ -162,7 +169,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def parse_manifest(raw: Any, where: str) -> Manifest:
-    """The manifest from its JSON content. Raises ArtifactError for another schema or a field missing or malformed."""
+    """The manifest from its JSON content; errors name it `where`.
+
+    Raises ArtifactError for another schema, or for a field that is missing or malformed.
+    """
     _check_schema(raw, where)
     try:
         family = _find_family(raw["family"])
@@ -201,6 +211,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
 
 
 def hash_file(path: Path) -> FileEntry:
+    """The entry of a file, whose every byte is read. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileEntry(digest, path.stat().st_size)
@@ -219,7 +230,7 @@ def _check_schema(raw: Any, where: str) -> None:
 
 
 def _newer(made_with: Any, ours: str) -> str:
-    """Which version reads a newer schema: the one that wrote it, where the manifest says so."""
+    """The version that reads a newer schema: the one that wrote it, if the manifest names it."""
     made = made_with.get("qalign-fast") if isinstance(made_with, dict) else None
     if isinstance(made, str) and re.fullmatch(_VERSION, made) and _release(made) > _release(ours):
         return f"qalign-fast {made} or newer"

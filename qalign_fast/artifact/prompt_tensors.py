@@ -18,15 +18,15 @@ Tensor: TypeAlias = npt.NDArray[np.float32]
 
 
 def load_constants(artifact: Artifact) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each prompt's prefix and suffix, float32, by the prompt's name; mPLUG-Owl2's are keys and values [L, 2, P, H, Dh]
-    and embeddings [S, D].
+    """Each prompt's prefix and suffix, float32, by the prompt's name.
 
-    Raises ArtifactError for a file that cannot be read, a tensor that is missing, of another shape or not finite.
+    mPLUG-Owl2's are keys and values [L, 2, P, H, Dh] and embeddings [S, D]. Raises ArtifactError for a file that cannot
+    be read, and for a tensor that is missing, of another shape or dtype, or not finite.
     """
     path, manifest = artifact.path(PROMPTS), artifact.manifest
     try:
         tensors = load_file(path)
-    # the last four: a dtype that numpy does not have
+    # safetensors raises the last four for a dtype that numpy does not have
     except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable as safetensors ({one_line(error)})") from error
     found = {}
@@ -45,7 +45,7 @@ def _tensor(tensors: Mapping[str, npt.NDArray], name: str, shape: tuple[int, ...
         raise ArtifactError(f"{path}: has no tensor {name!r}, which the manifest names")
     if tensor.shape != shape or tensor.dtype != np.float32:
         raise ArtifactError(
-            f"{path}: {name} is {tensor.dtype} {tensor.shape}; the manifest's sizes ask float32 {shape}"
+            f"{path}: {name} is {tensor.dtype} {tensor.shape}; the manifest's sizes ask for float32 {shape}"
         )
     if not np.isfinite(tensor).all():
         raise ArtifactError(f"{path}: {name} has values that are not finite")

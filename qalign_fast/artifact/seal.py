@@ -1,6 +1,7 @@
 """A manifest's content in, its sealed text out, and back: JSON whose last field is the SHA-256 of all before it.
 
-`head -n -2 qalign.json | sha256sum` computes the seal anew. It notices damage, not an author who seals again.
+`head -n -2 qalign.json | sha256sum` computes the seal anew. The seal shows damage, but not a change by somebody who
+seals again.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def is_sealed(text: bytes) -> bool:
 
 
 def parse_strict(text: bytes) -> Any:
-    """The content of a JSON text that has one reading only: no name twice in an object, no NaN, no infinity.
+    """The content of a JSON text that can be read in one way only: no name twice in an object, no NaN, no infinity.
 
-    Raises ValueError or RecursionError.
+    Raises ValueError for a text that is not, and RecursionError for one that is nested too deeply.
     """
     return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
 

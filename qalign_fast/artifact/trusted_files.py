@@ -1,8 +1,8 @@
-"""A file and what is known of it in, whether it may be read out: where it lies, what kind it is, what it hashes to.
+"""Checks a file before it is read: its place, its kind and its SHA-256.
 
-A large file that matched its SHA-256 is remembered in the user's cache folder, with its size, inode, device and times,
-and not hashed again while they stay. That notices whatever writes or replaces a file in ordinary ways, even where it
-sets the modification time back. It does not notice a disk that fails after the check, a system clock set back, or
+A large file that matched its SHA-256 is remembered in the user's cache folder, with its size, inode, device and times.
+It is not hashed again while these stay the same. That notices every ordinary way to write or replace a file, even one
+that sets the modification time back. It does not notice a disk that fails after the check, a system clock set back, or
 someone who may write to the cache folder: `qalign-fast verify` always reads every byte.
 """
 
@@ -21,26 +21,27 @@ from typing import Any
 
 from qalign_kernels.cache_folder import cache_folder
 
-LARGE = 64 << 20  # bytes, hashed in 0.05 s; smaller files are never remembered
+LARGE = 64 << 20  # bytes, which take 0.05 s to hash; smaller files are never remembered
 _ENTRIES = 256
 _MEMORY_BYTES = 1 << 20
-# How old a file's last change must be to be remembered: two changes closer than the file system's clock ticks (2 s on
-# FAT) may carry the same time, as in git's "racy" index entries.
+# A file is remembered if its last change is at least this old. Two changes that are closer than the ticks of the file
+# system's clock (2 s on FAT) may carry the same time, as in git's "racy" index entries.
 _SETTLED_NS = 2_000_000_000
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a regular file, and nothing that blocks or never ends. Raises OSError."""
+    """Opens a regular file. Raises OSError, also for a pipe or a device, which may block or never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path.open("rb")
 
 
 def lies_inside(path: Path, directory: Path) -> bool:
-    """Whether a path, links followed, is in the directory, or in the blobs of the Hub cache whose snapshot that is.
+    """Whether a path is in the directory once links are followed.
 
-    Such a cache holds models--OWNER--NAME/snapshots/REVISION/FILE as links to models--OWNER--NAME/blobs/, whose large
-    files are, since huggingface_hub 2, links to the blobs/ that all models share. Raises OSError.
+    A snapshot in the Hub's cache may also lead to the blobs of that cache: models--OWNER--NAME/snapshots/REVISION/FILE
+    is a link to models--OWNER--NAME/blobs/. Since huggingface_hub 2, large files in there are links to the blobs/ that
+    all models share. Raises OSError.
     """
     home = real_path(directory)
     model = home.parent.parent
@@ -52,12 +53,12 @@ def lies_inside(path: Path, directory: Path) -> bool:
 
 
 def real_path(path: Path, *, strict: bool = False) -> Path:
-    """The path with links followed, as Path.resolve, which raises RuntimeError for a loop before Python 3.13."""
+    """The path with its links followed. Path.resolve does the same, but before Python 3.13 a loop is a RuntimeError."""
     return Path(os.path.realpath(path, strict=strict))
 
 
 def matches(path: Path, sha256: str, *, remembered: bool = False) -> bool:
-    """Whether a file has that SHA-256; with `remembered`, a large one that had it and is unchanged is not read.
+    """Whether a file has that SHA-256. With `remembered`, a large file that had it and is unchanged is not read.
 
     Raises OSError.
     """
@@ -75,7 +76,7 @@ def matches(path: Path, sha256: str, *, remembered: bool = False) -> bool:
 
 
 def _identity(file: BufferedReader) -> tuple[list[int], int]:
-    """What changes when a file does, and the time of its last change in ns. ctime cannot be set back by `touch`."""
+    """The facts that change when a file does, and the time of its last change in ns. `touch` cannot set ctime back."""
     s = os.fstat(file.fileno())
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev], max(s.st_mtime_ns, s.st_ctime_ns)
 
@@ -85,7 +86,7 @@ def _memory() -> Path:
 
 
 def _recall() -> dict[str, Any]:
-    """What is remembered by path; nothing where it cannot be read."""
+    """What is remembered, by path. Empty if the memory cannot be read."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         with open_regular(_memory()) as file:
             entries = json.loads(file.read(_MEMORY_BYTES))
@@ -95,8 +96,8 @@ def _recall() -> dict[str, Any]:
 
 
 def _remember(path: str, facts: list[Any]) -> None:
-    """Adds or replaces an entry, in one step; where that is not possible, nothing is remembered."""
-    import tempfile  # a process that only reads starts sooner without
+    """Adds or replaces an entry, in one step. If that fails, nothing is remembered."""
+    import tempfile  # here, because a process that only reads starts sooner without it
 
     entries = {other: value for other, value in _recall().items() if other != path} | {path: facts}
     text = json.dumps(dict(list(entries.items())[-_ENTRIES:]), indent=0)

@@ -1,1 +1,1 @@
-"""A model in, an engine out: the ways to run it, and the choice among them."""
+"""The engines that run a model, and the choice among them."""

@@ -1,10 +1,10 @@
 """An upstream checkpoint in, the reference model on bitsandbytes' linears out, one tensor at a time.
 
-Every linear of the three stations is rounded, by LLM.int8() or to NF4, with the settings that transformers gives
-load_in_8bit and load_in_4bit. Linears take and give 16 bits, for that is what bitsandbytes rounds from. All between
-them, residuals, norms, rotary positions and softmax, is float32, and so are the patch embedding, positions and the
-head's five rows: they are small, and add no error to the linears' own. The vocabulary's embeddings are the one large
-tensor left; they are kept in 16 bits, which is what checkpoints have.
+Every linear of the three stations is rounded, by LLM.int8() (Dettmers et al., NeurIPS 2022) or to NF4 (QLoRA, NeurIPS
+2023), with the settings that transformers uses for load_in_8bit and load_in_4bit. Linears take and return 16 bits,
+because bitsandbytes rounds from 16 bits. Residuals, norms, rotary positions and softmax are float32. So are the patch
+embedding, the positions and the head's five rows, which are small; they add no error to that of the linears. The
+embeddings of the vocabulary are the one large tensor left. They stay in 16 bits, as checkpoints have them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from qalign_fast.engines.devices import Needs
 from qalign_fast.errors import DeviceError, MissingExtraError, one_line
 from qalign_fast.families.family import Checkpoint, Family, Reference
 
-_OUTLIERS = 6.0  # LLM.int8()'s threshold: columns of inputs that are larger anywhere in a batch stay in 16 bits
+_OUTLIERS = 6.0  # LLM.int8()'s threshold: a column of inputs with a larger value anywhere in the batch stays in 16 bits
 _BLOCK = 64  # weights that share a scale in NF4
 _EMBED = "decoder.embed"
 
 
 def load_model(family: Family, directory: Path, precision: str, device: str) -> Reference:
-    """The model of an upstream checkpoint directory on a device, in eval mode; `precision` is one of PRECISIONS.
+    """The model of an upstream checkpoint's directory on a device, in eval mode. `precision` is one of PRECISIONS.
 
-    The host holds the largest tensor a few times over beside what stays there. Raises CheckpointError as
-    the family's checkpoint reader does, MissingExtraError, DeviceError for what bitsandbytes or the device cannot do.
+    While loading, the host holds a few copies of the largest tensor, beside the tensors that stay there. Raises
+    CheckpointError as the family's checkpoint reader does, MissingExtraError without bitsandbytes, and DeviceError for
+    what bitsandbytes or the device cannot do.
     """
     kind, bnb = PRECISIONS[precision], import_bitsandbytes()
     models = family.models()
@@ -54,7 +55,7 @@ def load_model(family: Family, directory: Path, precision: str, device: str) -> 
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, device: str) -> None:
-    """All but the linears' weights."""
+    """Fills in all parameters but the linears' weights."""
     weights = {f"{name}.weight" for name in find_linears(model)}
     tensors = checkpoint.stream(name for name in checkpoint.origins if name not in weights)
     filled = {name: tensor.to(device, torch.float16 if name == _EMBED else None) for name, tensor in tensors}
@@ -73,31 +74,36 @@ def _fill_linears(
 
 
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every torch linear in the model, by its name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def linear_at(model: nn.Module, name: str) -> nn.Linear:
+    """The linear of that name."""
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     return linear
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts a module in the place of the one that has that name."""
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, new)
 
 
 @torch.no_grad()
 def finish(linear: nn.Module, width: int, device: str) -> nn.Module:
-    """Rounds it, which bitsandbytes does on the way to the device, and calls it once: the first call rearranges
-    weights, which two threads must not do at a time, and shows what does not run there.
+    """Rounds a linear of `width` inputs and calls it once.
+
+    bitsandbytes rounds on the way to the device. The first call rearranges weights, which two threads must not do at
+    the same time. It also shows early what does not run on the device.
     """
     linear.to(device)(torch.ones(1, width, device=device))
     return linear
 
 
 def int8_linear(bnb: ModuleType, linear: nn.Linear) -> nn.Module:
-    """LLM.int8(): weights by output, rows by row, to 8 bits, but for the columns of inputs that have outliers."""
+    """LLM.int8(): weights have a scale for each output, and rows one for each row. Outlier columns stay in 16 bits."""
     new: nn.Module = bnb.nn.Linear8bitLt(
         linear.in_features,
         linear.out_features,
@@ -108,12 +114,12 @@ def int8_linear(bnb: ModuleType, linear: nn.Linear) -> nn.Module:
     )
     new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     new.bias = linear.bias
-    # in training mode it does not round rows on a CPU
+    # in training mode bitsandbytes does not round rows on a CPU
     return Rounded(new, linear.out_features, torch.float16).train(linear.training)
 
 
 def nf4_linear(bnb: ModuleType, linear: nn.Linear) -> nn.Module:
-    """NF4 in blocks of 64 weights, their scales rounded too; it computes in the type of the linear's weights."""
+    """NF4 in blocks of 64 weights, whose scales are rounded too. It computes in the dtype of the linear's weights."""
     settings = {"quant_type": "nf4", "compress_statistics": True}
     new: nn.Module = bnb.nn.Linear4bit(
         linear.in_features,
@@ -129,14 +135,18 @@ def nf4_linear(bnb: ModuleType, linear: nn.Linear) -> nn.Module:
 
 
 class Rounded(nn.Module):
-    """A linear of bitsandbytes among rows of any type, and of any number: in NF4 on a CPU none end the process."""
+    """Wraps a linear of bitsandbytes: takes rows of any dtype, and returns that dtype.
+
+    It also accepts an empty batch, which crashes bitsandbytes' NF4 on a CPU.
+    """
 
     def __init__(self, inner: nn.Module, width: int, dtype: torch.dtype) -> None:
+        """`inner`: the linear, of `width` outputs, which takes rows of `dtype`."""
         super().__init__()
         self.inner, self.width, self.dtype = inner, width, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] -> [..., N], of x's type."""
+        """[..., K] -> [..., N], in x's dtype."""
         if not x.numel():
             return x.new_empty((*x.shape[:-1], self.width))
         y: Tensor = self.inner(x.to(self.dtype))
@@ -144,8 +154,9 @@ class Rounded(nn.Module):
 
 
 def check_widths(linears: Iterable[nn.Linear]) -> None:
-    """Raises DeviceError for rows whose blocks straddle: on a CPU bitsandbytes 0.49 and 0.50 read some of them back
-    with other blocks' scales, and fail on others.
+    """Raises DeviceError for linears whose number of inputs is no multiple of 64, so that blocks span two rows.
+
+    On a CPU bitsandbytes 0.49 and 0.50 read some of these blocks with another block's scale, and fail on others.
     """
     if wrong := sorted({linear.in_features for linear in linears if linear.in_features % _BLOCK}):
         raise DeviceError(
@@ -155,6 +166,7 @@ def check_widths(linears: Iterable[nn.Linear]) -> None:
 
 
 def import_bitsandbytes() -> ModuleType:
+    """The package. Raises MissingExtraError if it cannot be imported."""
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
@@ -165,17 +177,19 @@ def import_bitsandbytes() -> ModuleType:
 
 @dataclass(frozen=True)
 class Kind:
-    make: Callable[[ModuleType, nn.Linear], nn.Module]
+    """One way in which bitsandbytes rounds a linear."""
+
+    make: Callable[[ModuleType, nn.Linear], nn.Module]  # the rounded linear, of the package and a torch linear
     needs: Needs
-    on_cpu: torch.dtype
+    on_cpu: torch.dtype  # the dtype that it computes in on a CPU
 
     def dtype(self, device: str) -> torch.dtype:
-        """What it computes in."""
+        """The dtype that it computes in."""
         return self.on_cpu if device == "cpu" else torch.float16
 
 
 PRECISIONS = {
     "bnb-int8": Kind(int8_linear, Needs("bitsandbytes' kernels for LLM.int8()", (7, 5)), torch.float16),
-    # its kernels for CPUs compute in bfloat16, whatever they are given
+    # bitsandbytes' kernels for CPUs compute in bfloat16, whatever dtype they are given
     "bnb-nf4": Kind(nf4_linear, Needs("bitsandbytes' kernels for NF4", (6, 0)), torch.bfloat16),
 }

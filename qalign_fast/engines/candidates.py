@@ -1,8 +1,8 @@
-"""An artifact, and a device and an engine that were asked for, in; the engine that is to run it, and where, out.
+"""Chooses the engine and the place for an artifact, from the device and the engine that the user asked for.
 
-Each way to run an artifact is a candidate: its name, where it would run, what speaks against it here, how fast it is
-expected to be, and how it is loaded. They come in order of preference, and the first without an objection is chosen.
-Where all have one, the error lists them. A new engine is one more candidate.
+Each way to run an artifact is a candidate. It has a name, a place, an expected speed, a loader, and perhaps an
+objection: the reason why it cannot run here. Candidates come in order of preference, and the first one without an
+objection is chosen. If every candidate has one, the error lists them all. A new engine is one more candidate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.engines.contract import Engine
 from qalign_fast.errors import DeviceError, MissingExtraError, QAlignError
 
-Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # of an artifact, a place and a number of threads
+Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # takes an artifact, a place and a number of threads
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class Candidate:
     engine: str  # one of the artifact's, or "tensorrt"
     place: str  # "cpu", "mps" or "cuda:N"
     loader: Load = field(repr=False)
-    kind: str  # what a family must have for it: see `Family.engines`
-    why: str = ""  # what it computes with, how fast that is expected to be, and how that is known
-    objection: QAlignError | None = None
+    kind: str  # the name that a family's `Family.engines` must hold
+    why: str = ""  # what computes, how fast that is expected to be, and where that is known from
+    objection: QAlignError | None = None  # why it cannot run here
 
     def load(self, artifact: Artifact, threads: int | None) -> Engine:
-        """Raises ArtifactError for weights that cannot be read, DeviceError, MissingExtraError."""
+        """The engine, ready to run. `threads` None: every core.
+
+        Raises ArtifactError for weights that cannot be read, DeviceError for what the device cannot do, and
+        MissingExtraError for a package that is not installed.
+        """
         return self.loader(artifact, self.place, threads)
 
     def __str__(self) -> str:
@@ -41,7 +45,7 @@ class Candidate:
 def choose(artifact: Artifact, device: str, engine: str) -> Candidate:
     """The first candidate without an objection. `device` and `engine` are as in `load_engine`.
 
-    Raises DeviceError or MissingExtraError, which says what speaks against each, where there is none.
+    If there is none, raises DeviceError or MissingExtraError, whose message has the objection to each candidate.
     """
     has = tuple(artifact.manifest.engines) if engine == "auto" else (engine,)
     refused = []
@@ -67,7 +71,7 @@ def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterat
 
 
 def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
-    """The engines that are made for a GPU and have one here, as far as that is known before anything is loaded."""
+    """The engines for a GPU that find one here, as far as that is known before anything is loaded."""
     if "torch" in has and find_spec("torch"):
         place = _place_of_torch("auto", manifest)
         if place != "cpu":
@@ -81,7 +85,7 @@ def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candida
 
 
 def _on_cpu(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
-    """The fastest first. That is a question only where torch is among them."""
+    """The engines on a CPU, the fastest first. Their speeds are looked up only if torch is among them."""
     order: tuple[str, ...] = ("onnx", "onnx-cuda")
     expected = torch_on = ""
     if "torch" in has:
@@ -101,9 +105,9 @@ def _on_cpu(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
 
 
 def _torch_on(device: str, manifest: Manifest) -> Candidate:
-    """On a device that was named, and on no other."""
+    """The torch engine on the device that was named, never on another."""
     try:
-        require_torch("this artifact")
+        require_torch()
         place = _place_of_torch(device, manifest)
     except QAlignError as error:
         return Candidate("torch", device, _load_torch, "torch", objection=error)
@@ -113,7 +117,7 @@ def _torch_on(device: str, manifest: Manifest) -> Candidate:
 
 
 def _graphs_on(device: str, artifact: Artifact, has: tuple[str, ...]) -> Candidate:
-    """Graphs on a GPU. onnxruntime's kernels there are for floats; 8 and 4 bits, and other devices, are a CPU's."""
+    """Graphs on a GPU. onnxruntime's kernels there are for floats, so graphs of 8 and 4 bits run on a CPU only."""
     precision = artifact.manifest.precision
     in_floats = precision in ("fp32", "fp16")
     name = next((name for name in ("onnx-cuda", "onnx", "tensorrt") if name in has), has[0])
@@ -139,7 +143,10 @@ def _if_the_family_has_it(candidate: Candidate, manifest: Manifest) -> Candidate
 
 
 def _not_installed(engine: str) -> MissingExtraError | None:
-    """The package is looked for and not imported: that takes a second, and another candidate's turn may come first."""
+    """The objection to an engine whose package is not installed.
+
+    The package is only looked for: importing it takes a second, and another candidate may be chosen.
+    """
     package, extra = ("torch", "torch") if engine == "torch" else ("onnxruntime", "cpu")
     if find_spec(package):
         return None
@@ -154,18 +161,18 @@ def _place_of_torch(device: str, manifest: Manifest) -> str:
     return choose_device(device, needs_of(manifest.precision))
 
 
-def require_torch(what: str) -> None:
+def require_torch() -> None:
     """Raises MissingExtraError where torch cannot be imported."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"{what} runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
+            f"this model runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
         ) from error
 
 
 def _load_torch(artifact: Artifact, place: str, threads: int | None) -> Engine:
-    require_torch("this artifact")
+    require_torch()
     from qalign_fast.engines.torch_cpu import load_folded
 
     return load_folded(artifact, threads, device=place)
@@ -178,7 +185,7 @@ def _load_torch_cuda(artifact: Artifact, place: str, threads: int | None) -> Eng
 
 
 def _onnx(graphs: str) -> Load:
-    """`graphs`: whose of the manifest's engines they are."""
+    """The loader of the graphs that the manifest has for the engine `graphs`."""
 
     def load(artifact: Artifact, place: str, threads: int | None) -> Engine:
         if place == "cpu":

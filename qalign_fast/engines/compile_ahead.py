@@ -1,8 +1,8 @@
-"""A model's sizes and a GPU's facts in, the kernels of every batch that it launches there in Triton's cache out.
+"""Compiles a model's kernels for a GPU into Triton's cache, for every size of batch, before they are needed.
 
-At the first load on a machine all cores compile, in processes of their own, what would else be compiled one kernel
-after another when a batch of each size first comes. Which kernels those are the model's own steps say, on tensors of
-the true shapes that hold no data.
+This runs at the first load on a machine, on all cores, in processes of their own. Otherwise kernels would be compiled
+one after another, when the first batch of each size comes. The model's own steps tell which kernels there are: they run
+on tensors of the true shapes that hold no data.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from qalign_fast.families.registry import find_family
 if TYPE_CHECKING:
     from qalign_kernels.cuda.launch import Device
 
-_FEWEST = 4  # cores with which a pool takes less time than it costs to start
+_FEWEST = 4  # with fewer cores a pool of processes saves less time than it takes to start
 
 
 class Launches(NamedTuple):
-    """What says which kernels a model launches: folded tensors as `build_engine` takes them, of which shapes count."""
+    """All that decides which kernels a model launches. Of the tensors only shapes and dtypes count."""
 
     family: str
     config: Any
     precision: str
-    tensors: Mapping[str, Tensor]
-    constants: Mapping[str, Constants]  # by prompt
+    tensors: Mapping[str, Tensor]  # folded, as `build_engine` takes them
+    constants: Mapping[str, Constants]  # by the prompt's name
 
     def on_meta(self) -> Launches:
+        """The same with tensors that hold no data."""
         tensors = {name: _on_meta(x) for name, x in self.tensors.items()}
         constants = {name: tuple(map(_on_meta, found)) for name, found in self.constants.items()}
         return self._replace(tensors=tensors, constants=constants)
 
 
 def compile_ahead(models: Sequence[Launches], device: torch.device, processes: int | None = None) -> bool:
-    """Whether all is compiled now. Nothing is compiled twice on a machine.
+    """Compiles the models' kernels; returns whether all are compiled now. Nothing is compiled twice on a machine.
 
-    Nothing waits for it either where there are few cores, or where the pool fails: a kernel is then compiled when it is
-    first launched.
+    With few cores nothing is compiled ahead, and if the pool of processes fails there is a warning. A kernel is then
+    compiled when it is first launched.
     """
     from qalign_kernels.cores import cores
     from qalign_kernels.cuda.ahead import Pool
@@ -68,7 +69,7 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
         whole = pool.wait()
         if not whole:
             why = pool.problem() or "they took too long"
-            warnings.warn(f"kernels not compiled ahead ({why}): each is when it is first launched", stacklevel=2)
+            warnings.warn(f"kernels not compiled ahead ({why}); each is compiled at its first launch", stacklevel=2)
     for mark in missing if whole else ():
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -76,7 +77,7 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
 
 
 def walk(device: Device, *models: Launches, batches: Sequence[int] = BUCKETS) -> Iterator[str]:
-    """Every step that their engines capture, on the meta device."""
+    """Runs every step that the models' engines capture, on the meta device. Yields a name after each batch."""
     for model in models:
         for batch in batches:
             _launch(device, model, batch)
@@ -91,7 +92,7 @@ def _launch(device: Device, launches: Launches, batch: int) -> None:
     tokens = torch.empty(batch, config.picture_tokens, config.decoder.width, dtype=between, device=meta)
     # prompts of the same lengths launch the same kernels
     for prefix, suffix in {tuple(x.shape for x in pair): pair for pair in there.values()}.values():
-        model.decode(tokens, prefix, suffix)  # first what takes the compiler longest
+        model.decode(tokens, prefix, suffix)  # first the step that compiles longest
     model.encode(torch.empty(batch, side, side, 3, dtype=torch.uint8, device=meta))
 
 
@@ -100,7 +101,7 @@ def _on_meta(x: Tensor) -> Tensor:
 
 
 def _identity(*facts: object) -> str:
-    """A hash of what compiled kernels depend on, as far as Triton's own does not say."""
+    """A hash of all that compiled kernels depend on and that Triton's own hash does not cover."""
     found = hashlib.sha256(repr((torch.__version__, facts)).encode())
     for package in (qalign_kernels, families):
         folder = Path(str(package.__file__)).parent

@@ -1,4 +1,4 @@
-"""The contract every engine keeps: `encode` pixels to visual tokens, `decode` tokens and a prompt to logits."""
+"""The contract of every engine: `encode` turns pixels into visual tokens, `decode` tokens and a prompt into logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qalign_fast.families.prompt import Prompt
 class Tokens(Protocol):
     """Visual tokens [B, V, D] on the engine's own device: a numpy array, a torch tensor, or what behaves like one.
 
-    They go back into `decode` of the engine that made them, whole, sliced by picture, or reshaped into clips.
+    They are for `decode` of the engine that made them: whole, sliced by picture, or reshaped into clips.
     """
 
     @property
@@ -30,21 +30,27 @@ class Tokens(Protocol):
 
 
 class Engine(Protocol):
-    """A model that is loaded, on a device, ready to run. Several threads may call it at a time."""
+    """A loaded model on a device, ready to run. Several threads may call it at the same time."""
 
     name: str  # "torch", "onnx", "onnx-cuda"
     device: str  # "cpu", "mps", "cuda:N"
     precision: str  # a name of `qalign_kernels.contract.precisions`, or of bitsandbytes'
-    kernels: str  # what computes: "plain torch", "native" and an instruction set, "Triton" and whose attention, ...
-    in_flight: int  # batches that several threads may have under way with profit
+    kernels: str  # what computes: "plain torch", "native" with an instruction set, "Triton" with its attention, ...
+    in_flight: int  # how many batches at a time, from several threads, make it faster
     family: Family
     config: Any  # the family's sizes, which are `qalign_fast.families.family.Sizes`
-    prompts: tuple[Prompt, ...]  # what it can answer
+    prompts: tuple[Prompt, ...]  # those that it can answer
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        """uint8 [B, H, W, 3] as `config.pixels` makes them -> visual tokens [B, V, D]. Raises DeviceError."""
+        """Pixels uint8 [B, H, W, 3], made by the rule `config.pixels` -> visual tokens [B, V, D].
+
+        Raises DeviceError for a batch that the device has no room for, or otherwise cannot run.
+        """
         ...
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
-        """Visual tokens [B, F*V, D] of F frames each -> logits [B, levels], the best first. Raises DeviceError."""
+        """Visual tokens [B, F*V, D] of F frames each -> logits float32 [B, levels], the best level first.
+
+        `prompt` is one of `prompts`. Raises DeviceError as `encode` does.
+        """
         ...

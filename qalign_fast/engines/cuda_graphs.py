@@ -1,8 +1,8 @@
-"""Pictures and functions in, results on a device out: how a batch gets to a GPU, and how its work is launched there.
+"""Brings batches to a GPU and launches the work on them.
 
-`Graphs` is CUDA's form: pixels go up on a stream of their own, and all that is computed is on another, whatever stream
-the caller is on. A function's kernels are captured once for each shape and launched together. `Direct` copies and
-calls, on any device.
+`Graphs` is for CUDA. It uploads pixels on one stream and computes on another, whatever stream the caller is on. It
+captures the kernels of a function once for each shape, and launches them together. `Direct` copies and calls, on any
+device.
 """
 
 from __future__ import annotations
@@ -24,32 +24,36 @@ from qalign_fast.engines.common import BUCKETS
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # [B, S, S, 3]
 Step: TypeAlias = Callable[[Tensor], Tensor]
 _SLOTS = 2
-_WARM_UPS = 2  # the first compiles kernels and lets libraries allocate, which a capture may not; the second is as later
+_WARM_UPS = 2  # the first compiles kernels and lets libraries allocate, which no capture may do; the second is as usual
 
 
 class Runner(Protocol):
+    """How an engine moves batches to its device and runs its steps there."""
+
     def scope(self) -> AbstractContextManager[object]:
-        """What the two below are called in."""
+        """The context in which the methods below are called."""
         ...
 
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
-        """Each batch, of no more than the largest bucket, on the device, in order."""
+        """Each batch on the device, in order. None has more pictures than the largest bucket."""
         ...
 
     def download(self, x: Tensor) -> Callable[[], Tensor]:
-        """Sends x to the host; what is returned waits for it, and may be called outside the scope."""
+        """Starts to copy x to the host. The result waits for the copy; it may be called outside the scope."""
         ...
 
     def call(self, step: Step, x: Tensor) -> Tensor:
-        """step(x), of any shape."""
+        """step(x), for x of any shape."""
         ...
 
     def run(self, key: Hashable, step: Step, x: Tensor) -> Tensor:
-        """step(x). A key means the same step, and x of the same shape and type, every time."""
+        """step(x). One key always means the same step, and x of the same shape and dtype."""
         ...
 
 
 class Direct:
+    """A runner that copies and calls directly, on any device."""
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
@@ -72,9 +76,11 @@ class Direct:
 
 @dataclass(frozen=True)
 class _Captured:
+    """One captured step, on x of one shape."""
+
     graph: torch.cuda.CUDAGraph
-    input: Tensor  # where the graph reads
-    output: Tensor  # where it leaves its result, until it runs again
+    input: Tensor  # the graph reads it
+    output: Tensor  # holds the result until the graph runs again
 
     def __call__(self, x: Tensor) -> Tensor:
         self.input.copy_(x)
@@ -83,16 +89,18 @@ class _Captured:
 
 
 class Graphs:
+    """A runner that captures steps as CUDA graphs."""
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         with self.scope():
-            self._stream = _stream(device)  # for steps, one after another: graphs share a pool, kernels their scratch
+            self._stream = _stream(device)  # for all steps, one by one: graphs share a pool, kernels their scratch
             self._pool = torch.cuda.graph_pool_handle()
             self._uploads = _Uploads(device)
         self._captured: dict[Hashable, _Captured] = {}
 
     def scope(self) -> AbstractContextManager[object]:
-        """Triton launches on the current device."""
+        """Makes the device current, because Triton launches on the current one."""
         return torch.cuda.device(self._device)
 
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
@@ -105,19 +113,19 @@ class Graphs:
         arrived.record(torch.cuda.current_stream(self._device))
 
         def wait() -> Tensor:
-            arrived.synchronize()  # for this alone, not for what another thread has queued since
+            arrived.synchronize()  # waits for this copy alone, not for what another thread has queued since
             return host
 
         return wait
 
     def call(self, step: Step, x: Tensor) -> Tensor:
-        """x is the caller's stream's, and so is the result, which is a copy."""
+        """step(x). x belongs to the caller's stream, and so does the result, which is a copy."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             output = step(x)
         result = torch.empty_like(output)
-        self._stream.wait_stream(current)  # for what used the result's memory before
+        self._stream.wait_stream(current)  # whose work may still use the result's memory
         with torch.cuda.stream(self._stream):
             result.copy_(output)
         current.wait_stream(self._stream)
@@ -135,7 +143,7 @@ class Graphs:
             for _ in range(_WARM_UPS):
                 step(static)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do with CUDA meanwhile is no error of this capture
+        # thread_local: calls of CUDA by other threads do not break this capture
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             output = step(static)
         return _Captured(graph, static, output)
@@ -146,26 +154,26 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _event() -> torch.cuda.Event:
-    """One that was never recorded is not waited for; a thread that waits leaves its core to others."""
+    """A new event. A thread that waits for it sleeps; nobody waits for an event that was never recorded."""
     return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class _Slot:
-    """Room for one batch."""
+    """Memory for one batch."""
 
-    host: Tensor  # pinned, or the copy would not run beside anything
+    host: Tensor  # pinned, because only then the copy runs beside other work
     device: Tensor
-    sent: torch.cuda.Event = field(default_factory=_event)  # host is free
-    read: torch.cuda.Event = field(default_factory=_event)  # device is free
+    sent: torch.cuda.Event = field(default_factory=_event)  # after it `host` is free
+    read: torch.cuda.Event = field(default_factory=_event)  # after it `device` is free
 
 
 class _Uploads:
-    """Two slots in turn: while one batch's pictures are computed, the next one's go up."""
+    """Uses two slots in turn: while one batch is computed, the next one is uploaded."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, _stream(device)
-        self._slots: Iterator[_Slot] | None = None  # whose turn it is
+        self._slots: Iterator[_Slot] | None = None  # in the order of their turns
 
     def __call__(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
         under_way = deque[tuple[_Slot, int]]()
@@ -189,14 +197,17 @@ class _Uploads:
         return slot, len(batch)
 
     def _slot(self, picture: tuple[int, ...]) -> _Slot:
-        """For the largest bucket. On the stream that writes it: another's memory may still be in use there."""
+        """A slot for the largest bucket.
+
+        It is allocated on the stream that writes it, because memory of another stream may still be in use there.
+        """
         shape = (BUCKETS[-1], *picture)
         with torch.cuda.stream(self._stream):
             room = torch.empty(shape, dtype=torch.uint8, device=self._device)
         return _Slot(torch.empty(shape, dtype=torch.uint8, pin_memory=True), room)
 
     def _take(self, slot: _Slot, count: int) -> Tensor:
-        """Out of the slot, so that it is free before anything is computed."""
+        """Copies the pictures out of the slot, so that the slot is free before anything is computed."""
         current = torch.cuda.current_stream(self._device)
         current.wait_event(slot.sent)
         pixels = slot.device[:count].clone()

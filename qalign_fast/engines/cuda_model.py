@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def between_of(precision: str) -> torch.dtype:
-    """The type of what lies between products."""
+    """The dtype of what lies between products, on a GPU."""
     dtype: torch.dtype = getattr(torch, PRECISIONS[precision].between)
     return dtype
 
 
 def attention_of(precision: str, device: str) -> str:
-    """By which of torch's kernels a picture's rows are attended to on a CUDA device: the first asked for."""
+    """The name of torch's attention kernel that is tried first for a picture's rows on a CUDA device."""
     major, minor = torch.cuda.get_device_capability(device)
     return BACKENDS[attention_backends(10 * major + minor, between_of(precision))[0]]
 
@@ -38,7 +38,10 @@ def build_model(
     place: torch.device,
     facts: Device,
 ) -> tuple[Any, dict[str, Constants]]:
-    """The model, and the constants where it is."""
+    """The model on `place`, and the constants of every prompt there. The tensors leave `mapped` one at a time.
+
+    `facts`: what is known of the GPU. `watch` may wrap the operations, to measure them.
+    """
     from qalign_kernels.cuda.ops import TritonOps
 
     between = between_of(precision)

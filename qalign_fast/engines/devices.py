@@ -1,4 +1,4 @@
-"""A device's name in, the one that torch runs on out, or why it cannot be had and what can."""
+"""The name of a device in, the device that torch runs on out, or the reason why torch cannot use it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from qalign_kernels.contract.precisions import PRECISIONS
 
 
 class Needs(NamedTuple):
-    """What something that computes on GPUs asks of them."""
+    """What kernels need of a GPU."""
 
-    who: str
-    capability: tuple[int, int]
-    triton: bool = False
-    mps: bool = False
+    who: str  # the kernels, as messages name them
+    capability: tuple[int, int]  # the lowest compute capability of an NVIDIA GPU
+    triton: bool = False  # whether they need Triton
+    mps: bool = False  # whether the model also runs on an Apple GPU
     instead: str = ""  # what to use instead on an older device
 
 
-# 8-bit tensor cores and copies to shared memory as the kernels use them
+# The kernels use 8-bit tensor cores and asynchronous copies to shared memory.
 KERNELS = Needs("the kernels", (8, 0), triton=True, mps=True)
 
 
 def choose_device(asked: str, needs: Needs = KERNELS) -> str:
-    """One of "cpu", "mps" and "cuda:N". "auto" is the first CUDA device where it can be had, else "cpu".
+    """The device to run on: "cpu", "mps" or "cuda:N". "auto" is the first CUDA device if it can be used, else "cpu".
 
-    Raises DeviceError for a named one that cannot be had.
+    Raises DeviceError for a named device that cannot be used.
     """
     if asked == "auto":
         return "cpu" if cuda_problem(0, needs) else "cuda:0"
@@ -39,7 +39,7 @@ def choose_device(asked: str, needs: Needs = KERNELS) -> str:
 
 
 def needs_of(precision: str) -> Needs:
-    """What an artifact's torch weights ask."""
+    """What an artifact's torch weights in this precision need of a GPU."""
     wanted = PRECISIONS[precision]
     if wanted.capability == KERNELS.capability:
         return KERNELS
@@ -48,13 +48,13 @@ def needs_of(precision: str) -> Needs:
 
 
 def available(needs: Needs = KERNELS) -> list[str]:
-    """What `choose_device` takes on this machine."""
+    """The names that `choose_device` accepts on this machine."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count()) if not cuda_problem(i, needs)]
     return ["auto", "cpu", *(["mps"] if device_problem("mps", needs) is None else []), *cuda]
 
 
 def device_problem(name: str, needs: Needs = KERNELS) -> str | None:
-    """Why a named device cannot be had, in one line; None where it can."""
+    """The reason why a named device cannot be used, in one line. None if it can."""
     if name == "mps" and not needs.mps:
         return f"{needs.who} are for CUDA devices and CPUs{needs.instead}"
     if name == "mps":
@@ -63,10 +63,10 @@ def device_problem(name: str, needs: Needs = KERNELS) -> str | None:
 
 
 def cuda_problem(index: int, needs: Needs = KERNELS) -> str | None:
-    """Why `needs.who` cannot run on that CUDA device, in one line; None where it can, as far as torch tells."""
+    """The reason why `needs.who` cannot run on that CUDA device, in one line. None if they can, as torch sees it."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; pytorch.org has builds with it"
-    try:  # is_available() would not say why: no driver, or one too old for this torch
+    try:  # is_available() would not give the reason: no driver, or one that is too old for this torch
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return one_line(error)

@@ -1,7 +1,7 @@
-"""A precision and what our kernels are on this CPU in, its engines from fast to slow out, and how that is known.
+"""A precision and the instruction set of this CPU in, the engines from fast to slow out, with the reason.
 
-engine_times.json, beside this file, is made of receipts in bench/results by `python -m
-qalign_bench.figures.engine_times`.
+`python -m qalign_bench.figures.engine_times` makes engine_times.json, beside this file, from the receipts in
+bench/results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("engine_times.json")
 _WITHOUT_KERNELS = ("onnx", "torch", "onnx-cuda")  # onnx-cuda is float16, which no CPU computes in
-# How like a precision's arithmetic the others' is, the most first: whole numbers of 8 bits, or floats.
+# The other precisions, those with the most similar arithmetic first: whole numbers of 8 bits, or floats.
 _LIKE = {
     "int8": ("int4", "fp16", "fp32"),
     "int4": ("int8", "fp16", "fp32"),
@@ -26,15 +26,15 @@ _LIKE = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One precision's engines on one instruction set, timed in one interleaved run at OneAlign's full size."""
+    """The engines of one precision on one instruction set, timed in one interleaved run at OneAlign's full size."""
 
     device: str  # "cpu"
-    instruction_set: str  # of our kernels, by their name
+    instruction_set: str  # the name that our kernels have for it
     precision: str
-    ms: Mapping[str, float]  # a picture, by engine
+    ms: Mapping[str, float]  # engine -> milliseconds a picture
     cpu: str
     date: str
-    receipt: str  # the file in the repository that has all of the run
+    receipt: str  # the file in the repository that has the whole run
 
     def __str__(self) -> str:
         first, *others = (f"{name} {ms:.0f}" for name, ms in sorted(self.ms.items(), key=lambda item: item[1]))
@@ -42,16 +42,18 @@ class Measured:
 
 
 class Ranking(NamedTuple):
+    """The engines in order of speed."""
+
     engines: tuple[str, ...]  # the fastest first
-    why: str
+    why: str  # how that is known
 
 
 def rank(precision: str, kernels: str | None, times: tuple[Measured, ...] | None = None) -> Ranking:
-    """A CPU's engines; `kernels` is the instruction set of the C++ kernels, None where they were not built.
+    """The engines on a CPU. `kernels` is the instruction set of the C++ kernels, None if they were not built.
 
-    As measured on this instruction set in this precision. Where that was not done: as measured in the precision most
-    like it; else torch first where its kernels have vector instructions. onnxruntime first where they have none, or
-    where they were not built and torch would run in plain torch.
+    The order is the measured one, on this instruction set in this precision, or else in the most similar precision that
+    was measured. Without a measurement torch is first if its kernels have vector instructions. onnxruntime is first if
+    they have none, or if they were not built, because torch would then run without kernels.
     """
     if kernels is None:
         return Ranking(_WITHOUT_KERNELS, "the C++ kernels are not built: `qalign-fast build`")
@@ -68,6 +70,7 @@ def rank(precision: str, kernels: str | None, times: tuple[Measured, ...] | None
 
 @cache
 def read_times() -> tuple[Measured, ...]:
+    """The table in engine_times.json."""
     return tuple(Measured(**entry) for entry in json.loads(TABLE.read_text("utf-8")))
 
 

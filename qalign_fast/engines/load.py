@@ -1,4 +1,4 @@
-"""A model reference in, an engine out: finds or fetches the directory and loads the engine that is to run it."""
+"""A reference to a model in, an engine out: finds or fetches the directory, and loads the engine that is to run it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from qalign_fast.errors import ArtifactError, DeviceError
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
 
-CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # what a checkpoint is loaded in; artifacts have their own
+CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # those of a checkpoint; an artifact has its own
 
 
 def load_engine(model: str | Path | None = None, options: LoadOptions | None = None) -> Engine:
-    """The engine for a model: None (the embedded one), an artifact or checkpoint directory, or a Hub id.
+    """The engine for a model: None (the embedded one), the directory of an artifact or a checkpoint, or a Hub id.
 
-    `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto": the first CUDA device for an artifact with torch
-    weights, or with graphs for CUDA, where something is installed that runs them there, else the CPU. There, an
-    artifact that has several engines' weights runs on the one that was measured to be the fastest on such a CPU
-    (`engine_times.rank` is the rule, and `qalign-fast info` says which one it is). A checkpoint runs on torch, in
-    float32 where "auto" is the CPU, or with `precision` "bnb-int8" or "bnb-nf4" on bitsandbytes' linears, where "auto"
-    is the first CUDA device that they run on.
+    `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto". For an artifact with torch weights, or with
+    graphs for CUDA, "auto" is the first CUDA device if the packages that run them there are installed, and otherwise
+    the CPU. On a CPU, an artifact that has weights for several engines runs on the one that was measured to be the
+    fastest on such a CPU. `engine_times.rank` is the rule, and `qalign-fast info` names the engine. A checkpoint runs
+    on torch. In float32, "auto" is the CPU. With `precision` "bnb-int8" or "bnb-nf4" it runs on bitsandbytes' linears,
+    and "auto" is the first CUDA device that they run on.
 
     `engine` is "auto", one that the artifact has ("onnx", "onnx-cuda" for graphs made for a GPU, "torch"), or
     "tensorrt", which runs "onnx" graphs in float32 or float16.
 
     Raises ArtifactError or CheckpointError for a model that cannot be read, DeviceError for an engine, device or
-    precision that the model or the machine does not have, MissingExtraError for one not installed.
+    precision that the model or the machine does not have, and MissingExtraError for a package that is not installed.
     """
     options = options or LoadOptions()
     directory = find_model(model)
@@ -64,7 +64,7 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
             f"{directory}: has no precision {options.precision!r}; available: {', '.join(CHECKPOINT_PRECISIONS)}; "
             "`qalign-fast export` makes others"
         )
-    require_torch("a checkpoint")
+    require_torch()
     from qalign_fast.engines.torch_cpu import load_checkpoint
 
     precision = "fp32" if options.precision in (None, "auto") else str(options.precision)
@@ -73,11 +73,11 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
 
 
 def _place_checkpoint(device: str, precision: str) -> str:
-    """Where a checkpoint is to run: "cpu", "mps" or "cuda:N"."""
+    """The device that a checkpoint is to run on: "cpu", "mps" or "cuda:N"."""
     from qalign_fast.engines.bitsandbytes_linears import PRECISIONS
     from qalign_fast.engines.devices import choose_device
 
     if precision in PRECISIONS:
         return choose_device(device, PRECISIONS[precision].needs)
-    # float32 at full size is 33 GB: more than most GPUs have, so that one is taken only where it is named
+    # float32 at full size is 33 GB, more than most GPUs have. So a GPU is used only if it is named.
     return "cpu" if device == "auto" else choose_device(device)

@@ -11,19 +11,21 @@ from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.onnx_session import CPU, open_sessions
 from qalign_fast.families.prompt import Prompt
 
-_CHUNK = 16  # pictures a run of the vision graph; attention's scores are what grows with it
+_CHUNK = 16  # pictures in a run of the vision graph; the memory of attention's scores grows with it
 
 
 class OnnxEngine:
-    """An artifact's graphs on onnxruntime's CPU provider."""
+    """An artifact's graphs on onnxruntime's CPU provider. Tokens are numpy arrays, float32 [B, V, D]."""
 
     device = "cpu"
     kernels = "onnxruntime"
     in_flight = 1
 
     def __init__(self, artifact: Artifact, graphs: str = "onnx", threads: int | None = None) -> None:
-        """`graphs`: whose of the manifest's engines they are. Raises what `open_sessions` raises, MissingExtraError
-        where onnxruntime is not installed.
+        """`graphs`: the engine whose graphs of the manifest are run. `threads` None: every core.
+
+        Raises ArtifactError and DeviceError as `open_sessions` does, ArtifactError as `load_constants` does, and
+        MissingExtraError if onnxruntime is not installed.
         """
         manifest = artifact.manifest
         self.name = graphs
@@ -34,6 +36,7 @@ class OnnxEngine:
         self._inputs = [value.name for value in self._decoder.get_inputs()]  # tokens, then a prompt's constants
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        """As `Engine.encode`, in runs of a few pictures."""
         runs = [
             self._encoder.run(None, {"pixels": pixels[start : start + _CHUNK]})[0]
             for start in range(0, len(pixels), _CHUNK)
@@ -41,6 +44,7 @@ class OnnxEngine:
         return runs[0] if len(runs) == 1 else np.concatenate(runs)
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """As `Engine.decode`."""
         feed = dict(zip(self._inputs, (tokens, *self._constants[prompt.name]), strict=True))
         logits: npt.NDArray[np.float32] = self._decoder.run(None, feed)[0]
         return logits

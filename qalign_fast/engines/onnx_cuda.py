@@ -1,7 +1,7 @@
 """An artifact in, `encode` and `decode` on onnxruntime and an NVIDIA GPU out.
 
 Each size of batch has buffers of its own on the device: pixels, visual tokens, logits. Encoding leaves tokens where
-decoding reads them, and as nothing moves, the CUDA provider launches each size as one graph of kernels.
+decoding reads them. Because no buffer moves, the CUDA provider launches each size as one graph of kernels.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import Values
 
 Array = npt.NDArray[Any]
-_NO_GRAPH = -1  # of kernels: a clip's length is seldom met again
+_NO_GRAPH = -1  # for clips: two of one length are rare, so a graph of kernels would seldom be used again
 
 
 class _Buffers(NamedTuple):
-    """Of one size of batch, on the device."""
+    """The buffers of one size of batch, on the device."""
 
     pixels: Any  # uint8 [size, S, S, 3]
     tokens: Any  # float32 [size, Q+1, D]
@@ -43,7 +43,10 @@ class _Buffers(NamedTuple):
 
 
 class DeviceTokens:
-    """The visual tokens [B, Q+1, D] of one encoding: on the device as long as their buffer is theirs, then here."""
+    """The visual tokens float32 [B, Q+1, D] of one call of `encode`.
+
+    They stay in their buffer on the device until another batch needs it, and are then copied to the host.
+    """
 
     def __init__(self, buffer: Any, count: int) -> None:
         self.on_device = True
@@ -51,6 +54,7 @@ class DeviceTokens:
         self._lock = Lock()
 
     def numpy(self) -> Array:
+        """The tokens on the host. They leave the device at the first call."""
         with self._lock:
             if self.on_device:
                 self._buffer, self.on_device = fetch(self._buffer, self._count), False
@@ -73,15 +77,15 @@ class DeviceTokens:
 
 
 class OnnxGpuEngine:
-    """An artifact's graphs on onnxruntime's CUDA or TensorRT provider."""
+    """An artifact's graphs on onnxruntime's CUDA or TensorRT provider. Tokens are `DeviceTokens` or numpy arrays."""
 
-    in_flight = 1  # a second batch would turn the first one's tokens out of their buffer
+    in_flight = 1  # a second batch would push the first one's tokens out of their buffer
 
     def __init__(self, artifact: Artifact, graphs: str, provider: Provider) -> None:
-        """`graphs`: whose of the manifest's engines they are. The first picture is scored here, so that what the device
-        cannot do shows now.
+        """`graphs`: the engine whose graphs of the manifest are run.
 
-        Raises what `require_provider` and `open_sessions` raise, DeviceError where a picture does not fit.
+        The first picture is scored here, so that what the device cannot do shows now. Raises what `require_provider`
+        and `open_sessions` raise, and DeviceError if a picture does not fit.
         """
         require_provider(provider)
         manifest = artifact.manifest
@@ -96,18 +100,20 @@ class OnnxGpuEngine:
         }
         self._encoder, self._decoder = open_sessions(artifact, graphs, provider)
         self._buffers: dict[int, _Buffers] = {}
-        self._graphs: dict[tuple[str, int], int] = {}  # what was launched, numbered
+        self._graphs: dict[tuple[str, int], int] = {}  # (step, size of batch) -> number of its graph of kernels
         self._held: WeakValueDictionary[int, DeviceTokens] = WeakValueDictionary()  # by bucket
-        self._lock = Lock()  # buffers are one call's at a time
+        self._lock = Lock()  # one call at a time uses the buffers
         score_grey_picture(self)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        """As `Engine.encode`. Tokens stay on the device unless there are more pictures than the largest bucket has."""
         with self._lock:
             if len(pixels) <= BUCKETS[-1]:
                 return self._encode(pixels)
             return np.concatenate([self._encode(part).numpy() for part in split_batch(pixels)])
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """As `Engine.decode`. Tokens that are on the device are read there."""
         with self._lock:
             if isinstance(tokens, DeviceTokens):
                 if tokens.on_device:
@@ -141,7 +147,7 @@ class OnnxGpuEngine:
         return fetch(logits, len(tokens))
 
     def _run(self, session: Any, name: str, inputs: Sequence[Any], output: Any, number: int | None = None) -> None:
-        """One launch; of the same name and output it is the same graph of kernels."""
+        """One launch. The same name and size of output always mean the same graph of kernels."""
         ort = import_onnxruntime()
         size = output.shape()[0]
         if number is None:
@@ -160,8 +166,9 @@ class OnnxGpuEngine:
             ) from error
 
     def _take(self, count: int) -> _Buffers:
-        """The buffers for so many pictures, which are about to be written: what was in them is saved where it is
-        still wanted.
+        """The buffers for `count` pictures, which the caller is about to write.
+
+        If somebody still holds the tokens in them, these are copied to the host first.
         """
         held = self._held.pop(bucket_of(count), None)
         if held is not None:
@@ -187,7 +194,7 @@ class OnnxGpuEngine:
 
 
 def fetch(buffer: Any, count: int) -> Array:
-    """The first `count` of a buffer, as they are now: where the device is the CPU, `numpy` alone would be a view."""
+    """A copy of the first `count` entries of a buffer. If the device is a CPU, `numpy` alone would be a view."""
     return np.array(buffer.numpy()[:count])
 
 
@@ -196,6 +203,6 @@ def _filled(x: Array) -> Array:
 
 
 def _shape_of(values: Values) -> tuple[int, ...]:
-    """Of the first of a graph's inputs or outputs, without the batch."""
+    """The shape of the first of a graph's inputs or outputs, without the batch."""
     _, (_, *shape) = next(iter(values.values()))
     return tuple(cast("list[int]", shape))

@@ -1,4 +1,4 @@
-"""An artifact's graphs and a provider of onnxruntime in, sessions out: what is checked before one of them runs."""
+"""An artifact's graphs and an execution provider of onnxruntime in, checked sessions out."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _TENSORRT = "TensorrtExecutionProvider"
 
 @dataclass(frozen=True)
 class Provider:
-    """What of onnxruntime computes, and where."""
+    """An execution provider of onnxruntime and its device."""
 
-    name: str
-    device: str = "cpu"
+    name: str  # as onnxruntime calls it
+    device: str = "cpu"  # or "cuda:N"
     options: Mapping[str, str] = field(default_factory=dict)
-    helper: str | None = None  # another one, which takes what this one has no operator for
+    helper: str | None = None  # another provider, which runs the operators that this one does not have
 
     @property
     def place(self) -> tuple[str, int]:
-        """The device as onnxruntime names it."""
+        """The device as onnxruntime names it: kind and number."""
         kind, _, index = self.device.partition(":")
         return kind, int(index or 0)
 
@@ -48,13 +48,13 @@ CPU = Provider(_CPU)
 
 
 def cuda(device: str) -> Provider:
-    """Graphs of kernels, sums in float32 inside norms, and no TF32 in float32's products."""
+    """The CUDA provider: with graphs of kernels, float32 sums inside norms, and no TF32 in float32 products."""
     options = {"enable_cuda_graph": "1", "enable_skip_layer_norm_strict_mode": "1", "use_tf32": "0"}
     return Provider(_CUDA, device, options)
 
 
 def tensorrt(device: str, precision: str) -> Provider:
-    """What it builds takes it minutes for every size of batch, and is kept in our folder for caches."""
+    """The TensorRT provider. For each size of batch it builds for minutes, and keeps the result in our cache folder."""
     cache = cache_folder() / "tensorrt"
     options = {
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
@@ -67,7 +67,10 @@ def tensorrt(device: str, precision: str) -> Provider:
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime with its telemetry off, which since 1.29 is on by default and is decided at import."""
+    """onnxruntime without its telemetry, which is on by default since 1.29 and is decided at import.
+
+    Raises MissingExtraError if it is not installed.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
@@ -80,12 +83,12 @@ def import_onnxruntime() -> ModuleType:
 
 
 def has_cuda() -> bool:
-    """Whether the installed onnxruntime is one for CUDA; not whether it finds a device."""
+    """Whether the installed onnxruntime is built for CUDA. It does not say whether there is a device."""
     return _CUDA in import_onnxruntime().get_available_providers()
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: each of its status codes is a class of its own, derived from Exception alone."""
+    """The exceptions of onnxruntime. Each of its status codes has a class of its own, derived from Exception alone."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -93,15 +96,15 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def cause(error: Exception) -> str:
-    """What CUDA said, where it said something; the lines of C++ around it help nobody."""
+    """The message of CUDA inside an error of onnxruntime, if there is one, else the error's first line."""
     said = re.search(r"(CUDA|CUDNN|CUBLAS) failure \d+: [^;]+", str(error))
     return said.group().strip() if said else one_line(error)
 
 
 def require_provider(provider: Provider) -> None:
-    """Raises DeviceError unless this onnxruntime has the provider, and a device to run it on.
+    """Raises DeviceError if this onnxruntime does not have the provider, or finds no device for it.
 
-    Asked for by name it would be left out otherwise, and all would run on the CPU.
+    Without this check onnxruntime would leave out a provider that it does not have, and run everything on the CPU.
     """
     ort = import_onnxruntime()
     has = ort.get_available_providers()
@@ -111,7 +114,7 @@ def require_provider(provider: Provider) -> None:
             f"device {provider.device!r}: the installed onnxruntime {ort.__version__} has no {provider.name}, only "
             f"{kinds}; `pip uninstall onnxruntime` and `pip install 'qalign-fast[gpu]'` bring it; available: cpu"
         )
-    if hasattr(ort, "preload_dlls"):  # CUDA's libraries as pip installs them; it prints what it does not find
+    if hasattr(ort, "preload_dlls"):  # loads CUDA's libraries that pip installed; prints those that it does not find
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
     try:
@@ -124,10 +127,10 @@ def require_provider(provider: Provider) -> None:
 
 
 def open_sessions(artifact: Artifact, engine: str, provider: Provider, threads: int | None = None) -> tuple[Any, Any]:
-    """The encoder's and the decoder's, of the graphs that the manifest has under the engine's name.
+    """The sessions of the encoder and the decoder, from the graphs that the manifest has for the engine of that name.
 
-    Raises ArtifactError for files that onnxruntime refuses or that do not fit the manifest, DeviceError where not all
-    of a graph runs on the provider.
+    Raises ArtifactError for files that onnxruntime refuses or that do not fit the manifest, and DeviceError if the
+    provider cannot run a whole graph.
     """
     parts = artifact.manifest.engines.get(engine, {})
     if parts.keys() != set(PARTS):
@@ -138,7 +141,7 @@ def open_sessions(artifact: Artifact, engine: str, provider: Provider, threads: 
 
 
 def _open(artifact: Artifact, name: str, part: str, provider: Provider, threads: int | None) -> Any:
-    """A session of one of the artifact's graphs, once it is known to read listed files only and to fit the engine."""
+    """A session of one graph. It is checked that the graph reads only files of the manifest and fits the engine."""
     path = artifact.path(name)
     for data in _data_files(path):
         if str(PurePosixPath(name).parent / data) not in artifact.manifest.files:
@@ -147,7 +150,7 @@ def _open(artifact: Artifact, name: str, part: str, provider: Provider, threads:
     found = _interface(session.get_inputs()), _interface(session.get_outputs())
     expected = getattr(artifact.manifest.family.interface(artifact.manifest.config), part)
     if found != expected:
-        raise ArtifactError(f"{path}: has the inputs and outputs {found}; the manifest's sizes ask {expected}")
+        raise ArtifactError(f"{path}: has the inputs and outputs {found}; the manifest's sizes ask for {expected}")
     return session
 
 
@@ -159,7 +162,7 @@ _LOCATION = b"\x0a\x08location\x12"  # protobuf: a map entry whose key is "locat
 
 
 def _data_files(graph: Path) -> Iterator[str]:
-    """The files beside a graph that it names as its weights'. onnxruntime itself refuses those outside its folder."""
+    """The files beside a graph that it reads weights from. onnxruntime itself refuses files outside its folder."""
     if not graph.stat().st_size:
         return
     with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -179,9 +182,9 @@ _PRODUCT = bytes.fromhex(
 
 @cache
 def saturates() -> bool:
-    """Whether sums of two u8 x s8 products overflow 16 bits here, as on x64 without VNNI: onnxruntime takes one.
+    """Whether onnxruntime's sums of two u8 x s8 products overflow 16 bits here, as they do on x64 without VNNI.
 
-    Not every system tells whether a CPU has VNNI, and which form of it onnxruntime uses is its own choice.
+    It is tried out, because not every system tells whether a CPU has VNNI, and onnxruntime chooses its own kernels.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -191,14 +194,14 @@ def saturates() -> bool:
     return bool((found != 2 * 255 * 127).any())
 
 
-# Threads that wait for the next operator spin, on cores that the other graph's threads and decoders of pictures need.
-# Measured on two cores: without, the mini model scores files at 1.6 times the speed, and its graphs load sooner. On
-# many cores, where waking threads takes longer, nothing was measured.
+# Threads that wait for the next operator spin. They take cores that the other graph and decoders of pictures need.
+# Measured on two cores: without spinning, the mini model scores files at 1.6 times the speed, and its graphs load
+# sooner. On many cores, where waking threads takes longer, nothing was measured.
 _FEW = 4
 
 
 def session_options(provider: Provider, threads: int | None = None) -> Any:
-    """onnxruntime's, of each session: numbers are right, and nothing runs where it was not asked to."""
+    """The options of every session. They keep results right, and keep operators on the provider that was asked for."""
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 3  # errors only
     if threads is not None:
@@ -207,8 +210,8 @@ def session_options(provider: Provider, threads: int | None = None) -> Any:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider.name == _CPU:
         if saturates():
-            options.add_session_config_entry("session.x64quantprecision", "1")  # u8 x u8: right, at half the speed
-    else:  # what the provider has no kernel for would otherwise run on the CPU, unsaid
+            options.add_session_config_entry("session.x64quantprecision", "1")  # u8 x u8 is exact, at half the speed
+    else:  # without this, operators that the provider has no kernel for would run on the CPU without a word
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 

@@ -1,4 +1,4 @@
-"""What a model is loaded with, as one value."""
+"""The options of loading a model, as one value."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """`qalign_fast.engines.load.load_engine` says what each one means. Raises DeviceError for what no machine has."""
+    """The options of `qalign_fast.engines.load.load_engine`, which says what they mean.
+
+    Raises DeviceError for `threads` below 1 and for a `device` that no machine has.
+    """
 
     device: str = "auto"  # or "cpu", "cuda", "cuda:1" (and so on), "mps"
-    precision: str | None = None  # None: an artifact's own, a checkpoint's "fp32"
+    precision: str | None = None  # None: an artifact's own, or "fp32" for a checkpoint
     engine: str = "auto"
     threads: int | None = None  # None: every core
-    verify: bool = True  # whether the files of an artifact are hashed
+    verify: bool = True  # whether the SHA-256 of an artifact's files is checked
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

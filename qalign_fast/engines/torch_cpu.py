@@ -1,8 +1,9 @@
 """An upstream checkpoint or an artifact's folded weights in, `encode` and `decode` on torch out.
 
-A checkpoint runs as the family's reference in float32, or on bitsandbytes' linears. Folded weights run in the precision
-they have. On a CPU they are mapped from their file, and run on the C++ kernels where those were built (`qalign-fast
-build`), else in plain torch; 8-bit floats always multiply in plain torch there. On other devices all is plain torch.
+A checkpoint runs as the family's reference, in float32 or on bitsandbytes' linears. Folded weights run in their own
+precision. On a CPU they are mapped from their file. They run on the C++ kernels if those were built (`qalign-fast
+build`), else in plain torch; products of 8-bit floats are always in plain torch there. On other devices everything is
+plain torch.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.quantized_rows import E4M3, fake_rows
 from qalign_kernels.cpu.ops import exact_for, load_native
 
-_ROWS = 2048  # of the vision tower at a time: more gain nothing, and their activations leave the cache
+_ROWS = 2048  # of the vision tower at a time; with more, activations leave the cache and nothing is gained
 
 
 class TorchEngine:
-    """A reference, or a folded model on a set of operations, on a CPU or an Apple GPU."""
+    """A reference model or a folded model, on a CPU or an Apple GPU, or a reference on any device.
+
+    Tokens are torch tensors [B, V, D] on the device.
+    """
 
     name = "torch"
     in_flight = 1
@@ -49,28 +53,34 @@ class TorchEngine:
         device: str = "cpu",
         kernels: str = PLAIN.name,
     ) -> None:
-        """The model's tensors and each prompt's constants are on the device; `kernels` names what computes."""
+        """The model and the `constants` of every prompt are on the device already. `kernels` names what computes."""
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
         self.device, self.kernels = device, kernels
         self._model, self._constants = model, constants
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
+        """As `Engine.encode`, a few pictures at a time."""
         size = max(1, _ROWS // self.config.vision_rows(*pixels.shape[1:3]))
         chunks = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).split(size)
         return torch.cat([self._model.encode(chunk.to(self.device)) for chunk in chunks])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """As `Engine.decode`."""
         given = cast(torch.Tensor, tokens)
         logits: npt.NDArray[np.float32] = self._model.decode(given, *self._constants(prompt)).cpu().numpy()
         return logits
 
 
 class FloatProducts(Ops):
-    """Plain torch where there is no product of whole numbers, as on MPS: the contract's, as far as float32 is exact."""
+    """Plain torch for devices without products of whole numbers, such as MPS.
+
+    Products are the contract's as far as float32 is exact.
+    """
 
     def product(self, x: torch.Tensor, w: Weight) -> torch.Tensor:
+        """x [..., K] -> [..., N]: rounded rows times expanded weights, in float32."""
         if w.scale is None or w.weight.dtype == E4M3:
             return super().product(x, w)
         return F.linear(fake_rows(x), expand_weight(w.weight, w.scale, w.groups, x.shape[-1]), w.bias)
@@ -79,9 +89,10 @@ class FloatProducts(Ops):
 def load_checkpoint(
     family: Family, directory: Path, threads: int | None = None, device: str = "cpu", precision: str = "fp32"
 ) -> TorchEngine:
-    """`precision` is "fp32" or one of bitsandbytes'. `threads` is torch's own setting and so holds for the process.
+    """The engine of an upstream checkpoint's directory. `precision` is "fp32" or one of bitsandbytes'.
 
-    Raises CheckpointError, DeviceError where the device has no room, and as `bitsandbytes_linears.load_model` does.
+    `threads` is torch's own setting, so it holds for the whole process. Raises CheckpointError for a checkpoint that
+    cannot be read, DeviceError if the device has no room, and what `bitsandbytes_linears.load_model` raises.
     """
     set_threads(threads)
     if precision in bitsandbytes_linears.PRECISIONS:
@@ -98,9 +109,10 @@ def load_checkpoint(
 def load_folded(
     artifact: Artifact, threads: int | None = None, ops: Ops | None = None, device: str = "cpu"
 ) -> TorchEngine:
-    """`ops` is what the model runs on, by default the fastest there is.
+    """The engine of an artifact's folded weights. `ops` are the operations to run on, by default the fastest there are.
 
-    Raises ArtifactError as `read_folded` does, DeviceError where the device has no room.
+    `threads` is torch's own setting, so it holds for the whole process. Raises ArtifactError as `read_folded` does, and
+    DeviceError if the device has no room.
     """
     set_threads(threads)
     tensors, constants = read_folded(artifact)
@@ -123,7 +135,7 @@ def build_engine(
     ops: Ops = PLAIN,
     device: str = "cpu",
 ) -> TorchEngine:
-    """Tensors and constants as `read_folded` gives them, on the device."""
+    """The engine of tensors and constants as `read_folded` returns them, but on the device."""
     model = manifest.family.models().FoldedModel(manifest.config, tensors, ops)
     return TorchEngine(
         manifest.family,

@@ -1,7 +1,7 @@
 """An artifact's folded weights in, `encode` and `decode` on an NVIDIA GPU out.
 
-A batch is rounded up to one of a few sizes, each of which is launched as one graph of kernels; rows that fill it up are
-copies of a real picture, cut off the result. Tokens stay on the device, where every task's decoding reads them.
+A batch is rounded up to one of a few sizes. Each size is launched as one graph of kernels. Copies of a real picture
+fill it up, and are cut off the result. Tokens stay on the device, where the decoding of every task reads them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +29,12 @@ from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family
 from qalign_fast.families.prompt import Prompt
 
-if TYPE_CHECKING:
-    pass
-
 
 class CudaEngine:
-    """A folded model on our Triton kernels and one NVIDIA GPU."""
+    """A folded model on our Triton kernels and one NVIDIA GPU. Tokens are torch tensors [B, V, D] on the GPU."""
 
     name = "torch"
-    in_flight = 2  # while one is awaited, the next one's pixels go up and its kernels are queued
+    in_flight = 2  # while one is awaited, the pixels of the next are uploaded and its kernels are queued
 
     def __init__(
         self,
@@ -49,25 +46,25 @@ class CudaEngine:
         device: str,
         runner: Runner,
     ) -> None:
-        """The model's tensors and the constants are on the device."""
+        """The model's tensors and the `constants`, by the prompt's name, are on the device already."""
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
         self.device = device
         self.kernels = model.ops.name
         self.model, self._constants, self._runner = model, constants, runner
         visual = self.config.picture_tokens
-        self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # of pictures
-        self._lock = Lock()  # buffers and graphs are one call's at a time
+        self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # for pictures
+        self._lock = Lock()  # one call at a time uses the buffers and graphs
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        """Returns before the GPU is done, as tokens are read there. Raises DeviceError for what it does not do."""
+        """As `Engine.encode`. It returns before the GPU is done, because tokens are read there."""
         batches = list(split_batch(pixels))
         with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
             return torch.cat([self._run("encode", self.model.encode, x) for x in self._runner.upload(batches)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
-        """Raises as `encode` does."""
+        """As `Engine.decode`."""
         given, (prefix, suffix) = cast(Tensor, tokens), self._constants[prompt.name]
 
         def step(tokens: Tensor) -> Tensor:
@@ -78,7 +75,7 @@ class CudaEngine:
             with self._lock, self._runner.scope():
                 if tokens.shape[1] == self.config.picture_tokens:
                     parts = [self._run(prompt.name, step, part) for part in split_batch(given)]
-                else:  # clips are of many lengths, and their kernels are large
+                else:  # no graph, because clips have many lengths and their kernels are large
                     parts = [self._runner.call(lambda clips: self.model.decode(clips, prefix, suffix), given)]
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
@@ -89,24 +86,24 @@ class CudaEngine:
         return self._runner.run((name, size), step, fill_up(x, size, torch.cat))[: len(x)]
 
     @contextmanager
-    def _refusals(self, what: str) -> Iterator[None]:
-        """As DeviceErrors."""
+    def _refusals(self, batch: str) -> Iterator[None]:
+        """Turns what the device refuses into DeviceErrors. `batch` says what was given: "3 pictures"."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             raise DeviceError(
-                f"device {self.device!r}: no room for {what} beside the weights ({one_line(error)}); "
+                f"device {self.device!r}: no room for {batch} beside the weights ({one_line(error)}); "
                 "a smaller batch needs less, int8 and int4 artifacts do too"
             ) from error
         except refusals() as error:
             raise DeviceError(
-                f"device {self.device!r}: {what} failed ({type(error).__name__}: {one_line(error)}); "
+                f"device {self.device!r}: {batch} failed ({type(error).__name__}: {one_line(error)}); "
                 "a smaller batch may do, device='cpu' works without CUDA and Triton"
             ) from error
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What torch, its libraries and Triton, which runs compilers, raise for what a device does not do."""
+    """The exceptions of torch, its libraries and Triton for what a device cannot do. Triton also runs compilers."""
     found = (RuntimeError, OSError, subprocess.CalledProcessError)
     if find_spec("triton") is None:
         return found
@@ -116,10 +113,10 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> CudaEngine:
-    """`device`: "cuda:N", one that `choose_device` gave.
+    """The engine of an artifact's folded weights on a GPU. `device` is "cuda:N", as `choose_device` returned it.
 
     The first picture is scored here, so that what this machine's driver, torch or Triton cannot do shows now. Raises
-    DeviceError for that and for weights that do not fit; ArtifactError as `read_folded` does.
+    DeviceError for that and for weights that do not fit, and ArtifactError as `read_folded` does.
     """
     set_threads(threads)
     mapped, constants = read_folded(artifact)
@@ -131,8 +128,10 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
         score_grey_picture(engine)
         return engine
     except torch.OutOfMemoryError as error:
-        what = f"the {artifact.manifest.precision} weights and a picture do not fit ({one_line(error)})"
-        raise DeviceError(f"device {device!r}: {what}; int8 and int4 artifacts need less memory") from error
+        raise DeviceError(
+            f"device {device!r}: the {artifact.manifest.precision} weights and a picture do not fit "
+            f"({one_line(error)}); int8 and int4 artifacts need less memory"
+        ) from error
     except refusals() as error:
         raise DeviceError(
             f"device {device!r}: its first picture failed ({type(error).__name__}: {one_line(error)}); "
@@ -147,7 +146,10 @@ def build_engine(
     constants: Mapping[str, Constants],
     runner: Runner | None = None,
 ) -> CudaEngine:
-    """`mapped` and `constants` are `read_folded`'s, or already on the device. `runner`: None is `Graphs`."""
+    """The engine of tensors and constants as `read_folded` returns them, on the host or already on the device.
+
+    `runner`: CUDA graphs by default.
+    """
     from qalign_kernels.cuda.runtime import device_of
 
     place = torch.device(device)

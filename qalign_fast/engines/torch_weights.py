@@ -1,4 +1,4 @@
-"""An artifact in, its folded tensors and its prompts' constants out, in torch; and on a GPU, as kernels read them."""
+"""An artifact in, its folded tensors and its prompts' constants out, on the CPU or as a GPU's kernels read them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from qalign_kernels.contract.quantized_rows import E4M3
 
 
 def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Constants]]:
-    """The folded tensors, mapped from their file, and every prompt's constants, on the CPU.
+    """The folded tensors, mapped from their file, and the constants of every prompt by its name, on the CPU.
 
-    Raises ArtifactError for weights that are missing or not what the manifest's sizes ask.
+    Raises ArtifactError for weights that are missing or do not fit the manifest's sizes.
     """
     manifest = artifact.manifest
     parts = manifest.engines.get("torch", {})
@@ -45,12 +45,12 @@ def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Consta
 
 
 def found_in(tensors: Mapping[str, Tensor]) -> dict[str, Found]:
-    """What a family's schema is held against."""
+    """The shapes and dtypes of tensors, which `check_tensors` compares with a family's schema."""
     return {name: Found(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
 
 
 def set_threads(threads: int | None) -> None:
-    """Torch's own setting, which holds for the whole process; None leaves it."""
+    """Sets torch's number of threads, which holds for the whole process. None leaves it as it is."""
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -58,9 +58,9 @@ def set_threads(threads: int | None) -> None:
 def to_device(
     schema: Iterable[FoldedTensor], mapped: dict[str, Tensor], device: torch.device, between: torch.dtype
 ) -> dict[str, Tensor]:
-    """The tensors of a mapped file as the kernels of a GPU read them; they leave `mapped` one at a time.
+    """The tensors of a mapped file, on a GPU and as its kernels read them. They leave `mapped` one at a time.
 
-    The host never holds a copy of its own of more than one. `between`: the dtype of what lies between products.
+    The host never has its own copy of more than one. `between`: the dtype of what lies between products.
     """
     entries = list(schema)
     linears = [entry for entry in entries if isinstance(entry, Linear)]
@@ -83,16 +83,16 @@ def _with_zeros(name: str, weight: Tensor) -> Tensor:
 
 
 def _bias_type(linear: Linear, weight: torch.dtype, between: torch.dtype) -> torch.dtype | None:
-    """What a linear's bias becomes, None for what it is already: cuBLAS adds it in the type of its result."""
+    """The dtype that a linear's bias is converted to, None for no change. cuBLAS adds it in the dtype of its result."""
     if weight in (torch.float16, torch.bfloat16):
         return weight
     return between if weight == E4M3 and linear.bias_last else None
 
 
 def _stacked(linears: Sequence[Linear], mapped: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Linears that are read as one weight: that weight, and each of them as a part of it. They leave `mapped`.
+    """Stacks the linears that one product reads: returns the whole weight, and each linear as a part of it.
 
-    Where all are int8 or int4: one product reads them.
+    The linears leave `mapped`. Only those that are all int8, or all int4, are stacked.
     """
     groups: dict[str, list[str]] = {}
     for linear in linears:

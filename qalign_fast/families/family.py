@@ -1,8 +1,8 @@
-"""What a model family fixes, as one frozen value: levels, prompts, sizes, pixels, names of files' tensors, the model.
+"""All that a model family fixes, as one frozen value: levels, prompts, sizes, pixels, names of tensors, the model.
 
-A family is a folder beside this file and a line in `registry.py`. Nothing else knows a family by name. Two modules of
-the folder matter: the one that holds its `Family`, which imports no runtime, and the one that `Family.model` names,
-which is imported when an engine is made.
+A family is a folder beside this file and a line in `registry.py`. No other file knows a family by name. Two modules of
+the folder matter: one holds its `Family` and imports no runtime; `Family.model` names the other, which is imported when
+an engine is made.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from qalign_fast.pixels.rule import PixelRule
     from qalign_kernels.contract.ops import Ops
 
-Constants: TypeAlias = "tuple[Tensor, ...]"  # what a prompt adds to a picture's tokens, computed once
+Constants: TypeAlias = "tuple[Tensor, ...]"  # what `decode` needs of a prompt, computed once
 
 
 class Sizes(Protocol):
-    """Every size of one model of a family; frozen."""
+    """Every size of one model of a family. The value is frozen."""
 
     @property
     def pixels(self) -> PixelRule:
@@ -37,20 +37,20 @@ class Sizes(Protocol):
 
     @property
     def picture_tokens(self) -> int | None:
-        """Visual tokens of a picture; None where they depend on its size."""
+        """The number of visual tokens of a picture; None if it depends on the picture's size."""
         ...
 
     def vision_rows(self, height: int, width: int) -> int:
-        """Rows that the vision tower computes for a picture of that many pixels: what its memory grows with."""
+        """The rows that the vision tower computes for a picture of this size in pixels; its memory grows with them."""
         ...
 
     def max_frames(self, prompt_tokens: int) -> int:
-        """How many frames of a clip the model takes beside a prompt of that many tokens."""
+        """The largest number of frames in a clip, beside a prompt of so many tokens."""
         ...
 
 
 class Reference(Protocol):
-    """A family's model in plain torch, float32: what every fast form is held to."""
+    """A family's model in plain torch and float32. Every fast form is tested against it."""
 
     config: Any
 
@@ -59,88 +59,92 @@ class Reference(Protocol):
         ...
 
     def constants(self, prompt: Prompt) -> Constants:
-        """What `decode` takes of a prompt."""
+        """The tensors that `decode` takes of a prompt."""
         ...
 
     def decode(self, tokens: Tensor, *constants: Tensor) -> Tensor:
         """Visual tokens [B, F*V, D] of F frames each -> float32 logits [B, levels]."""
         ...
 
-    def to(self, device: torch.device | str) -> Self: ...
+    def to(self, device: torch.device | str) -> Self:
+        """Moves its parameters to a device. Raises RuntimeError if they do not fit."""
+        ...
 
 
 class Folded(Protocol):
-    """A family's model as artifacts hold it, on a set of operations."""
+    """A family's model on folded tensors, run by a set of operations."""
 
     config: Any
     ops: Ops
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """As the reference's."""
+        """Takes and returns what the reference's does."""
         ...
 
     def decode(self, tokens: Tensor, *constants: Tensor) -> Tensor:
-        """As the reference's, with an artifact's constants."""
+        """Takes and returns what the reference's does, with an artifact's constants."""
         ...
 
 
 class Checkpoint(Protocol):
-    """An upstream checkpoint's directory, its tensors read by our names when asked for."""
+    """The directory of an upstream checkpoint. Its tensors have our names, and are read when they are asked for."""
 
     config: Any
     origins: Mapping[str, Any]
 
     def stream(self, names: Any) -> Iterator[tuple[str, Tensor]]:
-        """Float32 copies of these parameters, one after another."""
+        """Float32 copies of these parameters, one after another. Raises CheckpointError for values not finite."""
         ...
 
 
 class Models(Protocol):
-    """A family's module of models. All but the first two may be missing; see `Family.engines`."""
+    """A family's module of models. All but the first two may be missing; `Family.engines` says which engines work."""
 
     def load_model(self, directory: Path) -> Reference:
         """The reference of an upstream checkpoint's directory, on the CPU. Raises CheckpointError."""
         ...
 
     def FoldedModel(self, config: Any, tensors: Mapping[str, Tensor], ops: Ops) -> Folded:  # noqa: N802 (a class)
+        """The model on folded tensors, by the names of `Family.schema`."""
         ...
 
     def CudaModel(self, config: Any, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> Any:  # noqa: N802
-        """The folded model on an NVIDIA GPU's operations; results of `exact` are float32."""
+        """The folded model on the operations of an NVIDIA GPU; results of `exact` are float32."""
         ...
 
     def Checkpoint(self, directory: Path) -> Checkpoint:  # noqa: N802
-        """Raises CheckpointError."""
+        """Opens an upstream checkpoint. Raises CheckpointError for one that is not as the family has it."""
         ...
 
     def Model(self, config: Any) -> nn.Module:  # noqa: N802
-        """The reference with parameters that are not set."""
+        """The reference before its parameters are set."""
         ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """What mPLUG-Owl2, or another family, fixes."""
+    """All that mPLUG-Owl2, or another family, fixes. The functions take and return the family's own `Sizes`."""
 
     name: str  # the manifest's "family"
-    scale: Scale  # the level words and what they are worth
+    scale: Scale  # the level words and their values
     level_ids: tuple[int, ...]  # their tokens
-    prompts: tuple[Prompt, ...]  # every task in every medium; an artifact may have others beside
-    engines: tuple[str, ...]  # kinds of engine that run it: see `qalign_fast.engines.candidates`
-    recognizes: Callable[[Mapping[str, Any]], bool]  # a checkpoint by the content of its config.json
+    prompts: tuple[Prompt, ...]  # every task in every medium; an artifact may have more
+    engines: tuple[str, ...]  # the kinds of engine that can run it: see `qalign_fast.engines.candidates`
+    recognizes: Callable[[Mapping[str, Any]], bool]  # whether a config.json with this content is its own
     read_config: Callable[[Path], Sizes]  # a checkpoint's sizes, from its directory; raises CheckpointError
     sizes_to_json: Callable[[Any], dict[str, Any]]  # the manifest's "sizes" and "pixels"
-    sizes_from_json: Callable[[Mapping[str, Any]], Sizes]  # its inverse; raises KeyError, TypeError, ValueError
+    sizes_from_json: Callable[[Mapping[str, Any]], Sizes]  # the inverse; raises KeyError, TypeError, ValueError
     describe: Callable[[Any], dict[str, str]]  # the sizes in words, for `qalign-fast info`
     constants: Callable[[Any, Prompt], tuple[Shape, ...]]  # the shapes of a prompt's prefix and suffix in an artifact
     schema: Callable[[Any], Iterator[FoldedTensor]]  # the folded tensors of an artifact
-    interface: Callable[[Any], Interface]  # of an artifact's graphs
+    interface: Callable[[Any], Interface]  # the inputs and outputs of an artifact's graphs
     model: str  # the module of its models (`Models`), imported when an engine is made
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """The names of the family's tasks, each once."""
         return tuple(dict.fromkeys(prompt.task for prompt in self.prompts))
 
     def models(self) -> Models:
-        """Imports torch."""
+        """The family's module of models. Importing it imports torch."""
         return cast(Models, import_module(self.model))

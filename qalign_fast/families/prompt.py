@@ -9,13 +9,14 @@ MEDIA = ("image", "video")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids around one image slot: `prefix` before the visual tokens, `suffix` after them."""
+    """A prompt as token ids: `prefix` stands before the visual tokens and `suffix` after them."""
 
     task: str
-    medium: str
+    medium: str  # one of MEDIA
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
 
     @property
     def name(self) -> str:
+        """TASK.MEDIUM, by which constants are kept."""
         return f"{self.task}.{self.medium}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qalign_fast.families.family import Family
 
-# A family's name -> the module whose FAMILY is its value. A new family is a line here.
+# A family's name -> the module that has it as FAMILY. A new family is a line here.
 FAMILIES = {
     "mplug_owl2": "qalign_fast.families.mplug_owl2.family",
 }
@@ -16,7 +16,7 @@ DEFAULT = "mplug_owl2"
 
 
 def find_family(name: str) -> Family:
-    """Raises KeyError for a name that no family has."""
+    """The family of that name. Raises KeyError for a name that no family has."""
     family: Family = import_module(FAMILIES[name]).FAMILY
     return family
 
@@ -24,7 +24,7 @@ def find_family(name: str) -> Family:
 def family_of_checkpoint(directory: Path) -> Family:
     """The family that recognizes the directory's config.json.
 
-    OneAlign's where none does: its reader then says what is missing.
+    If none does, it is OneAlign's, whose reader then says what is missing.
     """
     try:
         raw = json.loads((directory / "config.json").read_text("utf-8"))

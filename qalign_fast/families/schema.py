@@ -1,7 +1,8 @@
-"""The tensors that engines run, described: name, shape, dtype and role of each, and what is held against that.
+"""Describes the folded tensors that engines run (name, shape, dtype and role) and checks a file's tensors against it.
 
-Each family has a table of these (`Family.schema`). Export writes by it, the loader checks by it, and a GPU's engine
-reads from it which dtype a tensor takes there. dtypes are torch's names, so that no runtime is needed.
+Each family has a table of these (`Family.schema`). Export writes the tensors that it names, the loader checks them, and
+a GPU's engine reads from it the dtype that a tensor takes on the GPU. dtypes are torch's names, so that no runtime is
+needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SCALED = ("int8", "float8_e4m3fn")
 
 
 class Found(NamedTuple):
-    """A tensor of a file."""
+    """The shape and dtype of a tensor in a file."""
 
     shape: Shape
     dtype: str
@@ -28,10 +29,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Plain:
-    """A float32 tensor. Role "norm": gains and biases. Role "rows": what rows are made of or added to.
+    """A float32 tensor. Role "norm" is for gains and biases. Role "rows" is for rows, and for what is added to rows.
 
-    A tensor of rows takes the dtype of what lies between products; a float32 among them would make float32 of all
-    that follows.
+    On a GPU a tensor of rows takes the dtype of what lies between products. If one stayed float32, all that is computed
+    from it would be float32 too.
     """
 
     name: str
@@ -41,37 +42,37 @@ class Plain:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear's weight and what belongs to it, in whichever precision the weight's dtype says.
+    """The weight of a linear and the tensors that belong to it. The dtype of the weight tells the precision.
 
-    `NAME.weight` [N, K]: float32, float16 or bfloat16; or int8 or float8_e4m3fn with `NAME.scale` [N]; or uint8
-    [N, B, 64], two weights of 4 bits in each, with `NAME.scale` [N] and `NAME.groups` [N, 4 B], B = ceil(K / 128).
-    `NAME.bias` [N] where it has one.
+    `NAME.weight` [N, K] is float32, float16 or bfloat16; or int8 or float8_e4m3fn with `NAME.scale` [N]; or uint8
+    [N, B, 64] with two 4-bit weights in each byte, `NAME.scale` [N] and `NAME.groups` [N, 4 B]; B = ceil(K / 128).
+    A linear with a bias has `NAME.bias` [N].
     """
 
     name: str
     outputs: int
     inputs: int
-    bias_last: bool = False  # nothing but the bias is added to its product: the product may add it
-    stacked: str | None = None  # a GPU reads it as part of this one, with its neighbours of the same name
-    padded: bool = False  # a GPU takes it with zeros after its inputs, to a multiple of 16
+    bias_last: bool = False  # only the bias is added to its product, so that the product itself may add it
+    stacked: str | None = None  # on a GPU it is a part of the weight of this name, with others that say the same
+    padded: bool = False  # on a GPU its inputs are padded with zeros to a multiple of 16
 
 
 FoldedTensor: TypeAlias = Plain | Linear
-Values: TypeAlias = Mapping[str, tuple[str, tuple[int | None, ...]]]  # name -> (ONNX type, shape, None where it varies)
+Values: TypeAlias = Mapping[str, tuple[str, tuple[int | None, ...]]]  # name -> (ONNX type, shape); None: it varies
 
 
 class Interface(NamedTuple):
-    """The inputs and outputs of an artifact's two graphs. Beside tokens `decode` takes a prompt's constants."""
+    """The inputs and outputs of an artifact's two graphs. `decode` takes tokens, then a prompt's constants."""
 
     encode: tuple[Values, Values]
     decode: tuple[Values, Values]
 
 
 def check_tensors(schema: Iterable[FoldedTensor], found: Mapping[str, Found]) -> None:
-    """Raises ValueError naming the first tensor that is missing or wrong, and what is asked of it.
+    """Raises ValueError, which names the first tensor that is missing or wrong and says what was expected.
 
-    Kernels read tensors by their address, so shapes and dtypes are both held to. Tensors that the schema does not name
-    are not looked at.
+    Kernels read tensors by their address, so both shapes and dtypes are checked. Tensors that the schema does not name
+    are ignored.
     """
     for entry in schema:
         if isinstance(entry, Plain):
@@ -116,7 +117,7 @@ def _check(name: str, found: Mapping[str, Found], shape: Shape, dtypes: tuple[st
     tensor = _find(name, found)
     if tensor.shape != shape or tensor.dtype not in dtypes:
         asked = f"{' or '.join(dtypes)} {shape}"
-        raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}; the manifest's sizes ask {asked}")
+        raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}; the manifest's sizes ask for {asked}")
 
 
 def _find(name: str, found: Mapping[str, Found]) -> Found:

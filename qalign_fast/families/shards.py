@@ -1,6 +1,7 @@
 """A checkpoint's directory in, its weight files out: `.safetensors` or `.bin`, single or sharded with an index.
 
-A file is mapped while it is open, and its tensors are read one at a time."""
+A file is mapped while it is open, and its tensors are read one at a time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: safetensors before .bin, a single file before shards."""
+    """The files that hold a checkpoint's weights: safetensors before .bin, a single file before shards.
+
+    Raises CheckpointError if there are none, if a shard is missing or if the index cannot be read.
+    """
     for stem in ("model.safetensors", "pytorch_model.bin"):
         if (directory / stem).is_file():
             return [directory / stem]
@@ -51,13 +55,17 @@ _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class Shard(Protocol):
     """One open weight file."""
 
-    def names(self) -> Iterable[str]: ...
-
-    def form(self, name: str) -> tuple[tuple[int, ...], str]:
-        """A tensor's shape and dtype, one of FLOATS or another by its own name."""
+    def names(self) -> Iterable[str]:
+        """The names of its tensors, as upstream calls them."""
         ...
 
-    def tensor(self, name: str) -> Tensor: ...
+    def form(self, name: str) -> tuple[tuple[int, ...], str]:
+        """A tensor's shape and dtype: one of FLOATS, or the file's own word for another dtype."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as the file has it, which may be mapped from the file."""
+        ...
 
 
 class _SafetensorsShard:
@@ -95,7 +103,7 @@ class _BinShard:
 
 @contextlib.contextmanager
 def open_shard(file: Path) -> Iterator[Shard]:
-    """A weight file, mapped while it is open. Raises CheckpointError for one that is not readable."""
+    """A weight file, which is mapped while it is open. Raises CheckpointError if it cannot be read."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as shard:
@@ -109,7 +117,7 @@ def open_shard(file: Path) -> Iterator[Shard]:
 def _load_bin(file: Path) -> dict[str, Tensor]:
     import torch
 
-    # weights_only keeps pickle from running code; files from before torch's zip format (1.6) cannot be mapped
+    # weights_only keeps pickle from running code. Files from before torch's zip format (1.6) cannot be mapped.
     with file.open("rb") as start:
         mapped = start.read(4) == b"PK\x03\x04"
     shard = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)

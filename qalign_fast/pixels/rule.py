@@ -31,15 +31,18 @@ class PixelRule(Protocol):
 
 @dataclass(frozen=True)
 class SquareRule:
-    """Padded with the mean colour to a square around its middle, resized to `side`, normalized with mean and std."""
+    """A picture is padded to a square with the mean colour, resized to `side` and normalized with mean and std.
 
-    side: int
+    Mean and standard deviation are of pixels on 0..1, in the order red, green, blue.
+    """
+
+    side: int  # pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def pad(self) -> tuple[int, int, int]:
-        """The padding's colour, as upstream computes it: the mean, rounded down."""
+        """The colour of the padding, 0..255. As upstream computes it, it is the mean, rounded down."""
         r, g, b = (int(255 * m) for m in self.mean)
         return r, g, b
 

@@ -1,4 +1,4 @@
-"""What an export writes, and that nothing damaged reaches a runtime."""
+"""The files that an export writes, and the damage that must not reach a runtime."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_files_have_the_hubs_names_and_pass_onnx_checker(narrow: Golden) -> None
 
 
 def test_plain_onnxruntime_runs_the_graphs(narrow: Golden) -> None:
-    """Nothing of this package is needed to use an artifact."""
+    """An artifact can be used without this package."""
     import onnxruntime
 
     entry = json.loads((narrow.artifact / MANIFEST).read_text())["tasks"]["quality"]["image"]

@@ -1,4 +1,4 @@
-"""What cannot be scored: each kind gives an ImageError that names its source, in one line."""
+"""Pictures that cannot be scored: each kind raises an ImageError of one line that names the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def encoded(kind: str, **options: object) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size, with next to nothing behind it."""
+    """A PNG that claims a size, with almost no data."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(100))) + png_chunk(b"IEND", b"")
 

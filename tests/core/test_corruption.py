@@ -1,4 +1,4 @@
-"""Two thousand ways to damage an artifact, drawn at random: each is refused in an ArtifactError that names the file."""
+"""Two thousand ways to damage an artifact, drawn at random. Each raises an ArtifactError that names the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ODD_PATHS = (
 
 
 class Damage:
-    """One artifact to damage, another that is sound, and the dice. Each kind returns the names an error may give."""
+    """An artifact to damage, a sound one, and random numbers. Each damage returns the names that an error may have."""
 
     def __init__(self, work: Path, other: Path, rng: np.random.Generator) -> None:
         self.work, self.other, self.rng = work, other, rng
@@ -116,7 +116,7 @@ class Damage:
         return (MANIFEST,) if name == "." else (name,)
 
     def field(self) -> tuple[str, ...]:
-        """Any value of the manifest another, or gone; its seal stays as it was."""
+        """Changes or removes any value of the manifest. Its seal stays as it was."""
         content = json.loads((self.work / MANIFEST).read_text())
         holder, key = self.pick(list(places(content)))
         odd = self.pick([v for v in ODD_VALUES if v != holder[key] or type(v) is not type(holder[key])])
@@ -127,7 +127,7 @@ class Damage:
         return (MANIFEST,)
 
     def odd_path(self) -> tuple[str, ...]:
-        """A path in the manifest that leads elsewhere, sealed as by its author."""
+        """Makes a path in the manifest lead elsewhere, with a valid seal."""
         content, odd = json.loads((self.work / MANIFEST).read_text()), self.pick(ODD_PATHS)
         if self.rng.random() < 0.5:
             content["engines"]["onnx"][self.pick(["encode", "decode"])] = odd
@@ -137,7 +137,7 @@ class Damage:
         return (MANIFEST, "onnx")  # a folder is an odd path of its own
 
     def odd_entry(self) -> tuple[str, ...]:
-        """A hash or size in the manifest that is not the file's, or a file unlisted, sealed as by its author."""
+        """Puts a wrong hash or size into the manifest, or leaves a file out, with a valid seal."""
         content, name = json.loads((self.work / MANIFEST).read_text()), self.file(LISTED)[0]
         entry = content["files"][name]
         wrong = {"sha256": self.pick(["", "0" * 64, entry["sha256"].upper(), entry["sha256"][1:]])}
@@ -153,7 +153,7 @@ KINDS = [kind for name, kind in vars(Damage).items() if name not in ("pick", "fi
 
 @contextlib.contextmanager
 def without_roots_rights() -> Iterator[None]:
-    """Root reads what nobody may read."""
+    """Root can read files that nobody may read."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -166,14 +166,14 @@ def without_roots_rights() -> Iterator[None]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Not pytest's own, into which other users than its own may not look."""
+    """A folder outside pytest's, which other users cannot look into."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def judge(work: Path, allowed: tuple[str, ...]) -> str | None:
-    """What is wrong with how the artifact was refused."""
+    """What is wrong with the way in which the artifact was refused."""
     try:
         with without_roots_rights():
             Scorer.load(work)

@@ -1,4 +1,4 @@
-"""A second family, `support.tiny_family`, is a folder and a line in the registry; everything else takes it as it is."""
+"""A second family, `support.tiny_family`, is a folder and a line in the registry. No other file is changed for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def directly(checkpoint: Path, picture: Path) -> float:
-    """The score by the family's own code alone."""
+    """The score, computed by the family's own code alone."""
     model = load_model(checkpoint)
     pixels = SIZES.pixels.apply(Image.open(picture).convert("RGB"), None)
     logits = model.decode(model.encode(torch.from_numpy(pixels.copy())[None]), *model.constants(PROMPTS[0]))

@@ -1,4 +1,4 @@
-"""What a file's folded tensors are held against before a kernel reads them by their address."""
+"""Folded tensors are checked against the schema, because kernels read them by their address."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_tensor_that_does_not_fit_is_named(
 
 
 def change_weights(artifact: Path, changes: dict[str, torch.Tensor | None]) -> None:
-    """Tensors are replaced, added or, for None, left out, and the manifest is as if they had been written so."""
+    """Replaces or adds tensors, or leaves them out for None. The manifest then fits the changed file."""
     manifest, path = open_artifact(artifact).manifest, weights_of(artifact)
     save_file({name: t for name, t in (load_file(path) | changes).items() if t is not None}, path)
     entry: FileEntry = hash_file(path)
@@ -107,7 +107,7 @@ def change_weights(artifact: Path, changes: dict[str, torch.Tensor | None]) -> N
 def test_int4_of_an_earlier_version_is_to_be_exported_again(
     rounded: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    """It had a scale and a zero point for each group, in tensors of which one has today's name and shape."""
+    """It had a scale and a zero point for each group. One of these tensors has today's name and shape."""
     copy = shutil.copytree(rounded("narrow-112", "int4"), tmp_path / "copy")
     tensors, changes = load_file(weights_of(copy)), dict[str, torch.Tensor | None]()
     for name in (name.removesuffix("groups") for name in tensors if name.endswith(".groups")):

@@ -1,4 +1,4 @@
-"""Fetching by Hub id, from a small Hub on this machine: what is asked for, resumed, refused, and found when offline."""
+"""Fetching by Hub id from a small Hub on this machine: requests, resuming, refusals, and the cache when offline."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NOT_FETCHED = "q-future/one-align: no such directory, and it could not be fetche
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves a folder as the repository q-future/one-align; `cut`: files of which only the first half is sent."""
+    """Serves a folder as the repository q-future/one-align. Of files in `cut` it sends only the first half."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
-        self.cut: dict[str, int] = {}  # how many times
+        self.cut: dict[str, int] = {}  # file -> how many times
         self.asked: list[tuple[str, str | None]] = []  # file, and its Range header
 
     @property
@@ -164,7 +164,7 @@ def test_a_download_that_was_cut_off_goes_on_where_it_was(hub: Hub, tmp_path: Pa
 
 def test_a_fetch_that_failed_is_one_error_and_the_next_asks_only_for_what_is_missing(hub: Hub, tmp_path: Path) -> None:
     """huggingface_hub keeps whole files only: since its pull request 4306 no later call continues half of one."""
-    hub.cut = {"model.safetensors": 100}  # more often than is tried again
+    hub.cut = {"model.safetensors": 100}  # more often than the client tries again
     said = score(hub, tmp_path)
     assert said.startswith(f"error: {NOT_FETCHED} (RemoteProtocolError: ")
     assert "\n" not in said

@@ -1,4 +1,4 @@
-"""Pixels, to the bit, against padding the whole picture and resizing it with Pillow."""
+"""Pixels equal those of Pillow, to the bit, when Pillow pads the whole picture and resizes it."""
 
 from __future__ import annotations
 

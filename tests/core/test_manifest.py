@@ -1,4 +1,4 @@
-"""Manifests, graphs and prompts that are wrong, yet sealed as by their author: an ArtifactError, never a crash."""
+"""Manifests, graphs and prompts that are wrong but have a valid seal raise an ArtifactError and never crash."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def copy(narrow: Golden, tmp_path: Path) -> Path:
 
 
 def hash_again(copy: Path, *unlisted: str) -> None:
-    """Makes the manifest list the files as they are now."""
+    """Writes the files as they are now into the manifest."""
     files = {p.relative_to(copy).as_posix(): p for p in copy.rglob("*") if p.is_file() and p.name != MANIFEST}
     listed = {name: vars(hash_file(path)) for name, path in files.items() if name not in unlisted}
     change_manifest(copy, files=listed)
@@ -88,7 +88,7 @@ def test_what_is_no_manifest_is_one_error(copy: Path, text: bytes) -> None:
 
 
 def test_any_field_of_another_value_is_refused_or_changes_no_score(narrow: Golden, copy: Path) -> None:
-    """Fields that nothing here can check, such as a layer count that only the graph knows, must not reach the score."""
+    """A field that cannot be checked, such as a layer count that only the graph knows, must not change the score."""
     whole = json.loads((copy / MANIFEST).read_text())
     rng = np.random.default_rng(0)
     places_of_it = [i for i, (_, key) in enumerate(places(whole)) if type(key) is str or key == 0]
@@ -230,7 +230,7 @@ def test_weights_elsewhere_are_refused(copy: Path, location: str) -> None:
 
 
 def hub_cache(artifact: Path, cache: Path, *, shared: bool) -> Path:
-    """The artifact as huggingface_hub keeps it; `shared`: as since version 2, large files once for all models."""
+    """The artifact as huggingface_hub keeps it. `shared`: as since version 2, where all models share large files."""
     model = cache / "models--owner--name"
     snapshot = model / "snapshots/0123abc"
     (model / "blobs").mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_links_out_of_the_hubs_cache_are_refused(copy: Path, tmp_path: Path) -> 
 
 
 def test_no_verify_checks_sizes_and_places_only(narrow: Golden, copy: Path, tmp_path: Path) -> None:
-    """What a flipped bit of the fifth-last byte of the prompts, a suffix's mantissa, does to a score is not checked."""
+    """Flips a bit of the fifth-last byte of the prompts, a suffix's mantissa. Its effect on scores is not checked."""
     path = copy / PROMPTS
     whole = path.read_bytes()
     path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])

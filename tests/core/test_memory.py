@@ -1,4 +1,4 @@
-"""What must not grow: rejecting a bomb takes no pixel memory, a checkpoint loads in the model plus one tensor."""
+"""Memory that must not grow: a refused bomb needs none for pixels, a checkpoint that of model and one tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qalign_fast.families.mplug_owl2.model.checkpoint import origins
 from support.goldens import GOLDEN
 from support.pictures import png_chunk
 
-# RssAnon: pages of a mapped file belong to the file, and the kernel takes them back as it likes
+# RssAnon leaves out the pages of mapped files, which the kernel takes back whenever it likes.
 ANONYMOUS = """
 import re, sys
 def anonymous():
@@ -93,7 +93,7 @@ print(max(peak, anonymous()) - before)
 def test_a_checkpoint_is_rounded_tensor_by_tensor(
     precision: str, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peak is what is kept or, in this model, the vocabulary's embeddings on their way from 32 to 16 bits."""
+    """The peak is what is kept, or in this model the conversion of the vocabulary's embeddings from 32 to 16 bits."""
     pytest.importorskip("bitsandbytes")
     raw = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
     raw |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 14}
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_rounded_tensor_by_tensor(
     kept = 2 * embeddings + weight * weights
     most = max(kept, (4 + 2) * embeddings) + 30e6
     assert most < kept + 2 * weights  # or all of them in 16 bits would not show
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # what is freed is given back: the program's need alone
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # freed memory goes back: only need is counted
     code = """
 import torch, bitsandbytes
 from qalign_fast.engines import bitsandbytes_linears

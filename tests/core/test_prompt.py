@@ -1,4 +1,4 @@
-"""The frozen ids, spelled out as they were published, against what prompt.py composes."""
+"""The ids that prompts.py composes equal the published ones, which are spelled out here."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ RULE = pixel_rule(112)
 
 
 def numbers(path: Path, **options: object) -> list[int]:
-    """The numbers of the frames taken."""
+    """The numbers of the frames that were taken."""
     clip = load_clip(path, RULE, **{"max_frames": 31, **options})
     return [round((float(frame.mean()) - 3.5) / 2) for frame in clip.pixels]
 

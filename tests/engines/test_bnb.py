@@ -34,7 +34,7 @@ TASKS = ["quality", "aesthetics"]
 
 
 class Exact(nn.Linear):
-    """Stands in for both of bitsandbytes' linears: 16 bits in and out, no rounding between, and no empty batch."""
+    """Stands in for both linears of bitsandbytes: takes and returns 16 bits, rounds nothing, refuses an empty batch."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, device: str, **settings: Any) -> None:
         super().__init__(inputs, outputs, bias, device=device)
@@ -84,7 +84,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.decoder.head.mul_(2)
     for name, weight in model.named_parameters():
         if name.endswith((".out.weight", ".o.weight")):
-            weight.mul_(0.5)  # fewer linears behind one another: how far off NF4 was seen is of one
+            weight.mul_(0.5)  # smaller weights add up less error: NF4's measured error is that of a single linear
     write_checkpoint(model, raw, folder)
     return folder
 
@@ -140,7 +140,7 @@ def test_linears_and_nothing_else_are_bitsandbytes(
 
 @pytest.mark.usefixtures("exact")
 def test_nothing_but_linears_adds_error(golden: Golden) -> None:
-    """float16's step is left; logits are not rounded to it."""
+    """Logits are not rounded to float16, so float16's step does not show in scores."""
     engine = load_engine(golden.checkpoint, LoadOptions(precision="bnb-int8", device="cpu"))
     assert (engine.precision, engine.device, engine.kernels) == ("bnb-int8", "cpu", "bitsandbytes")
     found = logits(engine, golden.expected["resized_uint8"])
@@ -198,7 +198,7 @@ def test_an_apple_gpu_is_refused_wherever_it_is(precision: str, wide: Path, monk
 
 
 def test_bitsandbytes_takes_gpus_that_our_kernels_do_not(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU of sm_70, and no Triton: NF4 runs there, LLM.int8() does not."""
+    """On a GPU of sm_70 without Triton NF4 runs, and LLM.int8() does not."""
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     for name, answer in {
         "init": None,
@@ -251,14 +251,14 @@ def package() -> ModuleType:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_no_rows_give_no_rows(packed: bool, package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prompt's beginning has no visual rows. bitsandbytes' NF4 divides by their number, which ends the process."""
+    """The start of a prompt has no visual rows. bitsandbytes' NF4 divides by their number, which is a crash."""
     as_packed(packed, package, monkeypatch)
     linear = bitsandbytes_linears.nf4_linear(package, nn.Linear(64, 96).bfloat16().requires_grad_(False).eval())
     assert bitsandbytes_linears.finish(linear, 64, "cpu")(torch.empty(0, 64)).shape == (0, 96)
 
 
 def as_packed(packed: bool, package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NF4 as on a CPU that has bfloat16 instructions, for which weights are rearranged, or on one that has not."""
+    """NF4 on a CPU with bfloat16 instructions, for which weights are rearranged, and on one without."""
     if not packed:
         monkeypatch.setattr(package.nn.modules, "has_avx512bf16", lambda: False)
     elif not package.nn.modules.has_avx512bf16():
@@ -285,7 +285,7 @@ def test_nf4_scores_are_near_float32s(
     off = np.abs(scores(engine, pixels, task) - scores(exact, pixels, task))
     assert 1e-3 < off.max() < 0.15  # .026 and .042 were seen
     wanted = logits(exact, pixels, task)
-    # 16 values a block of 64 normal weights are .09 off, and so is what such linears give
+    # 16 values for a block of 64 normal weights are .09 off, and so are the results of such linears
     assert np.linalg.norm(logits(engine, pixels, task) - wanted) < 0.12 * np.linalg.norm(wanted)
 
 
@@ -295,14 +295,14 @@ def test_nf4_scores_do_not_depend_on_batch_neighbours(
 ) -> None:
     as_packed(packed, package, monkeypatch)
     engine = load_engine(wide, LoadOptions(precision="bnb-nf4", device="cpu"))
-    # Without AVX512 torch rounds its products of bfloat16 otherwise for other counts of rows: .003 was seen
+    # Without AVX512 torch rounds products of bfloat16 differently for different numbers of rows: .003 was seen
     limit = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-2
     np.testing.assert_allclose(scores(engine, pixels), alone(engine, pixels), rtol=0, atol=limit)
 
 
 @pytest.mark.usefixtures("package")
 def test_int8_scores_depend_on_batch_neighbours_by_their_outliers_alone() -> None:
-    """LLM.int8() keeps a column in 16 bits for all rows that are computed together where one of them is over 6."""
+    """LLM.int8() keeps a column in 16 bits for all rows that are computed together, if one of them is over 6."""
     pixels = np.load(GOLDEN / "outlier-112/expected.npz")["resized_uint8"]
     engine = load_engine(GOLDEN / "outlier-112", LoadOptions(precision="bnb-int8", device="cpu"))
     by_itself = alone(engine, pixels)

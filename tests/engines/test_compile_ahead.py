@@ -1,4 +1,4 @@
-"""What is compiled ahead is what a load launches; a pool that fails, or that nobody needs, changes nothing."""
+"""The kernels compiled ahead are those that a load launches. A pool that fails, or is not needed, changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 def python(code: str, **settings: str) -> str:
-    """In a process of its own: whether Triton interprets, and by which driver it launches, holds for a whole one."""
+    """Runs in a process of its own, because Triton's interpreter and driver are set for a whole process."""
     paths = os.pathsep.join([str(ROOT / "tests"), *(path for path in sys.path if path)])
     environment = {**os.environ, "PYTHONPATH": paths, **settings}
     environment.pop("TRITON_INTERPRET", None)
@@ -42,7 +42,7 @@ def python(code: str, **settings: str) -> str:
 
 
 def compare_keys(precision: str) -> None:
-    """Nothing is compiled or computed; `launched` has what a process would have compiled."""
+    """Compiles and computes nothing. `launched` has the kernels that a process would have compiled."""
     launched: set[tuple[str, str]] = set()
 
     def keep(name: str, key: str) -> bool:
@@ -72,12 +72,12 @@ def compare_keys(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "fp16", "int4"])
 def test_kernels_are_specialized_ahead_as_for_tensors_that_hold_data(precision: str) -> None:
-    """In memory that torch has allocated, as on a GPU: by types, by what 16 divides, by what is 1, by tiles."""
+    """The key of a kernel in memory that torch allocated, as on a GPU: types, divisibility by 16, ones, tiles."""
     python(f"import test_compile_ahead as t; t.compare_keys({precision!r})")
 
 
 def walk_some(device: Device, path: str) -> Iterator[None]:
-    """What a pool's processes run: each says so in a file of its own."""
+    """The function that a pool's processes run. Each process reports in a file of its own."""
     for part in range(3):
         Path(path, f"{os.getpid()}-{part}").touch()
         yield
@@ -143,7 +143,7 @@ def test_what_libraries_print_is_no_part_that_is_done(importable: None) -> None:
 
 @pytest.fixture
 def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int | None]:
-    """The processes that each pool was asked for; none is begun, and each has done all at once."""
+    """The number of processes that each pool was asked for. None is started, and each pool is done at once."""
     asked: list[int | None] = []
     fails: list[bool] = getattr(request, "param", [])
 
@@ -167,7 +167,7 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(ahead, "cores", lambda: 16)
     monkeypatch.setattr("qalign_kernels.cuda.runtime.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("qalign_kernels.cuda.runtime.interprets", lambda: False)
-    monkeypatch.setattr(Device, "of", lambda _: H100)
+    monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: H100)
     return asked
 
 
@@ -179,7 +179,8 @@ def test_a_machine_compiles_once(pools: list[int | None], monkeypatch: pytest.Mo
     assert len(pools) == 1
     assert ahead_of.compile_ahead([int8, fp16], device)
     assert len(pools) == 2
-    monkeypatch.setattr(Device, "of", lambda _: H100._replace(processors=114))  # another H100, other tiles
+    another = H100._replace(processors=114)  # an H100 with other tiles
+    monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: another)
     assert ahead_of.compile_ahead([int8], device)
     assert len(pools) == 3
 
@@ -188,7 +189,9 @@ def test_a_machine_compiles_once(pools: list[int | None], monkeypatch: pytest.Mo
 def test_a_pool_that_fails_is_said_and_tried_again(pools: list[int | None]) -> None:
     int8 = launches(make(NARROW, "int8", torch.device("meta")))
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"not compiled ahead \(no compiler\): each is when it is first launched"):
+        with pytest.warns(
+            UserWarning, match=r"not compiled ahead \(no compiler\); each is compiled at its first launch"
+        ):
             assert not ahead_of.compile_ahead([int8], torch.device("cuda:0"))
     assert len(pools) == 2
 

@@ -45,7 +45,7 @@ def test_any_batch_gives_upstreams_logits(folded: Path, expected: dict[str, np.n
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_golden_in_every_mix(folder: str, tmp_path: Path) -> None:
-    """Pictures in other company and another order, of every image prompt, in float32."""
+    """Pictures among others and in another order give upstream's logits for every image prompt, in float32."""
     path = export_artifact(GOLDEN / folder, tmp_path / "a", ExportOptions("fp32", ("torch",)))
     engine, golden = engine_of(path, Direct(torch.device("cpu"))), np.load(GOLDEN / folder / "expected.npz")
     for which in ([2], [5, 0, 3], [1, 1, 4, 2, 0], [*range(6)][::-1]):
@@ -64,7 +64,7 @@ def test_more_than_the_largest_bucket_is_split_in_order(folded: Path, expected: 
     logits = engine.decode(tokens, QUALITY)
     assert [key for key, _ in runner.runs] == [("encode", 64), ("encode", 8), (QUALITY.name, 64), (QUALITY.name, 8)]
     np.testing.assert_allclose(logits, expected["logits_quality_image"][which], rtol=0, atol=1e-4)
-    last = engine.decode(tokens[66:67], QUALITY)  # tokens are cut as arrays are
+    last = engine.decode(tokens[66:67], QUALITY)  # tokens can be sliced like arrays
     np.testing.assert_allclose(last, logits[66:67], rtol=0, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_filling_up_changes_no_score(folded: Path, expected: dict[str, np.ndarra
 
 
 def test_a_key_is_always_of_one_shape(folded: Path, expected: dict[str, np.ndarray]) -> None:
-    """What a graph is: one step on one shape and type."""
+    """A graph is one step on one shape and dtype."""
     runner = Watched()
     scorer = Scorer(engine_of(folded, runner))
     for count in (1, 3, 5, 70):
@@ -115,9 +115,9 @@ def test_clips_of_any_length_are_decoded_without_a_bucket(folded: Path, expected
 def test_two_callers_on_streams_of_their_own_get_their_own_scores(
     folded: Path, expected: dict[str, np.ndarray], fake_cuda: FakeCuda
 ) -> None:
-    """By the engine's graphs, as far as a CPU can replay them."""
+    """The engine's graphs run as far as a CPU can replay them."""
     engine, callers = engine_of(folded, Graphs(torch.device("cpu"))), [FakeStream("a"), FakeStream("b")]
-    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)  # as at load: weights are there after it
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)  # as at load; then weights are there
     waiting = []
     for caller, count in zip(callers, (1, 2), strict=True):
         with torch.cuda.stream(caller):
@@ -132,7 +132,7 @@ def test_two_callers_on_streams_of_their_own_get_their_own_scores(
 
 
 class Scratch(Ops):
-    """One scratch tensor for all steps, as kernels have that share tiles."""
+    """All steps share one scratch tensor, as kernels do that share tiles."""
 
     def __init__(self) -> None:
         self.scratch = torch.zeros(3)
@@ -143,7 +143,7 @@ class Scratch(Ops):
 
 
 class Unwaited(Graphs):
-    """The host waits for no result, as when another thread launches meanwhile."""
+    """The host waits for no result, as if another thread launched meanwhile."""
 
     def download(self, x: Tensor) -> Callable[[], Tensor]:
         return lambda: x

@@ -1,4 +1,4 @@
-"""How batches reach a GPU and are launched there: what waits for what, on any machine; on a GPU, that it is right."""
+"""How batches reach a GPU and are launched there: the order of work, on any machine, and the results, on a GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_stand_in_sees_what_nothing_orders(fake_cuda: FakeCuda) -> None:
 
 
 def test_a_larger_batch_goes_up_into_memory_that_nothing_uses(fake_cuda: FakeCuda) -> None:
-    """While kernels are queued whose blocks the allocator has been given back already."""
+    """Meanwhile kernels are queued whose memory has already been given back to the allocator."""
     graphs, batches = Graphs(CPU), [pictures(n, n) for n in (1, 2, 2, 5, 1, 64)]
     found = [*run(graphs, batches[:3]), *run(graphs, batches[3:])]
     assert not fake_cuda.races
@@ -54,7 +54,7 @@ def test_a_larger_batch_goes_up_into_memory_that_nothing_uses(fake_cuda: FakeCud
 
 
 def test_callers_on_streams_of_their_own_do_not_meet(fake_cuda: FakeCuda) -> None:
-    """Graphs have one pool of memory, and the same shapes the same graph."""
+    """All graphs share one pool of memory, and equal shapes share one graph."""
     graphs, batches = Graphs(CPU), [pictures(n, n) for n in (2, 2, 3, 2, 3)]
     for i, batch in enumerate(batches):
         with torch.cuda.stream(FakeStream(f"caller {i}")):
@@ -75,7 +75,7 @@ def test_a_result_is_not_waited_for_but_by_its_caller(fake_cuda: FakeCuda) -> No
 
 
 def test_an_upload_does_not_wait_for_what_is_computed_of_the_ones_before(fake_cuda: FakeCuda) -> None:
-    """There are two slots, within a call and from one to the next, and pixels are out before anything is computed."""
+    """There are two slots, within a call and across calls, and pixels leave them before anything is computed."""
     graphs = Graphs(CPU)
     sent = graphs._uploads._stream
     run(graphs, [pictures(2)] * 2)
@@ -112,7 +112,7 @@ def test_batches_that_grow_while_work_is_queued_arrive_whole() -> None:
 
 @on_gpu
 def test_threads_on_streams_of_their_own_get_their_own_results() -> None:
-    """One graph and one pool, launched from two streams: the pictures' brightness after some milliseconds."""
+    """One graph and one pool are launched from two streams. Brightness is computed for some milliseconds."""
     device, lock, found = torch.device("cuda:0"), Lock(), {}
     graphs, matrix = Graphs(device), torch.randn(2048, 2048, device=device)
 

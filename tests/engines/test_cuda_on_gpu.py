@@ -52,7 +52,7 @@ def test_floats_on_a_gpu_give_upstreams_scores(folder: str, precision: str, tole
 @on_gpu
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_8_and_4_bits_on_a_gpu_are_the_cpus(precision: str, rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
-    """To rounding: float16 between the products moves values over steps of 8 bits, which are large in a small model."""
+    """Equal up to rounding: float16 between products moves values across 8-bit steps, large in a small model."""
     path, pixels = rounded("narrow-112", precision), expected["resized_uint8"]
     found = scores(load_engine(path, LoadOptions(device="cuda", engine="torch")), pixels)
     np.testing.assert_allclose(found, scores(load_folded(open_artifact(path), ops=PLAIN), pixels), rtol=0, atol=0.1)
@@ -68,7 +68,7 @@ def on_triton(path: Path, runner: Runner) -> CudaEngine:
 
 @on_gpu
 def test_graphs_compute_what_their_steps_do(rounded: Rounded, expected: dict[str, np.ndarray]) -> None:
-    """Again and again, of other pictures, with other graphs between: the pool is shared."""
+    """Repeated with other pictures, and with other graphs in between, because the pool is shared."""
     path = rounded("narrow-112", "int8")
     graphs, direct = on_triton(path, Graphs(CUDA)), on_triton(path, Direct(CUDA))
     for count in (1, 4, 64, 1, 64, 3, 4, 130):

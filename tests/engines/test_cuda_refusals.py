@@ -27,7 +27,7 @@ from support.goldens import GOLDEN, Golden, Rounded
 
 
 class Refusing(Direct):
-    """A device that does no more than two at a time."""
+    """A device that runs no more than two at a time."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(torch.device("cpu"))
@@ -48,7 +48,7 @@ def test_a_batch_without_room_is_a_device_error(folded: Path, expected: dict[str
         DeviceError, match=r"no room for 3 pictures beside .*2.00 GiB.\); a smaller batch needs less, i"
     ):
         engine.encode(expected["resized_uint8"][:3])
-    assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and it goes on
+    assert len(engine.decode(engine.encode(expected["resized_uint8"][:2]), QUALITY)) == 2  # and the engine still works
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_batch_without_room_is_a_device_error(folded: Path, expected: dict[str
 def test_what_a_larger_batch_is_refused_by_is_a_device_error(
     folded: Path, expected: dict[str, np.ndarray], error: Exception | str, says: str
 ) -> None:
-    """Not at load alone: a bucket's kernels are compiled when it first comes."""
+    """It can happen after loading too, because a bucket's kernels are compiled when it is first used."""
     if isinstance(error, str):
         errors = pytest.importorskip("triton.runtime.errors", reason="Triton is for Linux")
         error = errors.OutOfResources(240000, 232448, "shared memory")
@@ -112,7 +112,7 @@ def test_what_fails_on_the_device_is_a_device_error(
     def fail(_: torch.device) -> None:
         raise error
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)  # the first thing that is asked of it
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fail)  # the first call to the device
     with pytest.raises(DeviceError, match=says):
         load_cuda(open_artifact(folded), "cuda:0")
 
@@ -147,7 +147,7 @@ def no_driver() -> None:
 def test_why_a_gpu_cannot_be_had(
     folded: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], says: str
 ) -> None:
-    """On a torch that would say of itself that it has two, but for one thing."""
+    """On a torch that reports two good GPUs, except for one thing."""
     good: dict[str, object] = {
         "version.cuda": "12.8",
         "cuda.init": lambda: None,
@@ -219,7 +219,7 @@ def test_fp8_is_for_gpus_that_have_it(
         ("int8", (9, 0), "cuDNN"),
         ("fp16", (9, 0), "cuDNN"),
         ("int8", (8, 6), "flash"),
-        ("fp32", (9, 0), "efficient"),  # the others take 16 bits alone
+        ("fp32", (9, 0), "efficient"),  # the others take 16 bits only
     ],
 )
 def test_info_says_which_attention_is_asked_for_on_a_gpu(

@@ -44,7 +44,7 @@ class Called(TorchDispatchMode):
 
 
 def test_positions_of_pictures_are_made_at_load(folded: Path, expected: dict[str, np.ndarray]) -> None:
-    """They would be made again in every graph; a clip's are made for its length."""
+    """Otherwise every graph would make them again. Those of a clip are made for its length."""
     engine = engine_of(folded, Direct(torch.device("cpu")))
     tokens = engine.encode(expected["resized_uint8"][:2])
     with Called() as pictures:
@@ -60,7 +60,7 @@ def wide(*halves: Tensor) -> list[Tensor]:
 
 
 class Halves(Ops):
-    """Plain torch that takes and gives float16 alone, as a GPU's kernels do where all is as it should be."""
+    """Plain torch that takes and returns only float16, as a GPU's kernels should."""
 
     def linear(
         self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
@@ -143,7 +143,7 @@ def test_an_engine_on_another_device_runs_there(folded: Path) -> None:
 
 
 class Layouts(Ops):
-    """Keeps how queries lay."""
+    """Keeps the strides of all queries."""
 
     def __init__(self) -> None:
         self.queries: list[tuple[int, ...]] = []
@@ -154,7 +154,7 @@ class Layouts(Ops):
 
 
 def test_no_two_pictures_queries_lie_in_one_place(folded: Path, expected: dict[str, np.ndarray]) -> None:
-    """cuDNN's attention refuses a batch's stride of 0, which one picture, as at load, does not show."""
+    """cuDNN's attention refuses a batch stride of 0. A single picture, as at load, does not show it."""
     ops = Layouts()
     engine = engine_of(folded, Direct(torch.device("cpu")), ops)
     engine.encode(expected["resized_uint8"][:2])

@@ -1,4 +1,4 @@
-"""Which engine runs an artifact that has several, by what was measured, and that this is told."""
+"""The engine that runs an artifact with several: measured times choose it, and `info` says so."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    """As on a CPU on which the kernels are these, and with these times measured."""
+    """Pretends that the CPU has these kernels, and that these times were measured."""
 
     def set_to(kernels: str | None) -> None:
         monkeypatch.setattr(native, "chosen", lambda _=None: kernels)

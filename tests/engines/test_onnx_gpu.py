@@ -1,4 +1,4 @@
-"""Graphs for onnxruntime's CUDA provider, and the engine that binds them: on a CPU, where both run as well."""
+"""Graphs for onnxruntime's CUDA provider, and the engine that binds them. Both also run on a CPU, as here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from qalign_fast.levels import score_of
 from support.goldens import FOLDERS, GOLDEN, PICTURES, Golden
 
 QUALITY = prompt("quality")
-# with a float16 kernel of the CUDA provider each (onnxruntime 1.31, docs/OperatorKernels.md); the rest move bytes
+# Each has a float16 kernel of the CUDA provider (onnxruntime 1.31, docs/OperatorKernels.md) or only moves bytes.
 FUSED = {"MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization"}
 FUSED |= {"SkipSimplifiedLayerNormalization"}
 STANDARD = set("Add Cast Concat Cos Div Expand Gather Identity LayerNormalization Less MatMul Mul ReduceMean".split())
@@ -55,7 +55,7 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def engine(fused: dict[str, Path]) -> OnnxGpuEngine:
-    """Every buffer is a CPU's; what binds, fills and keeps them is the same."""
+    """All buffers are on the CPU. The code that binds, fills and keeps them is the same."""
     return OnnxGpuEngine(open_artifact(fused["narrow-112"]), "onnx-cuda", CPU)
 
 
@@ -71,7 +71,7 @@ def test_every_operator_has_a_kernel_there(fused: dict[str, Path]) -> None:
 
 
 def test_no_mask_is_added_to_scores(fused: dict[str, Path]) -> None:
-    """The provider refuses one that is not as wide as a multiple of eight, which a sequence seldom is."""
+    """The provider refuses a mask whose width is no multiple of eight, and few sequences have such a length."""
     nodes = [node for graph in graphs(fused["narrow-112"]) for node in graph.node if "HeadAttention" in node.op_type]
     assert nodes
     assert not any(node.input[5] for node in nodes if len(node.input) > 5)
@@ -79,7 +79,7 @@ def test_no_mask_is_added_to_scores(fused: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("engine_name", ["onnx-cuda", "onnx"])
 def test_nothing_is_computed_of_a_shape(engine_name: str, fused: dict[str, Path], narrow: Golden) -> None:
-    """onnxruntime moves such arithmetic to the CPU, and a graph with a part there cannot be the GPU's alone."""
+    """onnxruntime moves such arithmetic to the CPU, and then the graph does not run on the GPU alone."""
     artifact = fused["narrow-112"] if engine_name == "onnx-cuda" else narrow.artifact
     for part in open_artifact(artifact).manifest.engines[engine_name].values():
         graph = onnx.load(artifact / part).graph
@@ -147,7 +147,7 @@ def test_tokens_nobody_wants_are_not_fetched(engine: OnnxGpuEngine, expected: di
     tokens = engine.encode(expected["resized_uint8"][:1])
     tokens.__class__ = Fetched
     engine.decode(tokens, QUALITY)
-    engine.decode(tokens, prompt("aesthetics"))  # both tasks read them where they are
+    engine.decode(tokens, prompt("aesthetics"))  # both tasks read the tokens where they are
     del tokens
     gc.collect()
     engine.encode(expected["resized_uint8"][:1])
@@ -191,7 +191,7 @@ def test_both_kinds_of_graph_lie_in_one_artifact(tmp_path: Path) -> None:
     assert load_engine(path, LoadOptions(engine="onnx-cuda")).precision == "fp16"
 
 
-# What a machine without a GPU says
+# The errors on a machine without a GPU
 
 
 def refused(artifact: Path, **choice: str) -> str:
@@ -242,7 +242,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
         ("onnx-cuda", "cuda:0"),
         ("onnx-cuda", "cuda:0"),
         ("onnx-cuda", "cpu"),
-        ("onnx", "cpu"),  # these graphs are a CPU's unless a GPU is named
+        ("onnx", "cpu"),  # these graphs run on a CPU unless a GPU is named
         ("onnx", "cuda:2"),
         ("tensorrt", "cuda:0"),
         ("onnx-cuda", "cuda:0"),  # torch sees no GPU
@@ -250,7 +250,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
 
 
 class Absent:
-    """An onnxruntime that has the provider, and nothing to run it on."""
+    """An onnxruntime that has the provider, but no device for it."""
 
     __version__ = "1.31.1"
 
@@ -272,7 +272,7 @@ def test_a_provider_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch)
 
 
 class Session:
-    """What onnxruntime gives where it could not start what was asked for."""
+    """onnxruntime returns such a session if it could not start the provider that was asked for."""
 
     @staticmethod
     def get_providers() -> list[str]:
@@ -291,7 +291,7 @@ def test_a_session_on_another_provider_is_no_session(fused: dict[str, Path], mon
 
 
 def test_operators_left_to_a_cpu_are_refused(fused: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Azure provider, which onnxruntime for CPUs has, takes none of them; no network is asked."""
+    """The Azure provider, which onnxruntime for CPUs has, runs none of the operators. It is not sent over a network."""
     import onnxruntime
 
     if "AzureExecutionProvider" not in onnxruntime.get_available_providers():

@@ -40,7 +40,7 @@ Scores = np.ndarray
 
 
 def scores(engine: Engine, expected: dict[str, np.ndarray]) -> Scores:
-    """Of the six pictures in every image prompt and the two clips in every video prompt."""
+    """The scores of the six pictures for every image prompt, and of the two clips for every video prompt."""
     tokens = engine.encode(expected["resized_uint8"])
     clips = tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]
     found = []
@@ -120,14 +120,14 @@ def test_torch_scores_are_the_simulations(folder: str, precision: str, rounded: 
 
 @pytest.mark.parametrize("folder", ["narrow-112", "outlier-112"])
 def test_fp8_scores_are_the_simulations(folder: str, rounded: Rounded) -> None:
-    """narrow-448's move by .07 with the order of float32's sums: its linears are held to the definition, below."""
+    """narrow-448's scores move by .07 with the order of float32's sums, so its linears are tested below, one by one."""
     artifact, expected = rounded(folder, "fp8"), expected_of(folder)
     found = scores(load_engine(artifact, LoadOptions(engine="torch")), expected)
     np.testing.assert_allclose(found, simulate(ExactSimulation(), artifact, expected), rtol=0, atol=3e-3)
 
 
 class HeldToTheDefinition(ExactSimulation):
-    """What engines compute, each fp8 linear of it compared with sums that are exact."""
+    """Runs as engines do, and compares each E4M3 linear with exact sums."""
 
     checked = 0
 
@@ -196,7 +196,7 @@ def test_every_onnx_linear_is_the_contracts(
             off = (found - contract).abs().amax(-1) / contract.abs().max()
             if weight.dtype == torch.int8:
                 assert off.max() <= 2e-6, name
-            else:  # MatMulNBits multiplies by 127 / max where the contract divides by max / 127: ties fall otherwise
+            else:  # MatMulNBits multiplies by 127 / max, the contract divides by max / 127: ties differ
                 assert (off > 2e-6).sum() <= max(1, 0.01 * len(off)), name
                 assert off.max() <= 0.01, name
             checked += 1
@@ -246,7 +246,7 @@ def test_sums_of_8_bit_products_are_exact_on_any_cpu(vnni: bool, monkeypatch: py
 
 
 def rounded_linears(path: Path) -> list[tuple[str, str, str]]:
-    """Of each 8- or 4-bit linear of a graph: its name, and the values that hold its rows and its product."""
+    """The 8- and 4-bit linears of a graph: the name of each, and the values that hold its rows and its product."""
     nodes = onnx.load(path).graph.node
     by_output, by_input = {n.output[0]: n for n in nodes}, {i: n for n in nodes for i in n.input}
     found = []
@@ -261,7 +261,7 @@ def rounded_linears(path: Path) -> list[tuple[str, str, str]]:
 
 
 def run_with_inside(path: Path, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every output of the graph, and what its rounded linears read and give."""
+    """Every output of the graph, and the inputs and outputs of its rounded linears."""
     model = onnx.load(path)
     inside = {value for _, x, y in rounded_linears(path) for value in (x, y)}
     for value in sorted(inside - {o.name for o in model.graph.output}):
@@ -274,7 +274,7 @@ def run_with_inside(path: Path, feed: dict[str, np.ndarray]) -> dict[str, np.nda
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_eight_bits_are_nowhere_worse_than_rounding_blindly(folder: str, rounded: Rounded) -> None:
-    """On 60 crops: six pictures' mean is a coin toss between two roundings of a random model without outliers."""
+    """On 60 crops, because six pictures cannot tell two roundings of a random model without outliers apart."""
     crops = crop_pictures(load_engine(GOLDEN / folder).config.pixels, count=10)
     exact = level_scores_by_picture(load_engine(GOLDEN / folder), crops)
     ours, blind = (
@@ -300,13 +300,13 @@ def crop_pictures(rule: SquareRule, count: int) -> np.ndarray:
 
 
 def level_scores_by_picture(engine: Engine, pixels: np.ndarray) -> np.ndarray:
-    """[B, prompts], the image prompts alone."""
+    """Level scores [B, prompts] for the image prompts."""
     tokens = engine.encode(pixels)
     return np.stack([level_scores(engine.decode(tokens, p)) for p in engine.prompts if p.medium == "image"], axis=1)
 
 
 def blind_engine(folder: str, precision: str) -> Engine:
-    """The torch form without calibration: plain rounding to the nearest."""
+    """The torch engine's model without calibration: plain rounding to the nearest."""
     source, tensors = open_parameters(GOLDEN / folder), {}
     rounded = fold_and_round(source, precision, ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
     engine = load_engine(GOLDEN / folder)
@@ -330,7 +330,7 @@ def test_one_scale_for_all_rows_can_be_told_from_one_a_row(rounded: Rounded, exa
 
 
 def test_random_models_turn_the_order_of_sums_into_other_scores(rounded: Rounded) -> None:
-    """Why engines are not held to each other's scores here: the definition itself moves as far by float32's sums."""
+    """Engines are not compared by scores here, because another order of float32's sums moves scores as far."""
     artifact, expected = rounded("narrow-448", "int8"), expected_of("narrow-448")
     exact_sums, float_sums = (simulate(ops, artifact, expected) for ops in (ExactSimulation(), Simulation()))
     assert np.abs(exact_sums - float_sums).max() > 3e-3
@@ -339,7 +339,7 @@ def test_random_models_turn_the_order_of_sums_into_other_scores(rounded: Rounded
 def test_products_are_taken_otherwise_exactly_where_they_would_saturate(
     rounded: Rounded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With VNNI both forms give the same whole numbers; without it one of them is wrong, and is not taken."""
+    """With VNNI both products give the same whole numbers. Without it one of them is wrong, and is not used."""
     artifact, expected = rounded("outlier-112", "int8"), expected_of("outlier-112")
     here, tokens = onnx_session.saturates(), []
     for saturates in (False, True):

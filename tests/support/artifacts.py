@@ -12,7 +12,7 @@ from qalign_fast.artifact.seal import seal
 
 
 def change_manifest(copy: Path, **fields: object) -> None:
-    """As its author would: sealed again."""
+    """Writes the changed manifest with a valid seal."""
     path = copy / MANIFEST
     content = json.loads(path.read_text()) | fields
     content.pop("sha256")
@@ -23,7 +23,7 @@ ODD_VALUES: tuple[Any, ...] = (None, True, -1, 0, 7, 1 << 70, 1e300, "", "x", ".
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in a JSON value: what holds it, and its key."""
+    """Every place in a JSON value: the container and the key in it."""
     for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(item, dict | list):

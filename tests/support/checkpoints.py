@@ -1,4 +1,4 @@
-"""Checkpoints like the golden ones, in every form, and every way one can be wrong."""
+"""Checkpoints like the golden ones, in every format, and every way in which one can be wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 def write(folder: Path, golden: Golden, tensors: Tensors, kind: str = "safetensors") -> Path:
-    """A checkpoint like the golden one with these tensors, in one of four forms."""
+    """Writes a checkpoint like the golden one with these tensors, in one of four formats."""
     folder.mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(golden.checkpoint / name, folder)

@@ -1,4 +1,4 @@
-"""Clips made here, whose frames say their own number."""
+"""Makes clips whose frames show their own number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def write_clip(path: Path, times: list[Fraction], rate: int = 30, size: int = 64) -> Path:
-    """Frame i is a grey of brightness 4 + 2 i, shown from times[i]."""
+    """Writes a clip. Frame i is a grey of brightness 4 + 2 i, shown from times[i]."""
     codec = {".mp4": "mpeg4", ".mkv": "ffv1", ".avi": "mpeg4", ".webm": "libvpx"}[path.suffix]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)

@@ -22,7 +22,7 @@ QUALITY = prompt("quality")
 
 
 class Watched(Direct):
-    """Keeps what it was asked to run."""
+    """Runs steps directly, and keeps their keys and inputs."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -34,6 +34,7 @@ class Watched(Direct):
 
 
 def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, device: str = "cpu") -> CudaEngine:
+    """The engine of an artifact's folded tensors, as they are in the file. `exact`: operations with float32 results."""
     artifact = open_artifact(path)
     tensors, constants = read_folded(artifact)
     tensors = {name: t.to(device) for name, t in tensors.items()}
@@ -45,5 +46,5 @@ def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, 
 
 
 def some(expected: dict[str, np.ndarray], count: int, first: int = 0) -> np.ndarray:
-    """So many of the golden pictures, in their order, again from the start after the last."""
+    """The numbers of `count` golden pictures, in order, from `first` on. After the last comes the first again."""
     return np.arange(first, first + count) % len(expected["resized_uint8"])

@@ -1,7 +1,8 @@
-"""The C++ kernels that this CPU does not run in, a table or a library that `NativeOps` calls all the same out.
+"""Makes C++ kernels callable that this CPU cannot run, by a table or a library that `NativeOps` takes.
 
-Another machine's run under qemu: a program (emulated.cpp) holds the kernels; what a call reads is copied into a file
-that both map, and its results back. It shows right and wrong alone: an emulator's time says nothing about the CPU.
+Kernels for another machine run under qemu, in a program (emulated.cpp). The inputs of a call are copied into a file
+that both processes map, and the results are copied back. This shows only whether results are right: the time in an
+emulator says nothing about the CPU.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ _FUNCTIONS = ("linear", "layer_norm", "rms_norm", "swiglu", "attention", "attent
 
 @dataclass(frozen=True)
 class Program:
-    """One machine's kernels, and what runs them."""
+    """The kernels of one machine, and the command that runs them."""
 
     emulator: tuple[str, ...]
     path: Path
 
     def best(self, cpu: str) -> str:
-        """The instruction set that is chosen on a CPU, by qemu's name for it."""
+        """The instruction set that is chosen on a CPU, which has qemu's name."""
         command = [*self.emulator, "-cpu", cpu, str(self.path), ""]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def build_program(folder: Path, machine: str, library: Path) -> Program:
-    """Of `library`, this machine's kernels, or of those that are compiled for another one.
+    """The program of this machine's kernels, which are in `library`, or of another machine's, which it compiles.
 
     Skips the test where a tool is not installed: Debian's g++-aarch64-linux-gnu and qemu-user have them.
     """
@@ -63,12 +64,12 @@ def build_program(folder: Path, machine: str, library: Path) -> Program:
         kernels = ["-static", *map(str, native.compile_objects(folder, compiler, native.instruction_sets(machine)))]
     path, source = folder / "program", Path(__file__).with_name("emulated.cpp")
     subprocess.run([*compiler, *_FLAGS, "-o", path, source, *kernels], check=True)
-    # what is preloaded here, as bench/as_avx2 does, is not for the emulated CPU
+    # libraries that are preloaded here, as bench/as_avx2 does, are not for the emulated CPU
     return Program((emulator, "-U", "LD_PRELOAD"), path)
 
 
 def instructions(path: Path, machine: str) -> dict[str, set[str]]:
-    """What each copy in a program or a library is made of, by their names; skips the test without a disassembler."""
+    """The instructions of each copy in a program or a library, by its name. Skips the test without a disassembler."""
     tool = "objdump" if machine == platform.machine().lower() else f"{machine}-linux-gnu-objdump"
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
@@ -86,8 +87,8 @@ def instructions(path: Path, machine: str) -> dict[str, set[str]]:
 
 
 def build_stand_in(folder: Path, name: str) -> Path:
-    """A library of one copy alone, for a CPU with AVX512-VNNI that lacks what the copy has more."""
-    if name == "avxvnni":  # its one new instruction, as AVX512-VNNI codes the same
+    """A library of one copy, for a CPU with AVX512-VNNI that lacks the copy's other instructions."""
+    if name == "avxvnni":  # replaces its one new instruction by that of AVX512-VNNI
         kernels = _compile(folder / "kernels.s", name, ["-S", *native.instruction_sets(X64)[name].split()])
         kernels.write_text(kernels.read_text().replace("{vex}", "{evex}"))
     else:  # its new instructions as plain C++
@@ -117,7 +118,7 @@ class _Row(ctypes.Structure):
 
 
 class EmulatedTable:
-    """What native_ops.py's `_Table` is, of a program. To be closed."""
+    """The same as `_Table` in the kernels' cpu/ops.py, for a program. It must be closed."""
 
     def __init__(
         self, program: Program, instruction_set: str, folder: Path, cpu: str = "max", threads: int = 2
@@ -190,7 +191,7 @@ class EmulatedTable:
         self._call("attention_by_modality", a, sizes, size)
 
     def _call(self, function: str, arguments: ctypes.Structure, inputs: Mapping[str, int], result: int) -> None:
-        """Inputs' and the result's sizes are in bytes; addresses become offsets, none stays 0."""
+        """Sizes of inputs and of the result are in bytes. Addresses become offsets, and a missing one stays 0."""
         call = type(arguments).from_buffer_copy(arguments)
         end = _lines(ctypes.sizeof(call))
         for name, size in inputs.items():

@@ -1,8 +1,8 @@
-"""A stand-in for CUDA's streams, events and graphs on a CPU, that tells which accesses of memory nothing orders.
+"""A stand-in for CUDA's streams, events and graphs on a CPU. It finds accesses to memory that nothing orders.
 
-All runs at once; what is kept is who had to wait for whom (vector clocks). Memory that a stream allocates counts as
-written there, for it may be a block that kernels queued on that stream are still using. Graphs run what they captured
-again, and all of them write the one pool. Not seen: a block given back while another stream still uses it.
+All work runs at once; vector clocks keep who had to wait for whom. Memory that a stream allocates counts as written
+there, because kernels that are queued on that stream may still use the block. Graphs run again what they captured, and
+all of them write one pool. It does not see a block that is given back while another stream still uses it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Access(NamedTuple):
 class FakeStream:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.clock: Clock = {}  # what has happened before anything that is queued from now on
+        self.clock: Clock = {}  # what happens before anything that is queued from now on
 
     def join(self, clock: Clock) -> None:
         for stream, tick in clock.items():
@@ -72,7 +72,7 @@ class FakeGraph:
 
 
 class FakeCuda(TorchDispatchMode):
-    """What torch does while it is entered goes to the current stream; `races` says what nothing ordered."""
+    """While it is entered, torch's work goes to the current stream. `races` names accesses that nothing orders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class FakeCuda(TorchDispatchMode):
         self.events: list[FakeEvent] = []
         self.graphs: list[FakeGraph] = []
         self._capturing: FakeGraph | None = None
-        self._memory: dict[int, dict[tuple[FakeStream, bool], Access]] = {}  # the last of each
+        self._memory: dict[int, dict[tuple[FakeStream, bool], Access]] = {}  # the last access of each kind
         self._on_host: set[int] = set()
         self._kept: list[UntypedStorage] = []  # so that no address comes twice
 
     def functions(self) -> dict[str, Any]:
-        """In place of torch.cuda's."""
+        """The functions that replace those of torch.cuda, by their names."""
         return {
             "Stream": lambda device=None: FakeStream("another"),
             "Event": lambda **options: self._new(self.events, FakeEvent(self, **options)),
@@ -99,7 +99,7 @@ class FakeCuda(TorchDispatchMode):
         }
 
     def touch(self, address: int, name: str, *, writes: bool) -> Access:
-        """By what is queued now."""
+        """Records an access by the work that is queued now."""
         stream = self.current
         stream.join(self.host.clock)
         access = Access(stream, stream.tick(), writes, name)
@@ -160,7 +160,7 @@ class FakeCuda(TorchDispatchMode):
 
     @contextmanager
     def _graph(self, graph: FakeGraph, stream: FakeStream, **_: object) -> Iterator[None]:
-        """As torch's: it waits for all that is queued first."""
+        """Captures a graph. Like torch's, it first waits for all that is queued."""
         for accesses in self._memory.values():
             for access in accesses.values():
                 self.host.join({access.stream: access.tick})

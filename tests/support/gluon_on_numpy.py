@@ -1,10 +1,10 @@
-"""Runs a Gluon kernel's own text on numpy, which Triton's interpreter does not: tiles are arrays, programs run in turn.
+"""Runs the text of a Gluon kernel on numpy, which Triton's interpreter cannot. Tiles are arrays; programs run in turn.
 
-What is asynchronous happens at its worst time. A box that TMA brings spoils its buffer when it is sent and arrives when
-its barrier is waited for. An asynchronous product reads its operands when it is waited for. So a buffer that is
-overwritten early, read early, or waited for in a phase that nothing was sent for, shows. What is not seen: layouts,
-registers, the order of memory between programs, and whether threads of a program wait for each other; `triton_ahead.py`
-looks at the instructions instead.
+Asynchronous work happens at the worst time. A box that TMA brings spoils its buffer when it is sent, and arrives when
+its barrier is waited for. An asynchronous product reads its operands when it is waited for. So this finds a buffer that
+is overwritten early, read early, or waited for in a phase that nothing was sent for. It does not see layouts,
+registers, the order of memory between programs, or threads of a program that do not wait for each other;
+`triton_ahead.py` looks at the instructions instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPES = {"int8": np.int8, "int32": np.int32, "int64": np.int64, "float16": np.f
 
 
 class Tile(np.ndarray):
-    """An array with what Gluon's tensors have beside numpy's."""
+    """An array with the attributes of Gluon's tensors that numpy's do not have."""
 
     type = SimpleNamespace(layout=None)
 
@@ -36,7 +36,7 @@ class Tile(np.ndarray):
 
 
 class Place:
-    """A pointer, or a tile of them: places in a tensor's flat storage, given by number."""
+    """A pointer, or a tile of pointers: the numbers of places in a tensor's flat storage."""
 
     def __init__(self, storage: np.ndarray, at: Any = 0) -> None:
         self.storage, self.at = storage, at
@@ -47,7 +47,7 @@ class Place:
 
 
 class Buffer:
-    """Shared memory, or one of its stages, as the matrix units read it."""
+    """Shared memory or one of its stages, as the matrix units read it."""
 
     def __init__(self, values: np.ndarray, layout: Any = None) -> None:
         self.values, self.layout, self.shape = values, layout, values.shape
@@ -60,7 +60,7 @@ class Buffer:
 
 
 class Barrier:
-    """One that counts bytes: what was sent to it, phase by phase, arrives when its phase is waited for."""
+    """A barrier that counts bytes. What was sent to it in a phase arrives when that phase is waited for."""
 
     def __init__(self) -> None:
         self.expected: int | None = None
@@ -77,11 +77,11 @@ class Barrier:
 
 
 class Descriptor:
-    """A matrix in boxes of some rows and columns, zeros past its ends."""
+    """A matrix that is read in boxes of some rows and columns, with zeros beyond its ends."""
 
     def __init__(self, tensor: Tensor, block: Sequence[int]) -> None:
         self.values, self.layout = tensor.numpy(), None
-        self.written = False  # by the kernel before
+        self.written = False  # by the kernel that ran before
         self.block_type = SimpleNamespace(shape=tuple(block), nbytes=int(np.prod(block)) * tensor.element_size())
 
     def box(self, first: Sequence[int]) -> np.ndarray:
@@ -95,7 +95,7 @@ class Descriptor:
 
 
 class Accumulator(Tile):
-    """Sums with products under way: a product of s8 reads its operands when it is waited for."""
+    """Sums with unfinished products. A product of s8 reads its operands when it is waited for."""
 
     pending: list[Callable[[Tile], None]]
 
@@ -175,7 +175,7 @@ def send(x: Descriptor, first: Sequence[int], barrier: Barrier, into: Buffer, pr
 
 
 def language(program: int, programs: int) -> dict[str, Any]:
-    """What the kernels' text means here, by its names there."""
+    """The names that kernels use, and what they mean here."""
     waited: list[bool] = []
 
     def send_in_time(x: Descriptor, *arguments: Any, **options: Any) -> None:
@@ -225,13 +225,13 @@ def language(program: int, programs: int) -> dict[str, Any]:
 
 
 def storage(x: Tensor) -> np.ndarray:
-    """What lies from the tensor's first value on."""
+    """The storage from the tensor's first value on."""
     size = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
     return x.as_strided((size,), (1,)).numpy()
 
 
 class Launcher:
-    """kernel[grid](...) for a kernel of that module; programs run in the order given, or in their own."""
+    """kernel[grid](...) for a kernel of that module. Programs run in the given order, by default in their own."""
 
     def __init__(self, module: Any, kernel: str, order: Callable[[int], Sequence[int]] = range) -> None:
         self._module, self._kernel, self._order = module, kernel, order
@@ -250,7 +250,7 @@ class Launcher:
         return launch
 
     def _kernel_for(self, program: int, programs: int) -> Callable[..., None]:
-        """The text of the kernel, and of all that it calls, where names mean what `language` says."""
+        """The kernel and all that it calls, compiled so that names mean what `language` says."""
         meanings: dict[str, Any] = {}
         for name, found in vars(self._module).items():
             text = getattr(found, "fn", None)

@@ -1,4 +1,4 @@
-"""Tests of Triton's kernels on any machine: on a GPU where there is one, else on a CPU by Triton's interpreter.
+"""Tests of Triton's kernels on any machine: on a GPU if there is one, else on a CPU by Triton's interpreter.
 
 The interpreter runs in a process of its own, one for all tests. Triton decides whether to interpret when it is
 imported, and another test may have imported it in this process. This file therefore does not import Triton.
@@ -20,7 +20,7 @@ GPU = torch.cuda.is_available()
 
 
 def interpreted(check: Callable[..., None]) -> Callable[..., None]:
-    """Makes a check a test that runs where kernels can run. Its module must be importable by its name."""
+    """Makes a check a test, in a process in which kernels can run. Its module must be importable by its name."""
 
     @wraps(check)
     def test(**case: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pictures, and their pixels as upstream computes them."""
+"""Pictures, and upstream's pixels of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGES = [(1, 1), (1, 5000), (5000, 1), (447, 448), (448, 448), (449, 448), (448,
 
 
 def pad_then_resize(picture: Image.Image, side: int = 448) -> np.ndarray:
-    """Upstream's way, as FACTS have it: the padded square, then Pillow's bicubic."""
+    """Upstream's way: pads the picture to a square, then resizes it by Pillow's bicubic filter."""
     square = max(picture.size)
     padded = Image.new("RGB", (square, square), (122, 116, 104))
     padded.paste(picture, ((square - picture.width) // 2, (square - picture.height) // 2))

@@ -1,4 +1,4 @@
-"""Which kernels does the full model launch on a GPU, and what do they take of it? Compiled here, run nowhere.
+"""Compiles the kernels that the full model launches on a GPU, and tells what they need of it. None is run.
 
     python triton_ahead.py CAPABILITY ... -> a JSON line for each kernel compiled for each of them
 
@@ -55,7 +55,7 @@ def main(capability: int) -> None:
 
 
 def resources(files: dict[str, str]) -> dict[str, Any]:
-    """Registers and bytes of stack (spilled registers) of a thread, bytes of shared memory, instructions of note."""
+    """A thread's registers and bytes of stack (spilled registers), bytes of shared memory, and notable instructions."""
     metadata, cubin, ptx, tiles = (
         Path(next(path for name, path in files.items() if name.endswith(kind)))
         for kind in (".json", ".cubin", ".ptx", ".ttgir")
@@ -121,7 +121,7 @@ def other(device: Device, tile: Tile, form: str = "int8", k: int = 4096) -> Tens
 
 
 def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What a batch launches, each kind of kernel once, and the products of one picture where their tiles differ."""
+    """The launches of a batch: each kind of kernel once, and the products of one picture if their tiles differ."""
     many, rows = BATCH * VISION, BATCH * DECODER
     eight, gain, narrow = [weight("int8", 16, 16)], floats(4096), floats(1024)
     yield "layer_norm", lambda: ops.layer_norm(empty(many, 1024), narrow, narrow, 1e-6)
@@ -156,7 +156,7 @@ def calls(ops: TritonOps) -> Iterator[tuple[str, Callable[[], object]]]:
         qkv, modal = weight(form, 4096, 20480), Modal(65 * batch, 4096)
         yield f"qkv {form} of {batch}", lambda b=batch, w=qkv, m=modal: ops.modal_linear(ints(77 * b, 4096), w, m)
     yield "int4 whose last block is not whole", lambda: other(device, Tile(80, 128, 128, 3, 4), "int4", 592)
-    if device.capability == 90:  # what is left where Hopper's own product refuses
+    if device.capability == 90:  # the product that is used if Hopper's own refuses
         for tile in (Tile(128, 128, 128, 3, 4), Tile(128, 128, 128, 4, 8), Tile(16, 128, 128, 4, 4, 4)):
             yield f"int8 of Triton, {tile.warps} warps, {tile.rows} rows", lambda tile=tile: other(device, tile)
     pixels = empty(BATCH, 448, 448, 3, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from support.triton_ahead import DEVICES, FP8_SINCE
 DEVICE = torch.device("cuda" if GPU else "cpu")
 FACTS = device_of(DEVICE) if GPU else DEVICES[80]
 BY_ROWS = [torch.int8, E4M3] if not GPU or FACTS.capability >= FP8_SINCE else [torch.int8]  # types of rows
-SUMS = 2**-8 if GPU else 2e-6  # how far off fp8's are: of each product a tensor core adds some 13 bits
+SUMS = 2**-8 if GPU else 2e-6  # the error of E4M3's sums: a tensor core adds only some 13 bits of each product
 FORMS = ["int8", "int4", "fp8"] if E4M3 in BY_ROWS else ["int8", "int4"]
 EPS = 1e-6
 
@@ -74,8 +74,8 @@ def int4_weight(k: int, n: int, bias: bool = True) -> Weight:
     return Weight("int4", weight, torch.rand(n) / 100, of_groups, torch.randn(n) if bias else None)
 
 
-WEIGHTS = {"int8": int8_weight, "int4": int4_weight, "fp8": fp8_weight}  # forms that read rows in 8 bits
-STEP = {"int8": 32, "int4": 128, "fp8": 32, "float": 32}  # inputs, of weights by name
+WEIGHTS = {"int8": int8_weight, "int4": int4_weight, "fp8": fp8_weight}  # the precisions that read rows in 8 bits
+STEP = {"int8": 32, "int4": 128, "fp8": 32, "float": 32}  # inputs in a step of the product, by the weights' precision
 
 
 def expected_linear(x: Tensor, w: Weight, gelu: bool, residual: Tensor | None) -> Tensor:

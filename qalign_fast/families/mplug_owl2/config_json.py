@@ -1,4 +1,4 @@
-"""An upstream checkpoint's config.json in, frozen sizes out. A setting that would change the result is an error."""
+"""An upstream checkpoint's config.json in, frozen sizes out. A setting that we do not implement is an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def parse_config(raw: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ModelConfig:
-    """The same from the files' contents."""
+    """The sizes from the contents of both files. Raises CheckpointError as `read_config` does."""
     visual = _Section("config.json", raw).section("visual_config")
     vision, abstractor = visual.section("visual_model"), visual.section("visual_abstractor")
     decoder = _Section("config.json", raw)
@@ -106,7 +106,7 @@ def _pixels(raw: _Section, side: int) -> SquareRule:
 def _cross_check(config: ModelConfig, abstractor: _Section) -> None:
     vision = config.vision
     abstractor.must_be("encoder_hidden_size", vision.width)
-    # queries and features are normed and projected side by side, so they have one width
+    # one linear makes the keys of queries and of features, and one their values, so both have one width
     abstractor.must_be("hidden_size", vision.width)
     if vision.side % vision.patch:
         raise CheckpointError(f"config.json: image_size {vision.side} is not a multiple of patch_size {vision.patch}")
@@ -120,7 +120,7 @@ def _cross_check(config: ModelConfig, abstractor: _Section) -> None:
         raise CheckpointError("config.json: the decoder's head width is odd; rotary positions need an even one")
 
 
-# Keys that do not change what one forward pass computes: how the model was trained, generates text or is stored.
+# Keys that do not change the result of a forward pass. They say how the model was trained, generates text or is stored.
 _HARMLESS = frozenset(
     "attention_dropout attention_probs_dropout_prob initializer_factor initializer_range projection_dim use_flash_attn "
     "_flash_attn_2_enabled _attn_implementation attn_implementation output_attentions output_hidden_states "
@@ -178,7 +178,7 @@ class _Section:
         return tuple(float(v) for v in value)
 
     def must_be(self, key: str, *allowed: Any) -> None:
-        """An absent key means the family's own value, which is the first one allowed."""
+        """Raises CheckpointError for another value. An absent key means the first of `allowed`, the family's own."""
         self.read.add(key)
         value = self.values.get(key, allowed[0])
         if value not in allowed:

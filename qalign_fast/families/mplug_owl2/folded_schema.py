@@ -1,6 +1,6 @@
 """The one table of the folded tensors: name, shape and role of each, for a model of given sizes.
 
-`docs/artifact.md` shows it. Export's folding makes these names, `FoldedModel` and the graphs read them.
+`docs/artifact.md` shows it. The export writes tensors under these names; `FoldedModel` and the graphs read them.
 
 Letters: T vision tokens, D width, Q queries, N outputs, K inputs.
 """
@@ -16,7 +16,7 @@ from qalign_fast.levels import LEVELS
 
 
 def schema(config: ModelConfig) -> Iterator[FoldedTensor]:
-    """Every folded tensor, station by station."""
+    """Every folded tensor, in the order in which the model reads them: vision, abstractor, decoder."""
     yield from _vision(config.vision)
     yield from _abstractor(config.abstractor, config.vision, config.decoder.width)
     yield from _decoder(config.decoder)
@@ -46,8 +46,8 @@ def interface(config: ModelConfig) -> Interface:
 
 def _vision(vision: VisionConfig) -> Iterator[FoldedTensor]:
     width = vision.width
-    # its inputs, 588 of OneAlign's, are no multiple of 16; a small model's other linears stay as they are, for rows
-    # that come to them in 8 bits already have no room for zeros
+    # The number of its inputs is no multiple of 16 (OneAlign has 588). No other linear is padded, also where a small
+    # model's inputs are no multiple of 16: rows that come to it in 8 bits have no room for zeros.
     yield Linear("vision.patch", width, 3 * vision.patch**2, bias_last=True, padded=True)
     yield Plain("vision.class_token", (1, width), "rows")
     yield Plain("vision.patch_table", (vision.tokens - 1, width), "rows")
@@ -74,7 +74,7 @@ def _abstractor(config: AbstractorConfig, vision: VisionConfig, out: int) -> Ite
             yield from _norm(f"{name}query_norm", width)
             yield Linear(f"{name}qkv", 3 * width, width, bias_last=True)
             yield Plain(f"{name}qkv_table", (queries, 3 * width), "rows")
-        else:  # its queries are constants
+        else:  # the queries of the first layer are constants
             yield from (Plain(f"{name}{part}", (queries, width), "rows") for part in "xqkv")
         yield Linear(f"{name}out", width, width)
         yield from _norm(f"{name}mlp_norm", width)

@@ -1,8 +1,10 @@
 """A task and a medium in, token ids out: what stands before and after the visual tokens.
 
-The ids are frozen, so no tokenizer runs. The text is "USER: How would you rate the {task} of this {medium}?\\n", the
-visual tokens, "\\nASSISTANT: The {task} of the {medium} is"; each part is tokenized as a string of its own, the first
-with BOS, so the second begins with the bare piece 29871.
+The ids are fixed, so that no tokenizer runs. The text is "USER: How would you rate the {task} of this {medium}?\\n",
+the visual tokens, "\\nASSISTANT: The {task} of the {medium} is". Each part is tokenized as a string of its own. The
+first begins with BOS, the second with the bare piece 29871.
+
+Source: upstream's q_align/evaluate/scorer.py.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ _TASKS = {
     "quality-paper": ((11029,), _PAPER_ANSWER),  # the paper's evaluation scripts: its published figures
 }
 TASKS = tuple(_TASKS)
-LEVEL_IDS = (15129, 1781, 6534, 6460, 4319)  # of the level words, excellent first
+LEVEL_IDS = (15129, 1781, 6534, 6460, 4319)  # the tokens of the level words, excellent first
 
 
 def prompt(task: str, medium: str = "image") -> Prompt:
-    """The prompt of a task in TASKS for a medium in MEDIA. Raises KeyError for another."""
+    """The prompt of a task in TASKS for a medium in MEDIA. Raises KeyError for others."""
     words, answer = _TASKS[task]
     what = _MEDIUM[medium]
     return Prompt(

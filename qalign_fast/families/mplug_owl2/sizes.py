@@ -1,4 +1,4 @@
-"""Every size of a model of the family, frozen."""
+"""Every size of a model of the family, and how the manifest writes them."""
 
 from __future__ import annotations
 
@@ -20,48 +20,56 @@ def pixel_rule(side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float,
 
 @dataclass(frozen=True)
 class VisionConfig:
-    width: int
+    """The sizes of the vision tower, a CLIP-like transformer over the patches of a picture."""
+
+    width: int  # D of its rows; divides by `heads`
     layers: int
     heads: int
-    mlp: int
-    side: int
-    patch: int
-    eps: float
+    mlp: int  # width inside the MLP
+    side: int  # pixels of a picture's side
+    patch: int  # pixels of a patch's side
+    eps: float  # of its layer norms
 
     @property
     def tokens(self) -> int:
+        """T, the rows of a picture."""
         return (self.side // self.patch) ** 2 + 1  # the patches and the class token
 
 
 @dataclass(frozen=True)
 class AbstractorConfig:
+    """The sizes of the abstractor, whose learned queries read the features of the vision tower."""
+
     queries: int
-    width: int
+    width: int  # of its rows, the same as the vision tower's
     layers: int
     heads: int
-    mlp: int
-    eps: float
+    mlp: int  # width inside the gated MLP
+    eps: float  # of the norm inside the MLP; the other norms have upstream's fixed 1e-5
 
     @property
     def tokens(self) -> int:
+        """The visual tokens of a picture."""
         return self.queries + 1  # the queries and the learned end token
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    width: int
+    """The sizes of the language model, a LLaMA with norms, keys and values for each modality."""
+
+    width: int  # D of its rows and of visual tokens; divides by `heads`
     layers: int
-    heads: int
-    mlp: int
-    vocab: int
-    eps: float
-    rope_theta: float
-    positions: int
+    heads: int  # of queries, and as many of keys and values
+    mlp: int  # width inside the gated MLP
+    vocab: int  # tokens
+    eps: float  # of its RMS norms
+    rope_theta: float  # base of the rotary positions
+    positions: int  # the most tokens of a sequence, the prompt included
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Every size of a model of the family."""
+    """Every size of a model of the family. It is the family's `qalign_fast.families.family.Sizes`."""
 
     vision: VisionConfig
     abstractor: AbstractorConfig
@@ -70,14 +78,15 @@ class ModelConfig:
 
     @property
     def picture_tokens(self) -> int:
+        """The visual tokens of a picture."""
         return self.abstractor.tokens
 
     def vision_rows(self, height: int, width: int) -> int:
-        """Every picture is as large as every other."""
+        """The rows of a picture in the vision tower. They are the same for all, because all are resized to one side."""
         return self.vision.tokens
 
     def max_frames(self, prompt_tokens: int) -> int:
-        """How many frames the decoder's positions hold beside a prompt of that many tokens."""
+        """The most frames that the decoder has positions for, beside a prompt of so many tokens."""
         return (self.decoder.positions - prompt_tokens) // self.abstractor.tokens
 
 
@@ -88,7 +97,10 @@ def sizes_to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def sizes_from_json(manifest: Mapping[str, Any]) -> ModelConfig:
-    """Raises KeyError, TypeError or ValueError for a size that is missing, malformed or out of range."""
+    """The sizes from a manifest's JSON; the inverse of `sizes_to_json`.
+
+    Raises KeyError, TypeError or ValueError for a size that is missing, malformed or out of range.
+    """
     sizes, pixels = manifest["sizes"], manifest["pixels"]
     return ModelConfig(
         VisionConfig(**_positive(sizes["vision"])),
@@ -120,7 +132,7 @@ def _pixel_rule(raw: Mapping[str, Any], side: int) -> SquareRule:
 
 
 def describe(config: ModelConfig) -> dict[str, str]:
-    """What `qalign-fast info` says of the sizes."""
+    """The sizes in words, for `qalign-fast info`."""
     vision, abstractor, decoder = config.vision, config.abstractor, config.decoder
     return {
         "pixels": f"{vision.side}x{vision.side}, patches of {vision.patch}",

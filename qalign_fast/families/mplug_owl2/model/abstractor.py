@@ -15,6 +15,11 @@ NORM_EPS = 1e-5  # upstream's norm1, normk and norm2 keep the module default; on
 
 
 class Abstractor(nn.Module):
+    """Learned queries read the features in every layer, then become visual tokens.
+
+    Source: upstream's q_align/model/visual_encoder.py.
+    """
+
     def __init__(self, config: AbstractorConfig, feature_tokens: int, decoder_width: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(config.queries, config.width))
@@ -23,6 +28,7 @@ class Abstractor(nn.Module):
         self.end_token = nn.Parameter(torch.empty(decoder_width))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Vision features [B, T, D] -> visual tokens [B, Q+1, Dllm], the end token last."""
         batch = len(features)
         x = self.queries.expand(batch, -1, -1)  # [B, Q, D]
         for layer in self.layers:
@@ -32,7 +38,7 @@ class Abstractor(nn.Module):
 
 
 class AbstractorLayer(nn.Module):
-    """Cross attention over queries and features together, then a gated MLP with a norm inside."""
+    """Attention of the queries to queries and features together, then a gated MLP with a norm inside."""
 
     query_positions: Tensor
     key_positions: Tensor
@@ -56,12 +62,14 @@ class AbstractorLayer(nn.Module):
         self.down = nn.Linear(config.mlp, width)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Queries [B, Q, D] and features [B, T, D] -> queries [B, Q, D]."""
         x = self.query_norm(x)
         x = x + self.attention(x, self.feature_norm(features))  # the residual adds onto the normed queries
         n = self.mlp_norm(x)
         return x + self.down(self.inner_norm(F.silu(self.gate(n)) * self.up(n)))
 
     def attention(self, x: Tensor, features: Tensor) -> Tensor:
+        """Normed queries and features -> [B, Q, D]."""
         both = torch.cat((x, features), dim=1)  # [B, Q+T, D]
         q = self.split_heads(self.q(x + self.query_positions))
         k = self.split_heads(self.k(both + torch.cat((self.query_positions, self.key_positions))))

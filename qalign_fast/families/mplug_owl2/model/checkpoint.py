@@ -1,7 +1,7 @@
-"""An upstream checkpoint directory in, the stations' weights out; every tensor accounted for.
+"""An upstream checkpoint's directory in, the weights of all stations out. Every tensor is accounted for.
 
 `table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with
-an index; they are mapped, and tensors read one at a time: the peak is what is asked for plus one tensor.
+an index. They are mapped, and tensors are read one at a time. The peak of memory is what is asked for plus one tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TensorOrigin:
     parameter_shape: tuple[int, ...]
 
     def take(self, tensor: Tensor) -> Tensor:
-        """A float32 copy as our parameter: of the head the five level rows, else the same without leading ones."""
+        """A float32 copy in our parameter's shape, without leading ones. Of the head it takes the five level rows."""
         rows = tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
         return rows.reshape(self.parameter_shape).to(torch.float32, copy=True)
 
@@ -43,7 +43,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
-    """Our parameter's name -> where it comes from and the shape expected there."""
+    """Our parameter's name -> the tensor that it comes from and the shape expected of that tensor."""
     shapes = parameter_shapes(config)
     lead = {"vision.class_token": 2, "vision.positions": 1, "abstractor.queries": 1, "abstractor.end_token": 2}
     result = {
@@ -56,9 +56,9 @@ def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
 
 
 def load_model(directory: str | Path) -> Model:
-    """The model of an upstream checkpoint directory, float32, on the CPU, in eval mode.
+    """The model of an upstream checkpoint's directory, float32, on the CPU, in eval mode.
 
-    Raises CheckpointError that names what is missing, unexpected, wrongly shaped, not finite or unreadable.
+    Raises CheckpointError, which names what is missing, unexpected, wrongly shaped, not finite or unreadable.
     """
     checkpoint = Checkpoint(Path(directory))
     with torch.device("meta"):
@@ -68,10 +68,10 @@ def load_model(directory: str | Path) -> Model:
 
 
 class Checkpoint:
-    """An upstream checkpoint directory, its tensors read by our names when asked for."""
+    """The directory of an upstream checkpoint. Its tensors have our names, and are read when they are asked for."""
 
     def __init__(self, directory: Path) -> None:
-        """Looks at names, shapes and dtypes only. Raises CheckpointError for any that is not as expected."""
+        """Looks at names, shapes and dtypes only. Raises CheckpointError for one that is not as expected."""
         self.directory = directory
         self.config = read_config(directory)
         self.origins = origins(self.config)
@@ -92,14 +92,14 @@ class Checkpoint:
             raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Float32 copies of these parameters, in their stations' shapes; of the head the five level rows.
+        """Float32 copies of these parameters, in the reference model's shapes. The head has the five level rows.
 
         Files are mapped only while they are read. Raises CheckpointError for values that are not finite.
         """
         return dict(self.stream(names))
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The same one after another, file by file."""
+        """The same as `read`, one parameter after another, file by file."""
         for file, group in _by_file(names, self._file):
             with open_shard(file) as shard:
                 for name in group:
@@ -130,7 +130,7 @@ def _by_file(names: Iterable[str], places: Mapping[str, Path]) -> Iterator[tuple
 
 
 def _check_finite(name: str, tensor: Tensor, file: Path) -> None:
-    # both ends at once: isfinite on the whole tensor would take temporaries of its size
+    # looks at the smallest and largest value; isfinite on the whole tensor would need temporaries of its size
     if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
         raise CheckpointError(f"{file}: tensor '{name}' holds values that are not finite")
 

@@ -1,8 +1,8 @@
 """Visual tokens [B, V, D] in, five logits [B, 5] out: one step of a LLaMA with keys, values and norms per modality.
 
-The text before the picture never changes: `prefix` computes its keys and values once, `forward` runs what follows.
-Rows lie by modality, as `layout.py` says. Norms and rotation are the kernels' contracts: the reference and the fast
-forms share their definition.
+The text before the picture never changes, so `prefix` computes its keys and values once, and `forward` runs what
+follows. Rows lie by modality, as `layout.py` says. Norms and rotation are the kernels' contracts, so that the reference
+and the fast forms share one definition.
 
 Letters: B batch, V visual tokens, S suffix tokens, P prefix tokens, T = V + S, N = B*T rows, D width, H heads, Dh head
 width, L layers.
@@ -24,7 +24,7 @@ from qalign_kernels.contract.norm import rms_norm
 
 
 class Decoder(nn.Module):
-    """The language model: everything after the visual tokens."""
+    """The language model: everything after the visual tokens. Source: upstream's q_align/model/modeling_llama2.py."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         return F.linear(rms_norm(hidden, self.norm, self.norm, 0, self.config.eps), self.head).float()
 
     def last_rows(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
-        """The last row of every sequence before layer 0, between layers and after the last: L + 1 of [B, D]."""
+        """The last row of every sequence, before layer 0 and after each layer: L + 1 tensors [B, D]."""
         batch, visual = tokens.shape[:2]
         layout = Layout.of(self.config, batch, visual, len(suffix), len(prefix[0, 0]), tokens.device)
         rows = layout.rows(tokens, suffix.to(tokens.dtype))  # [N, D]
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         return last
 
     def prefix(self, ids: Sequence[int]) -> Tensor:
-        """The constant part: keys (rotated) and values [L, 2, P, H, Dh] of the tokens before the picture."""
+        """Keys (rotated) and values [L, 2, P, H, Dh] of the tokens before the picture, which are constant."""
         layout = Layout.of(self.config, 1, 0, len(ids), 0, self.embed.device)
         rows = self.suffix(ids)
         constant = []
@@ -68,12 +68,12 @@ class Decoder(nn.Module):
         return torch.stack(constant)
 
     def suffix(self, ids: Sequence[int]) -> Tensor:
-        """The embeddings [S, D] of text tokens, in the norms' type; the vocabulary's may be kept in a smaller one."""
+        """The embeddings [S, D] of text tokens, in the norms' dtype. The vocabulary may be kept in a smaller dtype."""
         return self.embed[list(ids)].to(self.norm.dtype)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP; norms, keys and values have a weight for each modality."""
+    """Attention and a gated MLP. Norms, keys and values have one weight for each modality."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -102,14 +102,14 @@ class DecoderLayer(nn.Module):
         return rotate(self.split_heads(k), layout.turns), self.split_heads(v)
 
     def forward(self, rows: Tensor, k: Tensor, v: Tensor, layout: Layout, last_only: bool = False) -> Tensor:
-        """rows [N, D], keys and values [B, P+T, H, Dh] -> rows [N, D]; with last_only each sequence's last [B, D]."""
+        """rows [N, D], keys and values [B, P+T, H, Dh] -> rows [N, D]; with last_only the last of each [B, D]."""
         if last_only:
             rows, layout = rows[layout.last(len(rows))], Layout(layout.batch, 0, layout.turns[:, -1:])
         split = layout.split
         n = self.q(rms_norm(rows, self.attention_norm_visual, self.attention_norm_text, split, self.eps))
         q = rotate(self.split_heads(sequence(n[:split], n[split:], layout.batch)), layout.turns)  # [B, T or 1, H, Dh]
         places = torch.arange(k.shape[1], device=rows.device)
-        seen = places <= places[-q.shape[1] :].unsqueeze(1)  # [T or 1, P+T], causal over everything, the picture too
+        seen = places <= places[-q.shape[1] :].unsqueeze(1)  # [T or 1, P+T]: causal, for visual tokens too
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         context = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=seen)
         context = context.transpose(1, 2).flatten(2)  # [B, T or 1, D]

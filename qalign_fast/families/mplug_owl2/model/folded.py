@@ -1,9 +1,9 @@
-"""Folded tensors in, `encode` and `decode` out: the model as artifacts hold it, every constant folded, in plain torch.
+"""Folded tensors in, `encode` and `decode` out: the model that artifacts hold, on any set of operations.
 
-The same function as `Model`, arranged as engines run it: normalization inside the patch embedding, attention's scale
-inside q, one product for all that reads the same rows, the abstractor's features projected once for all its layers.
-A linear is what the dtype of its weight says: float32, float16 or bfloat16, fp8 (float8_e4m3fn), int8, or
-uint8 for two 4-bit weights.
+It computes the same function as `Model`, arranged for engines. The normalization of pixels is inside the patch
+embedding and the scale of attention inside q. One product serves all that reads the same rows, and features are
+projected once for all layers of the abstractor. The dtype of a weight tells the precision of its linear: float32,
+float16, bfloat16, float8_e4m3fn, int8, or uint8 for two 4-bit weights.
 
 Letters: B batch, T vision tokens, D width, H heads, Dh head width, Q queries, L layers, N rows, K inputs.
 """
@@ -25,9 +25,10 @@ from qalign_kernels.contract.quantized_rows import QuantizedRows
 
 
 class FoldedModel:
-    """Runs from any mapping of names to tensors, so that they may be mapped from a file or come block by block."""
+    """The model on folded tensors. They may be mapped from a file or come block by block."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops = PLAIN) -> None:
+        """`tensors`: by the names of folded_schema.py. Each is read when it is used."""
         self.config = config
         self.tensors = tensors
         self.ops = ops
@@ -44,9 +45,9 @@ class FoldedModel:
         return self.visual_tokens(queries)
 
     def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor, turns: Tensor | None = None) -> Tensor:
-        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> logits [B, 5].
+        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> float32 logits [B, 5].
 
-        `turns`: `self.turns` of these, where they are made once for many.
+        `turns`: the result of `self.turns`, if it was made before; it is the same for all tokens of one length.
         """
         batch, visual = tokens.shape[:2]
         turns = self.turns(visual, prefix, suffix) if turns is None else turns
@@ -57,16 +58,17 @@ class FoldedModel:
         return self.logits(rows)
 
     def turns(self, visual: int, prefix: Tensor, suffix: Tensor) -> Tensor:
-        """[2, V+S, Dh] of sequences of so many visual tokens between these."""
+        """The rotary tables [2, V+S, Dh] of sequences with V = `visual` tokens between this prefix and suffix."""
         return turns_of(self.config.decoder, prefix.shape[2], visual + len(suffix), suffix.device)
 
     def linear(
         self, name: str, x: Tensor | QuantizedRows, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
-        """x [..., K] -> [..., N], by the weight called name."""
+        """x [..., K] -> [..., N], by the linear of that name."""
         return self.ops.linear(x, self.weight(name), activation=activation, residual=residual)
 
     def weight(self, name: str) -> Weight:
+        """The weight of a linear, with its scale, groups and bias where it has them."""
         parts = (self.tensors.get(f"{name}.{part}") for part in ("scale", "groups", "bias"))
         return Weight(name, self.tensors[f"{name}.weight"], *parts)
 
@@ -88,20 +90,20 @@ class FoldedModel:
         return self.linear(f"{name}fc2", n, residual=x)
 
     def project_features(self, x: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows [B*T, D] after the vision layers -> each abstractor layer's keys and values [B, T, D] of them."""
+        """Rows [B*T, D] after the vision layers -> keys and values [B, T, D] for one abstractor layer after another."""
         layers = self.config.abstractor.layers
         x = self.norm("vision.post_norm", x, self.config.vision.eps)
         kv = self.normed_linear("abstractor.features.kv", "abstractor.features.norm", x, NORM_EPS)
         kv = kv.unflatten(0, (batch, -1)).chunk(2 * layers, dim=-1)
-        for i in range(layers):  # one after another: the keys of all are as large as the vision tower's largest rows
+        for i in range(layers):  # one by one, because the keys of all are as large as the vision tower's largest rows
             yield kv[2 * i] + self.tensors[f"abstractor.layers.{i}.key_table"], kv[2 * i + 1]
 
     def abstractor_layer(self, i: int, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries [B, Q, D] (layer 0 brings its own), keys and values [B, T, D] of the features -> [B, Q, D]."""
+        """Queries [B, Q, D] (layer 0 has its own), keys and values [B, T, D] of the features -> [B, Q, D]."""
         name, config = f"abstractor.layers.{i}.", self.config.abstractor
         if i == 0:
             x, q, k, v = (self.tensors[f"{name}{part}"].expand(len(keys), -1, -1) for part in ("x", "q", "k", "v"))
-            q = q.contiguous()  # cuDNN's attention has no plan for sequences that lie in one place
+            q = q.contiguous()  # cuDNN's attention cannot run on a batch stride of 0
         else:
             x = self.norm(f"{name}query_norm", x, NORM_EPS)
             q, k, v = (self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"]).chunk(3, dim=-1)
@@ -116,7 +118,7 @@ class FoldedModel:
         return torch.cat((self.linear("abstractor.project", x), end), dim=1)
 
     def decoder_layer(self, i: int, rows: Tensor, layout: Layout, prefix: Tensor) -> Tensor:
-        """Rows [N, D], prefix keys and values [2, P, H, Dh] -> rows [N, D]; the last layer gives last rows [B, D]."""
+        """Rows [N, D], prefix keys and values [2, P, H, Dh] -> rows [N, D]. The last layer returns last rows [B, D]."""
         name, split = f"decoder.layers.{i}.", layout.split
         normed = self.modal_norm_for(("kv_visual", "kv_text", "q"), name, "attention_norm", rows, split)
         asking = slice(None)
@@ -135,7 +137,7 @@ class FoldedModel:
     def queries_keys_values(
         self, name: str, normed: Tensor | QuantizedRows, split: int, asking: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed rows [N, D] -> q of the asking ones, kv_visual [split, 2D] and kv_text [N - split, 2D]."""
+        """Normed rows [N, D] -> q of the `asking` rows, kv_visual [split, 2D] and kv_text [N - split, 2D]."""
         kv_visual = self.linear(f"{name}kv_visual", normed[:split])
         kv_text = self.linear(f"{name}kv_text", normed[split:])
         return self.linear(f"{name}q", normed[asking]), kv_visual, kv_text
@@ -154,28 +156,31 @@ class FoldedModel:
     def normed_linear(
         self, name: str, norm: str, x: Tensor, eps: float, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
-        """The linear called name of x, layer-normed."""
+        """Layer norm of x, then the linear called `name`."""
         weight = self.weight(name)
         n = self.ops.layer_norm_for((weight,), x, *self.gain_and_bias(norm), eps)
         return self.ops.linear(n, weight, activation=activation, residual=residual)
 
     def modal_norm(self, name: str, rows: Tensor, split: int) -> Tensor:
-        """Rows [N, D], the first `split` of them visual, each normed with its modality's gain."""
+        """Rows [N, D] -> the same, normed. The first `split` rows are visual; each modality has its own gain."""
         return self.rms_norm(rows, f"{name}_visual", f"{name}_text", split)
 
     def modal_norm_for(
         self, readers: Sequence[str], layer: str, norm: str, rows: Tensor, split: int
     ) -> Tensor | QuantizedRows:
-        """The same for nothing but some linears of a layer."""
+        """The same, if only the linears `readers` of a layer read the result, which may then be rounded to 8 bits."""
         visual, text = (self.tensors[f"{layer}{norm}_{modality}"] for modality in ("visual", "text"))
         weights = [self.weight(f"{layer}{reader}") for reader in readers]
         return self.ops.rms_norm_for(weights, rows, visual, text, split, self.config.decoder.eps)
 
     def rms_norm(self, rows: Tensor, visual: str, text: str, split: int) -> Tensor:
+        """RMS norm of rows [N, D], with the gains of these names for the first `split` rows and for the others."""
         return self.ops.rms_norm(rows, self.tensors[visual], self.tensors[text], split, self.config.decoder.eps)
 
     def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
+        """Layer norm of x [..., D] with the gain and bias of that name."""
         return self.ops.layer_norm(x, *self.gain_and_bias(name), eps)
 
     def gain_and_bias(self, name: str) -> tuple[Tensor, Tensor]:
+        """The gain [D] and bias [D] of a layer norm."""
         return self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]

@@ -1,4 +1,4 @@
-"""The folded model as one GPU runs it: q, keys and values in one product, logits in float32."""
+"""The folded model for one GPU: q, keys and values come from one product, and logits are float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qalign_kernels.contract.quantized_rows import QuantizedRows
 
 
 class CudaModel(FoldedModel):
-    """The folded model with its logits in float32: float16 logits would make scores visibly stepped."""
+    """The folded model with float32 logits, because float16 logits would make scores visibly stepped."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], ops: Ops, exact: Ops) -> None:
         """`exact`: operations whose results are float32."""
@@ -24,7 +24,7 @@ class CudaModel(FoldedModel):
     def queries_keys_values(
         self, name: str, normed: Tensor | QuantizedRows, split: int, asking: slice
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """In one product where the three weights lie in one."""
+        """As FoldedModel's; by one product if the three weights were stacked."""
         if f"{name}qkv.weight" not in self.tensors:
             return super().queries_keys_values(name, normed, split, asking)
         stacked, width = self.weight(f"{name}qkv"), self.config.decoder.width
@@ -35,6 +35,7 @@ class CudaModel(FoldedModel):
         return self.linear(f"{name}q", normed[asking]), y[:split], y[split:]
 
     def logits(self, rows: Tensor) -> Tensor:
+        """Last rows [B, D] -> float32 [B, 5], by the `exact` operations."""
         gain = self.tensors["decoder.norm"]
         n = self._exact.rms_norm(rows, gain, gain, 0, self.config.decoder.eps)
         return self._exact.linear(n, self.weight("decoder.head"))

@@ -1,7 +1,7 @@
-"""How the rows of B sequences lie, by modality: [B*V] visual rows, then [B*S] text rows.
+"""The order of the rows of B sequences, by modality: B*V visual rows, then B*S text rows.
 
-The decoder's norms, and its keys and values, have one weight for each modality. In this order all that sequences share
-is one product over all rows, and what they do not share is two products over two slices.
+The decoder's norms, keys and values have one weight for each modality. In this order a linear that both modalities
+share is one product over all rows. A linear with two weights is two products over two slices.
 
 Letters: B batch, V visual tokens, S text tokens, P prefix tokens, T = V + S, N = B*T rows, D width, Dh head width.
 """
@@ -17,7 +17,7 @@ from qalign_fast.families.mplug_owl2.sizes import DecoderConfig
 
 
 class Layout(NamedTuple):
-    """Where the rows of each sequence are, and the rotary tables of their positions."""
+    """The places of each sequence's rows, and the rotary tables of their positions."""
 
     batch: int
     visual: int  # V
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Layout:
-        """Positions are counted from `start`."""
+        """The layout of `batch` sequences, whose first position is `start`."""
         return cls(batch, visual, turns_of(config, start, visual + text, device))
 
     @property
@@ -34,11 +34,11 @@ class Layout(NamedTuple):
         return self.batch * self.visual
 
     def rows(self, visual: Tensor, text: Tensor) -> Tensor:
-        """[B, V, D] and, the same for all, [S, D] -> [N, D]."""
+        """Visual rows [B, V, D] and text rows [S, D], which all sequences share -> rows [N, D]."""
         return torch.cat((visual.flatten(0, 1), text.expand(self.batch, -1, -1).flatten(0, 1)))
 
     def last(self, count: int) -> slice:
-        """Which of `count` rows are each sequence's last."""
+        """The slice of `count` rows that takes the last row of each sequence."""
         text = (count - self.split) // self.batch
         return slice(self.split + text - 1, None, text)
 
@@ -48,5 +48,5 @@ def turns_of(config: DecoderConfig, start: int, count: int, device: torch.device
     width = config.width // config.heads
     frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
     positions = torch.arange(start, start + count, device=device).float()
-    angle = positions.outer(frequency).repeat(1, 2)  # both halves turn alike
+    angle = positions.outer(frequency).repeat(1, 2)  # both halves have the same angles
     return torch.stack((angle.cos(), angle.sin()))

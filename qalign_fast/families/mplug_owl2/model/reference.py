@@ -1,4 +1,4 @@
-"""The model in plain torch, float32: the reference every fast form is held to, and what training trains."""
+"""The model in plain torch and float32: the reference for every fast form, and the model that training trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qalign_fast.families.prompt import Prompt
 
 
 class Model(nn.Module):
-    """Vision, abstractor and decoder; parameters uninitialized until they are loaded or trained."""
+    """Vision, abstractor and decoder. Parameters are not initialized until they are loaded or trained."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Model(nn.Module):
         return tokens
 
     def constants(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
+        """A prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
         return self.decoder.prefix(prompt.prefix), self.decoder.suffix(prompt.suffix)
 
     def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:

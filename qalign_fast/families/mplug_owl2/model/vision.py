@@ -16,6 +16,8 @@ from qalign_kernels.contract.patches import split_patches
 
 
 class VisionEncoder(nn.Module):
+    """The vision tower, with the normalization of pixels inside its patch embedding."""
+
     def __init__(self, config: VisionConfig, pixels: SquareRule) -> None:
         super().__init__()
         self.config, self.rule = config, pixels
@@ -27,7 +29,7 @@ class VisionEncoder(nn.Module):
         self.post_norm = nn.LayerNorm(config.width, config.eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: uint8 [B, S, S, 3]. Returns [B, T, D]."""
+        """Pixels uint8 [B, S, S, 3] -> features [B, T, D]."""
         weight, bias = fold_normalization(self.patch, self.rule)
         patches = F.linear(split_patches(pixels, self.config.patch).to(weight.dtype), weight, bias)  # [B, n, D]
         first = self.class_token.expand(len(pixels), 1, -1)
@@ -39,6 +41,8 @@ class VisionEncoder(nn.Module):
 
 
 class VisionLayer(nn.Module):
+    """Attention and an MLP with quick GELU, each after a layer norm."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.heads = config.heads
@@ -50,10 +54,12 @@ class VisionLayer(nn.Module):
         self.fc2 = nn.Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.fc2(quick_gelu(self.fc1(self.mlp_norm(x))))
 
     def attention(self, x: Tensor) -> Tensor:
+        """Normed rows [B, T, D] -> [B, T, D]."""
         qkv = self.qkv(x).unflatten(-1, (self.heads, 3, -1))  # [B, T, H, 3, Dh]: upstream's order, heads outermost
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each [B, H, T, Dh]
         context = F.scaled_dot_product_attention(q, k, v)

@@ -1,4 +1,4 @@
-"""A file that was hashed once is not hashed again, as long as nothing ordinary can have changed it."""
+"""A file that was hashed once is not hashed again until an ordinary write may have changed it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where hashes are remembered: here, of files of any size, and ten seconds from now, so that they are old."""
+    """The folder that remembers hashes. Files of any size are remembered, and the clock is ten seconds ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(trusted_files, "LARGE", 0)
     now = time.time_ns
@@ -57,15 +57,15 @@ def test_an_unchanged_file_is_hashed_once(file: Path, memory: Path, hashed: list
     assert matches(file, SHA256)
     assert matches(file, SHA256, remembered=True)
     assert len(hashed) == 1
-    assert not matches(file, "0" * 64, remembered=True)  # another hash asked of the same file
-    assert matches(file, SHA256)  # a check that takes nothing on trust
+    assert not matches(file, "0" * 64, remembered=True)  # the same file, but another hash is asked for
+    assert matches(file, SHA256)  # this check trusts nothing that is remembered
     assert len(hashed) == 3
     assert [path.name for path in memory.parent.iterdir()] == [memory.name]
     assert memory.stat().st_mode & 0o077 == 0
 
 
 def rewrite(path: Path) -> None:
-    """In place, its modification time set back."""
+    """Writes a file in place and sets its modification time back."""
     before, content = path.stat(), path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
