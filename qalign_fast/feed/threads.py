@@ -1,5 +1,8 @@
 """Threads that stay: one is started when work comes and none is idle, and waits for more work afterwards.
 
+The pool of concurrent.futures does not serve here: its threads hold up the interpreter's exit as long as a read hangs,
+and a forked process inherits a pool whose threads it does not have.
+
 Whatever ends here takes no lock and waits for no thread. It may be garbage that is collected in any thread and under
 any lock: in a thread that is just starting, for one, whose lock every wait for a thread takes.
 """

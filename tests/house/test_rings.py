@@ -161,3 +161,25 @@ def test_what_a_slim_product_loads_needs_neither_runtime(name: str) -> None:
         f"import sys; sys.modules[{name!r}] = None\n"
         + "\n".join(f"import {m.removesuffix('.__init__')}" for m in modules)
     )
+
+
+IMPORTED = {
+    "dataclasses",
+    "qalign_fast",
+    "qalign_fast.errors",
+    "qalign_fast.feed",
+    "qalign_fast.feed.items",
+    "qalign_fast.levels",
+    "qalign_fast.pixels",
+    "qalign_fast.pixels.limits",
+    "qalign_fast.scorer",
+    "qalign_fast.version",
+}
+
+
+def test_importing_the_package_takes_along_nothing_but_these() -> None:
+    """Beside numpy, and what numpy itself takes along."""
+    before = "import sys, numpy, numpy.typing, copy; before = set(sys.modules)"
+    code = f"{before}; import qalign_fast; print(*set(sys.modules) - before)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(found.split()) <= IMPORTED
