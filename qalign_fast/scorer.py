@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast, overload
 
 from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.feed.items import ClipOptions, Item, Scores
-from qalign_fast.pixels.limits import LIMITS, MAX_FRAMES, PictureLimits
+from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
 if TYPE_CHECKING:
     import os
@@ -166,12 +166,13 @@ class Scorer:
         task: str = "quality",
         *,
         fps: float = 1.0,
-        max_frames: int = MAX_FRAMES,
+        max_frames: int | None = None,
         sampling: Sampling = "index",
     ) -> Score:
         """One Score for a clip: a video file, sampled at `fps` frames a second, or a list of frames, all of them.
 
-        At most max_frames are used, spread evenly, with a warning in the Score. `sampling` is "index", upstream's rule,
+        At most max_frames are used, spread evenly, with a warning in the Score; by default the family's number, 31 for
+        OneAlign. `sampling` is "index", upstream's rule,
         or "time", by presentation time, for a varying frame rate. Raises VideoError, ImageError, TaskError.
         """
         return self.score_video_tasks(clip, (task,), fps=fps, max_frames=max_frames, sampling=sampling)[task]
@@ -182,7 +183,7 @@ class Scorer:
         tasks: Sequence[str] = ("quality", "aesthetics"),
         *,
         fps: float = 1.0,
-        max_frames: int = MAX_FRAMES,
+        max_frames: int | None = None,
         sampling: Sampling = "index",
     ) -> Scores:
         """As `score_video`, in several tasks. The vision tower runs once."""

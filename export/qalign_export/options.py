@@ -26,7 +26,7 @@ class ExportOptions:
 
     precision: str = "fp32"  # one of PRECISIONS
     engines: Sequence[str] = ("onnx",)  # of ENGINES
-    tasks: Sequence[str] = TASKS  # of the family's
+    tasks: Sequence[str] | None = None  # of the family's; None: all of them
     prompts: Sequence[Prompt] = ()  # of tasks that the family does not have; `tokenize_prompt` makes them
     calibration: Sequence[Picture] = ()  # their activations decide what is moved and what stays in a higher precision
     name: str | None = None  # the model's, in the manifest; None: the checkpoint's
@@ -34,7 +34,7 @@ class ExportOptions:
     external_from: int = EXTERNAL_FROM  # bytes of weights from which a graph keeps them in a file beside it
 
     def __post_init__(self) -> None:
-        for task in self.tasks:
+        for task in self.tasks or ():
             if task not in TASKS:
                 raise TaskError(f"task {task!r} is not known; the family has: {', '.join(TASKS)}")
         if self.precision not in PRECISIONS:
@@ -48,7 +48,14 @@ class ExportOptions:
     @property
     def all_prompts(self) -> tuple[Prompt, ...]:
         """The prompts of the family's tasks for each medium, then the user's own."""
-        return (*(prompt(task, medium) for task in dict.fromkeys(self.tasks) for medium in MEDIA), *self.prompts)
+        return (
+            *(
+                prompt(task, medium)
+                for task in dict.fromkeys(TASKS if self.tasks is None else self.tasks)
+                for medium in MEDIA
+            ),
+            *self.prompts,
+        )
 
 
 FLOAT32 = ExportOptions()  # all tasks, for onnxruntime on a CPU

@@ -11,7 +11,6 @@ import typer
 
 from qalign_fast.cli.console import progress_bar, remark
 from qalign_fast.errors import MissingExtraError
-from qalign_fast.families.mplug_owl2.prompts import TASKS
 from qalign_kernels.contract.precisions import PRECISIONS, Precision
 
 PrecisionChoice = StrEnum("PrecisionChoice", [(name, name) for name in PRECISIONS])  # type: ignore[misc]
@@ -78,7 +77,7 @@ def export(
     options = ExportOptions(
         precision=precision.value,
         engines=("onnx", "torch") if engine == EngineChoice.all else (engine.value,),
-        tasks=TASKS if task is None else task,
+        tasks=task,
         calibration=command.find_calibration(calibration, calibration_count, precision.value),
         prompts=command.read_prompts(prompt or [], tokenizer, source),
         name=name,

@@ -13,7 +13,7 @@ import typer
 
 from qalign_fast.cli.console import Model, NoVerify, open_output, remark, rows_progress
 from qalign_fast.feed.items import ClipOptions
-from qalign_fast.pixels.limits import MAX_FRAMES, PictureLimits
+from qalign_fast.pixels.limits import PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
 from qalign_fast.scorer import Scorer
 from qalign_fast.sources import find_sources, to_items
@@ -71,7 +71,12 @@ def score(
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Pictures scored at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and resize pictures.")] = 4,
     fps: Annotated[float, typer.Option(min=0.001, help="Frames of a clip to score, a second.")] = 1.0,
-    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a clip at most, spread evenly.")] = MAX_FRAMES,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Frames of a clip at most, spread evenly. Default: 31, or the family's.", show_default=False
+        ),
+    ] = None,
     sampling: Annotated[
         Sampling, typer.Option(help="Frames by index, as upstream, or by presentation time.")
     ] = Sampling.index,

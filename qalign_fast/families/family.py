@@ -129,6 +129,7 @@ class Family:
     scale: Scale  # the level words and their values
     level_ids: tuple[int, ...]  # their tokens
     prompts: tuple[Prompt, ...]  # every task in every medium; an artifact may have more
+    clip_frames: int  # of a clip at most, where a caller does not say
     engines: tuple[str, ...]  # the kinds of engine that can run it: see `qalign_fast.engines.candidates`
     recognizes: Callable[[Mapping[str, Any]], bool]  # whether a config.json with this content is its own
     read_config: Callable[[Path], Sizes]  # a checkpoint's sizes, from its directory; raises CheckpointError

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from qalign_fast.errors import QAlignError
-from qalign_fast.pixels.limits import MAX_FRAMES
 
 if TYPE_CHECKING:
     from qalign_fast.levels import Score
@@ -24,11 +23,11 @@ Key = TypeVar("Key")
 class ClipOptions:
     """Which frames of a clip are scored: `fps` a second of a file, all of a list; at most max_frames, spread evenly.
 
-    `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
+    By default max_frames is the family's number. `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
     """
 
     fps: float = 1.0
-    max_frames: int = MAX_FRAMES
+    max_frames: int | None = None
     sampling: Sampling = "index"
 
 

@@ -71,14 +71,17 @@ class Reader:
 
     def pixel_bytes(self, item: Item[Key]) -> int:
         """How many bytes its pixels take at most."""
-        return self._rule.most_bytes * (item.clip.max_frames if item.medium == "video" else 1)
+        return self._rule.most_bytes * (self._most_frames(item.clip) if item.medium == "video" else 1)
+
+    def _most_frames(self, clip: ClipOptions) -> int:
+        return self._engine.family.clip_frames if clip.max_frames is None else clip.max_frames
 
     def _take(self, pictures: Sequence[Any], keep: Keep, *warnings: str) -> tuple[Callable[[], Frames], int]:
         kept = [keep(picture, self._limits) for picture in pictures]
         return lambda: (self._load(kept), warnings), sum(picture.bytes for picture in kept)
 
     def _take_clip(self, item: Item[Key], prompts: Sequence[Prompt], keep: Keep) -> tuple[Callable[[], Frames], int]:
-        most = item.clip.max_frames
+        most = self._most_frames(item.clip)
         check_frames(self._engine, most, prompts)
         if isinstance(item.media, str | os.PathLike):
             return partial(self._load_file, item.media, item.clip), 0
@@ -99,7 +102,7 @@ class Reader:
     def _load_file(self, path: str | os.PathLike[str], clip: ClipOptions) -> Frames:
         from qalign_fast.pixels.clip import load_clip
 
-        most, limits = clip.max_frames, self._limits
+        most, limits = self._most_frames(clip), self._limits
         found = load_clip(path, self._rule, max_frames=most, fps=clip.fps, sampling=clip.sampling, limits=limits)
         return found.pixels, found.warnings
 

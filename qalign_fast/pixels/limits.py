@@ -9,7 +9,6 @@ from qalign_fast.errors import ImageError, QAlignError
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # a resize's working rows are side long
-MAX_FRAMES = 31  # what 2048 positions hold at OneAlign's 65 tokens a frame
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ FAMILY = Family(
     scale=FIVE_LEVELS,
     level_ids=LEVEL_IDS,
     prompts=ALL_PROMPTS,
+    clip_frames=31,  # what 2048 positions hold at OneAlign's 65 tokens a frame
     engines=("torch", "torch-cuda", "bitsandbytes", "onnx", "onnx-cuda", "tensorrt"),
     recognizes=_recognizes,
     read_config=read_config,

@@ -37,6 +37,7 @@ FAMILY = Family(
     scale=Scale(("sharp", "soft", "blurred"), (10.0, 5.0, 0.0)),
     level_ids=(7, 8, 9),
     prompts=PROMPTS,
+    clip_frames=8,
     engines=("torch",),
     recognizes=lambda config: config.get("model_type") == "tiny",
     read_config=read_config,
