@@ -39,7 +39,7 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         artifact = open_artifact(directory, verify=options.verify, remembered=True)
         manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
         if manifest.engines:
-            facts |= _engine(artifact, device)
+            facts |= _engine(artifact, options)
         facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     family = family_of_checkpoint(directory)
@@ -49,9 +49,9 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
     return facts | family.describe(config)
 
 
-def _engine(artifact: Artifact, device: str) -> dict[str, str]:
+def _engine(artifact: Artifact, options: LoadOptions) -> dict[str, str]:
     try:
-        chosen = choose(artifact, device, "auto")
+        chosen = choose(artifact, options)
     except QAlignError as error:
         return {"engine": f"none here: {error}"}
     if chosen.engine != "torch" or not chosen.place.startswith("cuda"):

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.engines.contract import Engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import DeviceError, MissingExtraError, QAlignError
 
 Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # takes an artifact, a place and a number of threads
@@ -42,14 +43,14 @@ class Candidate:
         return f"{self.engine} on {self.why or self.place}"
 
 
-def choose(artifact: Artifact, device: str, engine: str) -> Candidate:
-    """The first candidate without an objection. `device` and `engine` are as in `load_engine`.
+def choose(artifact: Artifact, options: LoadOptions) -> Candidate:
+    """The first candidate without an objection, among those for the device and the engine that were asked for.
 
     If there is none, raises DeviceError or MissingExtraError, whose message has the objection to each candidate.
     """
-    has = tuple(artifact.manifest.engines) if engine == "auto" else (engine,)
+    has = tuple(artifact.manifest.engines) if options.engine == "auto" else (options.engine,)
     refused = []
-    for one in _candidates(artifact, device, has):
+    for one in _candidates(artifact, options.device, has):
         candidate = _if_the_family_has_it(one, artifact.manifest)
         if candidate.objection is None:
             return candidate

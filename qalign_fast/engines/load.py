@@ -50,7 +50,7 @@ def _load_artifact(artifact: Artifact, options: LoadOptions) -> Engine:
     if options.engine not in ("auto", *runnable):
         available = ", ".join(runnable)
         raise DeviceError(f"{directory}: has no weights for engine {options.engine!r}; available: {available}")
-    return choose(artifact, options.device, options.engine).load(artifact, options.threads)
+    return choose(artifact, options).load(artifact, options.threads)
 
 
 def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:

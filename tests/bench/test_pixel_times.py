@@ -11,9 +11,9 @@ from PIL import Image
 
 from qalign_bench.contestants.pixel_times import forms, measure_pixels
 from qalign_fast import ImageError
-from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.paths import PLAIN, PixelPath
 from qalign_fast.pixels.rule import Pixels
-from support.pictures import RULE, pad_then_resize, random_picture
+from support.pictures import pad_then_resize, random_picture
 
 
 def test_each_file_in_each_form_with_the_pixels_that_are_right(tmp_path: Path) -> None:
@@ -33,23 +33,20 @@ def test_time_is_counted_where_it_is_spent(tmp_path: Path, monkeypatch: pytest.M
     """Only the two steps move the clock: 3 s to decode, 1 s for the rest."""
     now = 0.0
 
-    class Steps:
-        name = "steps"
+    def decode(picture: Image.Image) -> Image.Image | Pixels:
+        nonlocal now
+        now += 3
+        return PLAIN.decode(picture)
 
-        def decode(self, picture: Image.Image) -> Image.Image:
-            nonlocal now
-            now += 3
-            return PLAIN.decode(picture)
-
-        def resize(self, rgb: Image.Image | Pixels, rule: object) -> Pixels:
-            nonlocal now
-            now += 1
-            return PLAIN.resize(rgb, RULE)
+    def square(rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, int]) -> Pixels:
+        nonlocal now
+        now += 1
+        return PLAIN.square(rgb, side, pad)
 
     monkeypatch.setattr("qalign_bench.contestants.pixel_times.time.perf_counter", lambda: now)
     file = tmp_path / "a.png"
     random_picture(np.random.default_rng(2), 9, 6).save(file)
-    [result] = measure_pixels([file], repeat=2, chosen=[Steps()])
+    [result] = measure_pixels([file], repeat=2, chosen=[PixelPath("steps", decode, square)])
     assert (result.whole_ms, result.decode_ms) == ([4000, 4000], [3000, 3000])
 
 

@@ -122,12 +122,6 @@ def test_numbers_keep_three_digits(value: float | None, shown: str) -> None:
     assert report.number(value) == shown
 
 
-def test_readme_has_the_tables_that_the_results_give() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert tables.with_tables(text, ROOT / "bench/results") == text
-    assert text.count("<!-- table: ") >= 2
-
-
 def test_a_bench_saved_as_json_becomes_a_table(compared: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mini.json").write_text(json.dumps(compared))
     made = tables.with_tables("a\n<!-- table: mini -->\nold\n<!-- end -->\nb", tmp_path)

@@ -114,7 +114,9 @@ def test_a_checkpoint_is_rounded_tensor_by_tensor(
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # freed memory goes back: only need is counted
     code = """
 import torch, bitsandbytes
+from pathlib import Path
 from qalign_fast.engines import bitsandbytes_linears
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin
 peak, before, take, finish = 0, anonymous(), TensorOrigin.take, bitsandbytes_linears.finish
 def watched(work):
@@ -125,7 +127,7 @@ def watched(work):
         return done
     return work_and_look
 TensorOrigin.take, bitsandbytes_linears.finish = watched(take), watched(finish)
-model = bitsandbytes_linears.load_model(sys.argv[1], sys.argv[2], "cpu")
+model = bitsandbytes_linears.load_model(FAMILY, Path(sys.argv[1]), sys.argv[2], "cpu")
 print(max(peak, anonymous()) - before)
 """
     assert kept < measure(code, tmp_path, precision) < most

@@ -22,6 +22,8 @@ from qalign_fast.engines import bitsandbytes_linears
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
+from qalign_fast.families.family import Family
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
@@ -122,7 +124,7 @@ def alone(engine: Engine, pixels: np.ndarray) -> np.ndarray:
 def test_linears_and_nothing_else_are_bitsandbytes(
     wide: Path, precision: str, dtype: torch.dtype, settings: dict[str, Any]
 ) -> None:
-    model = bitsandbytes_linears.load_model(wide, precision, "cpu")
+    model = bitsandbytes_linears.load_model(FAMILY, wide, precision, "cpu")
     with torch.device("meta"):
         expected = bitsandbytes_linears.find_linears(Model(model.config))
     found = {name: m.inner for name, m in model.named_modules() if isinstance(m, bitsandbytes_linears.Rounded)}
@@ -210,7 +212,7 @@ def test_bitsandbytes_takes_gpus_that_our_kernels_do_not(wide: Path, monkeypatch
     monkeypatch.setattr("qalign_fast.engines.devices.find_spec", lambda _: None)
     chosen: list[str] = []
 
-    def watch(_: Path, precision: str, device: str) -> Model:
+    def watch(_: Family, __: Path, precision: str, device: str) -> Model:
         chosen.append(f"{precision} {device}")
         with torch.device("meta"):
             return Model(open_parameters(f"random:{wide}").config)

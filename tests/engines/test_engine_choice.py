@@ -21,6 +21,7 @@ from qalign_fast.cli.info import describe
 from qalign_fast.engines import candidates, engine_times
 from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.engine_times import Measured, rank, read_times
+from qalign_fast.engines.options import LoadOptions
 from qalign_kernels.cpu import native
 from support.goldens import GOLDEN, ROOT
 
@@ -79,9 +80,9 @@ def test_an_artifact_with_several_engines_runs_on_the_fastest(both: Artifact, on
     found = {}
     for kernels in ("avx2", "avx512vnni", "amx", None):
         on(kernels)
-        found[kernels] = choose(both, "cpu", "auto").engine
-        assert choose(both, "cpu", "torch").engine == "torch"
-        assert choose(both, "cpu", "onnx").engine == "onnx"
+        found[kernels] = choose(both, LoadOptions("cpu", engine="auto")).engine
+        assert choose(both, LoadOptions("cpu", engine="torch")).engine == "torch"
+        assert choose(both, LoadOptions("cpu", engine="onnx")).engine == "onnx"
     assert found == {"avx2": "onnx", "avx512vnni": "torch", "amx": "torch", None: "onnx"}
 
 
@@ -90,12 +91,12 @@ def test_an_engine_that_is_not_installed_is_passed_over(
 ) -> None:
     on("avx2")
     monkeypatch.setattr(candidates, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    assert choose(both, "cpu", "auto").engine == "torch"
+    assert choose(both, LoadOptions("cpu", engine="auto")).engine == "torch"
     with pytest.raises(MissingExtraError, match=r"onnx runs on onnxruntime.*pip install 'qalign-fast\[cpu\]'"):
-        choose(both, "cpu", "onnx")
+        choose(both, LoadOptions("cpu", engine="onnx"))
     monkeypatch.setattr(candidates, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError) as caught:
-        choose(both, "cpu", "auto")
+        choose(both, LoadOptions("cpu", engine="auto"))
     assert "qalign-fast[cpu]" in str(caught.value)
     assert "; or an artifact's engine torch runs on torch" in str(caught.value)
 

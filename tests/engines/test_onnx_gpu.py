@@ -227,7 +227,7 @@ def test_auto_takes_the_gpu_for_graphs_made_for_it(
         GOLDEN / "narrow-112", tmp_path / "a", ExportOptions("fp16", ("onnx", "onnx-cuda", "torch"))
     )
     chosen = [
-        choose(open_artifact(artifact), device, engine)
+        choose(open_artifact(artifact), LoadOptions(device, engine=engine))
         for artifact, device, engine in (
             (fused["narrow-112"], "auto", "auto"),
             (fused["narrow-112"], "cuda", "auto"),

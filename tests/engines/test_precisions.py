@@ -25,6 +25,8 @@ from qalign_fast.engines import onnx_session
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
+from qalign_fast.engines.torch_cpu import TorchEngine
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.levels import WEIGHTS
@@ -309,13 +311,13 @@ def blind_engine(folder: str, precision: str) -> Engine:
     """The torch engine's model without calibration: plain rounding to the nearest."""
     source, tensors = open_parameters(GOLDEN / folder), {}
     rounded = fold_and_round(source, precision, ALL_PROMPTS, torch.empty(0), tensors.__setitem__)
-    engine = load_engine(GOLDEN / folder)
-    model = FoldedModel(source.config, tensors)
-    engine._decode, engine._model = model.decode, model  # type: ignore[attr-defined]
-    engine._constants = {  # type: ignore[attr-defined]
-        p.name: (rounded.prefixes[p.prefix], rounded.suffixes[p.suffix]) for p in ALL_PROMPTS
-    }
-    return engine
+    return TorchEngine(
+        FAMILY,
+        FoldedModel(source.config, tensors),
+        precision,
+        ALL_PROMPTS,
+        lambda prompt: (rounded.prefixes[prompt.prefix], rounded.suffixes[prompt.suffix]),
+    )
 
 
 def test_one_scale_for_all_rows_can_be_told_from_one_a_row(rounded: Rounded, exact: dict) -> None:

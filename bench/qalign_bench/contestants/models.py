@@ -17,6 +17,7 @@ from qalign_bench.contestants.worker import weights_bytes
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
 from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.engine_times import rank
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.references import find_model
@@ -126,7 +127,7 @@ def prepare(
     _check("precision", precision, (manifest.precision,), directory)
     _check("weights for engine", None if engine == "auto" else engine, tuple(manifest.engines), directory)
     if engine == "auto":
-        choice = str(choose(Artifact(directory, manifest), device, engine))
+        choice = str(choose(Artifact(directory, manifest), LoadOptions(device, engine=engine)))
     shown = reference or f"the embedded {manifest.name} model"
     return Model(shown, directory, manifest, checkpoint, engine, choice)
 

@@ -110,7 +110,7 @@ def open_engine(reference: str, precision: str | None, device: str, runner: Runn
         return load(make(reference, precision or DEFAULT_PRECISION, torch.device(place)), place, runner)
     if runner is None or not place.startswith("cuda"):
         return load_engine(Path(reference), LoadOptions(device=device, precision=precision, engine="torch"))
-    raise DeviceError(f"{reference}: only {RANDOM}... is launched in other ways")
+    raise DeviceError(f"{reference}: only {RANDOM}... models take another runner")
 
 
 def manifest_of(source: RandomParameters, precision: str) -> Manifest:

@@ -105,7 +105,7 @@ def _product(rows: Tensor, w: Weight) -> Tensor:
     if w.weight.dtype == torch.int8:
         return int8_product(rows, w.weight).float()
     step = max(1, _CHUNK // rows.shape[-1])
-    parts = [w.part(first, first + step) for first in range(0, len(w.weight), step)]
+    parts = [w.part(first, first + step) for first in range(0, max(1, len(w.weight)), step)]
     rows = rows.float() if w.groups is None else rows
     return torch.cat([_part_product(rows, part) for part in parts], dim=-1)
 
