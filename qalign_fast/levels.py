@@ -43,7 +43,7 @@ WEIGHTS = np.array(FIVE_LEVELS.values, np.float32)
 class Score:
     """The model's score of one picture or clip in one task.
 
-    value: from `low` (bad) to `high` (excellent), the weighted sum of the probabilities; Q-Align's scale is 1 to 5.
+    value: the weighted sum of the probabilities on the scale; Q-Align's is 1 (bad) to 5 (excellent).
     logits: the logits of the level tokens, the best level first.
     probabilities: the probability of each level word, the best level first; they sum to 1.
     frames: the number of frames that were scored; None for a picture.
@@ -56,13 +56,12 @@ class Score:
     probabilities: dict[str, float]
     frames: int | None = None
     warnings: tuple[str, ...] = ()
-    low: float = 1.0
-    high: float = 5.0
+    scale: Scale = FIVE_LEVELS
 
     @property
     def unit(self) -> float:
         """The same score on 0..1."""
-        return (self.value - self.low) / (self.high - self.low)
+        return (self.value - self.scale.low) / (self.scale.high - self.scale.low)
 
     @property
     def level(self) -> str:
@@ -71,7 +70,7 @@ class Score:
         The word that the model itself would answer is the most probable one, `max(probabilities,
         key=probabilities.get)`.
         """
-        return level_of(self.value, self.low, self.high, tuple(self.probabilities))
+        return level_of(self.value, self.scale.low, self.scale.high, self.scale.words)
 
 
 def score_of(
@@ -93,8 +92,7 @@ def score_of(
         probabilities=dict(zip(scale.words, (float(p) for p in probabilities), strict=True)),
         frames=frames,
         warnings=tuple(warnings),
-        low=scale.low,
-        high=scale.high,
+        scale=scale,
     )
 
 

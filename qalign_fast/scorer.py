@@ -154,6 +154,7 @@ class Scorer:
         """As `score_iter`, in several tasks: {task: Score} for each picture."""
         if batch_size < 1 or workers < 1:
             raise OptionError(f"batch_size is {batch_size}, workers {workers}; both must be 1 or more")
+        tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self.require(tasks)
         items = (Item(None, image) for image in images)
         strict = errors == "raise"

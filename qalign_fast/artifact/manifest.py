@@ -23,6 +23,7 @@ from qalign_fast.families.prompt import MEDIA, Prompt
 from qalign_fast.families.registry import FAMILIES, find_family
 from qalign_fast.json_values import count, counts, object_of, one_of, sha256, text, texts
 from qalign_fast.version import __version__
+from qalign_kernels.contract.precisions import PRECISIONS
 
 MANIFEST = "qalign.json"
 PROMPTS = "prompts.safetensors"
@@ -196,7 +197,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
                 for task, media in raw["tasks"].items()
                 for medium, entry in media.items()
             ),
-            precision=text(raw["precision"]),
+            precision=one_of(tuple(PRECISIONS), text(raw["precision"])),
             quantization=None if raw["quantization"] is None else object_of(raw["quantization"]),
             engines={engine: texts(parts) for engine, parts in raw["engines"].items()},
             files={

@@ -11,7 +11,7 @@ import typer
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
 from qalign_fast.cli.console import NoVerify, print_facts
 from qalign_fast.engines.candidates import choose
-from qalign_fast.engines.load import CHECKPOINT_PRECISIONS
+from qalign_fast.engines.load import checkpoint_precisions
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import QAlignError
 from qalign_fast.families.registry import family_of_checkpoint
@@ -45,7 +45,7 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
     family = family_of_checkpoint(directory)
     config = family.read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
-    facts |= {"precision": ", ".join(CHECKPOINT_PRECISIONS), "tasks": ", ".join(family.tasks)}
+    facts |= {"precision": ", ".join(checkpoint_precisions(family)), "tasks": ", ".join(family.tasks)}
     return facts | family.describe(config)
 
 

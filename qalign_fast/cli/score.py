@@ -103,7 +103,9 @@ def score(
         limits=limits,
     )
     _remark_on(scorer.engine)
-    tasks = [task] if task != "all" else [t for t in ("quality", "aesthetics") if t in scorer.tasks()]
+    tasks = [task]
+    if task == "all":
+        tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()] or list(scorer.tasks())
     scorer.require(tasks)
     sources = find_sources(paths, sys.stdin, recursive=recursive)
     items = to_items(sources, ClipOptions(fps, max_frames, "time" if sampling == Sampling.time else "index"))

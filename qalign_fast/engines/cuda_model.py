@@ -40,7 +40,7 @@ def build_model(
 ) -> tuple[Any, dict[str, Constants]]:
     """The model on `place`, and the constants of every prompt there. The tensors leave `mapped` one at a time.
 
-    `facts`: what is known of the GPU. `watch` may wrap the operations, to measure them.
+    `facts`: what is known of the GPU.
     """
     from qalign_kernels.cuda.ops import TritonOps
 

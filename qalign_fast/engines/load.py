@@ -9,10 +9,9 @@ from qalign_fast.engines.candidates import choose, require_torch
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError
+from qalign_fast.families.family import Family
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
-
-CHECKPOINT_PRECISIONS = ("fp32", "bnb-int8", "bnb-nf4")  # those of a checkpoint; an artifact has its own
 
 
 def load_engine(model: str | Path | None = None, options: LoadOptions | None = None) -> Engine:
@@ -59,9 +58,11 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
             f"{directory}: has no weights for engine {options.engine!r}; available: torch; "
             "`qalign-fast export` makes an artifact for onnx"
         )
-    if options.precision not in (None, "auto", *CHECKPOINT_PRECISIONS):
+    family = family_of_checkpoint(directory)
+    has = checkpoint_precisions(family)
+    if options.precision not in (None, "auto", *has):
         raise DeviceError(
-            f"{directory}: has no precision {options.precision!r}; available: {', '.join(CHECKPOINT_PRECISIONS)}; "
+            f"{directory}: has no precision {options.precision!r}; available: {', '.join(has)}; "
             "`qalign-fast export` makes others"
         )
     require_torch()
@@ -69,7 +70,12 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
 
     precision = "fp32" if options.precision in (None, "auto") else str(options.precision)
     place = _place_checkpoint(options.device, precision)
-    return load_checkpoint(family_of_checkpoint(directory), directory, options.threads, place, precision)
+    return load_checkpoint(family, directory, options.threads, place, precision)
+
+
+def checkpoint_precisions(family: Family) -> tuple[str, ...]:
+    """The precisions that a checkpoint of the family can be loaded in. An artifact has a precision of its own."""
+    return ("fp32", "bnb-int8", "bnb-nf4") if "bitsandbytes" in family.engines else ("fp32",)
 
 
 def _place_checkpoint(device: str, precision: str) -> str:

@@ -23,7 +23,8 @@ Key = TypeVar("Key")
 class ClipOptions:
     """Which frames of a clip are scored: `fps` a second of a file, all of a list; at most max_frames, spread evenly.
 
-    By default max_frames is the family's number. `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
+    By default max_frames is the family's number. `sampling` is "index", upstream's rule, or "time", by presentation
+    time, for a varying frame rate.
     """
 
     fps: float = 1.0

@@ -24,6 +24,7 @@ def find_prompts(engine: Engine, tasks: Sequence[str], medium: str) -> tuple[Pro
 
 def check_frames(engine: Engine, max_frames: int, prompts: Sequence[Prompt]) -> None:
     """Raises VideoError for a number of frames that the decoder's positions do not hold beside each of the prompts."""
-    most = min(engine.config.max_frames(len(prompt.prefix) + len(prompt.suffix)) for prompt in prompts)
+    longest = max((len(prompt.prefix) + len(prompt.suffix) for prompt in prompts), default=0)
+    most = engine.config.max_frames(longest)
     if not 1 <= max_frames <= most:
         raise VideoError(f"max_frames is {max_frames}; this model's positions hold 1 to {most}")

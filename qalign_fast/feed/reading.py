@@ -11,15 +11,13 @@ from itertools import islice, takewhile
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 
-import numpy as np
-
 from qalign_fast.errors import MissingExtraError, QAlignError, VideoError
 from qalign_fast.feed.items import ClipOptions, Item, Key, Medium
 from qalign_fast.feed.prompts import check_frames, find_prompts
 from qalign_fast.feed.snapshots import Snapshot, as_it_is, snapshot
 from qalign_fast.feed.threads import Task, Threads
 from qalign_fast.pixels.limits import PictureLimits
-from qalign_fast.pixels.picture import Picture, load_pixels
+from qalign_fast.pixels.picture import Picture, load_pixels, stack_frames
 from qalign_fast.pixels.rule import Pixels
 
 if TYPE_CHECKING:
@@ -50,7 +48,8 @@ class Reader:
     """Reads items for some tasks of a model. Errors about an item are in its `Read`; MissingExtraError is raised."""
 
     def __init__(self, engine: Engine, limits: PictureLimits, tasks: Sequence[str]) -> None:
-        self._engine, self._limits, self._tasks = engine, limits, tasks
+        self._engine, self._limits = engine, limits
+        self._tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self._rule: PixelRule = engine.config.pixels
 
     def read(self, item: Item[Key]) -> Read[Key]:
@@ -67,6 +66,8 @@ class Reader:
                 load, held = self._take([item.media], keep)
         except QAlignError as error:
             return partial(Read, item.key, item.medium, error=error), 0
+        except Exception as error:  # another library's, as of an open file: raised when the item's turn comes
+            return partial(_raise, error), 0
         return partial(_read, item.key, item.medium, prompts, load), held
 
     def pixel_bytes(self, item: Item[Key]) -> int:
@@ -97,7 +98,7 @@ class Reader:
     def _load(self, pictures: Sequence[Snapshot]) -> Pixels:
         """[F, S, S, 3]"""
         found = [load_pixels(p.picture, self._rule, limits=self._limits, name=p.name) for p in pictures]
-        return found[0][None] if len(found) == 1 else np.stack(found)
+        return stack_frames(found, "a clip")
 
     def _load_file(self, path: str | os.PathLike[str], clip: ClipOptions) -> Frames:
         from qalign_fast.pixels.clip import load_clip
@@ -105,6 +106,10 @@ class Reader:
         most, limits = self._most_frames(clip), self._limits
         found = load_clip(path, self._rule, max_frames=most, fps=clip.fps, sampling=clip.sampling, limits=limits)
         return found.pixels, found.warnings
+
+
+def _raise(error: Exception) -> Read[Any]:
+    raise error
 
 
 def _read(key: Key, medium: Medium, prompts: tuple[Prompt, ...], load: Callable[[], Frames]) -> Read[Key]:
@@ -170,7 +175,7 @@ class ReadAhead(Generic[Key]):
         self._todo = _Todo(threads, workers)
         self._waiting: deque[_Waiting[Key]] = deque()
         self._read = 0  # of those that wait: so many are known to be read, the first ones
-        self._bytes = 0
+        self._held = self._pixels = 0  # bytes of snapshots that are not read yet, and of the pixels of all that wait
 
     def batches(self) -> Iterator[list[Read[Key]]]:
         """Pictures in batches of up to `batch_size`, each clip alone, in order."""
@@ -190,23 +195,26 @@ class ReadAhead(Generic[Key]):
         work, held = self._reader.take(item)
         waiting = _Waiting(Task(work), item.medium, held, self._reader.pixel_bytes(item))
         self._waiting.append(waiting)
-        self._bytes += waiting.held + waiting.pixels
+        self._held += waiting.held
+        self._pixels += waiting.pixels
         self._todo.add(waiting.task)
 
     def _has_room(self) -> bool:
-        """Whether another item may be taken: as long as memory is left, and for as much as the next batch needs.
+        """Whether another item may be taken: always for the next batch, else while the bytes are under the limit.
 
-        For the next batch, waits until pixels have been read from what is larger.
+        For the next batch only snapshots count, for its pixels are needed in any case. Over the limit it waits until
+        waiting items are read, because a snapshot may be larger than its pixels.
         """
         needed = len(self._waiting) < self._batch_size and all(w.medium == "image" for w in self._waiting)
-        while self._bytes > _MOST_BYTES and self._read < len(self._waiting):
+        pixels = 0 if needed else self._pixels
+        while self._held + pixels > _MOST_BYTES and self._read < len(self._waiting):
             first = self._waiting[self._read]
             if not needed and not first.task.done:
                 return False
             first.task.wait()
-            self._bytes -= first.held
+            self._held -= first.held
             self._read += 1
-        return needed or (self._bytes <= _MOST_BYTES and len(self._waiting) < _BATCHES * self._batch_size)
+        return needed or (self._held + pixels <= _MOST_BYTES and len(self._waiting) < _BATCHES * self._batch_size)
 
     def _next_batch(self) -> int:
         """How many of those that wait are in it."""
@@ -215,6 +223,7 @@ class ReadAhead(Generic[Key]):
 
     def _pop(self) -> Read[Key]:
         first = self._waiting.popleft()
-        self._bytes -= first.pixels + (0 if self._read else first.held)
+        self._pixels -= first.pixels
+        self._held -= 0 if self._read else first.held
         self._read = max(0, self._read - 1)
         return first.task.result()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from qalign_fast.pixels.limits import PictureLimits, check_size
-from qalign_fast.pixels.picture import Picture, check_array, decoding, picture_name, read_bytes, upright
+from qalign_fast.pixels.picture import Picture, check_array, decoding, enough_memory, picture_name, read_bytes, upright
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def snapshot(picture: Picture, limits: PictureLimits) -> Snapshot:
     name = picture_name(picture)
     if isinstance(picture, np.ndarray):
         check_array(picture, name, limits)
-        copy = np.array(picture)
+        with enough_memory(picture.shape[1::-1], name):
+            copy = np.array(picture)
         return Snapshot(copy, name, copy.nbytes)
     if isinstance(picture, Image.Image):
         check_size(picture.size, name, limits.max_pixels)

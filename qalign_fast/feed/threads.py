@@ -155,7 +155,8 @@ def _end_all() -> None:
         shared.exiting = True
         shared.end()
     for thread in [thread for shared in list(_ALL) for thread in shared.threads]:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.ident is not None:  # it was started
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _forget_all() -> None:

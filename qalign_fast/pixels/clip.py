@@ -19,6 +19,7 @@ import numpy as np
 from qalign_fast.errors import MissingExtraError, VideoError
 from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
 from qalign_fast.pixels.paths import pixel_path
+from qalign_fast.pixels.picture import stack_frames
 from qalign_fast.pixels.rule import PixelRule, Pixels
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _sample(
         raise VideoError(f"{name}: not a single frame can be decoded")
     if len(pixels) < len(chosen):
         warnings.append(f"the stream breaks off: {len(pixels)} of {len(chosen)} frames could be decoded")
-    return Clip(np.stack(pixels), tuple(warnings))
+    return Clip(stack_frames(pixels, name), tuple(warnings))
 
 
 def _resize(frame: VideoFrame, rule: PixelRule, name: str, limits: PictureLimits) -> Pixels:

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from qalign_fast.errors import ImageError, one_line
+from qalign_fast.errors import ImageError, VideoError, one_line
 from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
 from qalign_fast.pixels.paths import PLAIN, PixelPath, pixel_path
 
@@ -65,13 +65,22 @@ def load_pixels(
     name, path = name or picture_name(picture), path or pixel_path()
     if isinstance(picture, np.ndarray):
         check_array(picture, name, limits)
-        return rule.apply(_rgb_array(picture), path)
+        with enough_memory(picture.shape[1::-1], name):
+            return rule.apply(_rgb_array(picture), path)
     own = not isinstance(picture, Image.Image)
     opened = picture if isinstance(picture, Image.Image) else _open(read_bytes(picture, name, limits), name)
     check_size(opened.size, name, limits.max_pixels)
     with decoding(opened, name):
         rgb = path.decode(opened) if own and not limits.exif_rotate else PLAIN.decode(upright(opened, limits))
-    return rule.apply(rgb, path)
+    with enough_memory(opened.size, name):
+        return rule.apply(rgb, path)
+
+
+def stack_frames(frames: Sequence[Pixels], name: str) -> Pixels:
+    """Each [H, W, 3] -> [F, H, W, 3]. Raises VideoError for frames of several sizes, where a rule leaves them so."""
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(f"{name}: its frames have several sizes; this model takes clips of one size")
+    return frames[0][None] if len(frames) == 1 else np.stack(frames)
 
 
 def upright(picture: Image.Image, limits: PictureLimits) -> Image.Image:
@@ -87,12 +96,20 @@ def upright(picture: Image.Image, limits: PictureLimits) -> Image.Image:
 def decoding(picture: Image.Image, name: str) -> Iterator[None]:
     """Around Pillow's decoding, and nothing else: what it raises on damaged files becomes an ImageError."""
     try:
-        yield
-    except MemoryError as error:
-        width, height = picture.size
-        raise ImageError(f"{name}: not enough memory to decode {width}x{height} pixels") from error
+        with enough_memory(picture.size, name):
+            yield
     except _DAMAGED as error:
         raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({one_line(error)})") from error
+
+
+@contextmanager
+def enough_memory(size: tuple[int, ...], name: str) -> Iterator[None]:
+    """A picture that there is no memory for becomes an ImageError. `size`: width and height."""
+    try:
+        yield
+    except MemoryError as error:
+        width, height = size
+        raise ImageError(f"{name}: not enough memory for {width}x{height} pixels") from error
 
 
 def picture_name(picture: object) -> str:

@@ -130,6 +130,7 @@ def test_any_changed_byte_is_an_artifact_error_naming_the_file(copy: Path) -> No
         ({"engines": {}}, "has no engine's weights"),
         ({"family": "llava"}, "family 'llava'"),
         ({"levels": {"bad": 4319}}, "levels ['bad']"),
+        ({"precision": "int6"}, "'int6', expected one of: fp32, fp16"),
         ({"tasks": {}}, "it has no task"),
         ({"sizes": {}}, "a field is missing or malformed"),
         ({"sizes": {"vision": {"width": "160"}}}, "width is '160', expected a positive number"),

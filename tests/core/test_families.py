@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError
+from qalign_fast import ArtifactError, CheckpointError, DeviceError, Scorer, TaskError, VideoError
 from qalign_fast.artifact.manifest import MANIFEST, Manifest, PromptEntry, hash_file, read_manifest
 from qalign_fast.artifact.manifest import PROMPTS as PROMPT_FILE
 from qalign_fast.cli.app import make_app
@@ -145,3 +145,20 @@ def test_batch_neighbours_of_other_sizes_change_nothing(checkpoint: Path) -> Non
     alone = [scorer.score(file, "sharpness").value for file in FILES]
     together = [score.value for score in scorer.score_iter([*FILES, *FILES], "sharpness", batch_size=5)]
     np.testing.assert_allclose(together, [*alone, *alone], rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_has_the_precisions_that_its_family_has(checkpoint: Path) -> None:
+    with pytest.raises(DeviceError, match="has no precision 'bnb-int8'; available: fp32"):
+        Scorer.load(checkpoint, precision="bnb-int8")
+
+
+def test_frames_of_several_sizes_are_no_clip(checkpoint: Path) -> None:
+    frames = [np.zeros((40, 80, 3), np.uint8), np.zeros((80, 40, 3), np.uint8)]
+    with pytest.raises(VideoError, match="its frames have several sizes"):
+        Scorer.load(checkpoint).score_video(frames, "sharpness")
+
+
+def test_all_tasks_are_the_familys_where_it_has_neither_quality_nor_aesthetics(checkpoint: Path) -> None:
+    options = ["score", str(FILES[0]), "--model", str(checkpoint), "--task", "all", "--format", "jsonl"]
+    [line] = CliRunner().invoke(make_app([]), options).stdout.splitlines()
+    assert json.loads(line)["task"] == "sharpness"

@@ -147,5 +147,5 @@ def test_memory_that_is_short_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> 
     file = io.BytesIO()
     random_picture(np.random.default_rng(12), 40, 30).save(file, "PNG")
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    with pytest.raises(ImageError, match=r"bytes>: not enough memory to decode 40x30 pixels"):
+    with pytest.raises(ImageError, match=r"bytes>: not enough memory for 40x30 pixels"):
         load_pixels(file.getvalue(), RULE, path=PLAIN)

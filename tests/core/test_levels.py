@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qalign_fast.levels import LEVELS, level_of, score_of
+from qalign_fast.levels import LEVELS, Score, level_of, score_of
 
 
 def test_a_score_is_the_weighted_softmax() -> None:
@@ -55,3 +55,10 @@ def test_a_rating_off_its_scale_is_refused() -> None:
     for mos in (-0.1, 100.1, float("nan")):
         with pytest.raises(ValueError, match="not on a scale"):
             level_of(mos, 0, 100)
+
+
+def test_a_scores_level_does_not_depend_on_the_order_of_its_probabilities() -> None:
+    score = score_of(np.array([9, 1, 0, 0, 0], np.float32), "quality")
+    again = Score("quality", score.value, score.logits, dict(sorted(score.probabilities.items())))
+    assert (again.level, again.unit) == ("excellent", score.unit)
+    assert Score("quality", 3.0, (), {}).level == "fair"

@@ -164,7 +164,7 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
             pass
 
     monkeypatch.setattr(ahead, "Pool", Pooled)
-    monkeypatch.setattr(ahead, "cores", lambda: 16)
+    monkeypatch.setattr("qalign_kernels.cores.cores", lambda: 16)
     monkeypatch.setattr("qalign_kernels.cuda.runtime.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("qalign_kernels.cuda.runtime.interprets", lambda: False)
     monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: H100)
@@ -197,7 +197,7 @@ def test_a_pool_that_fails_is_said_and_tried_again(pools: list[int | None]) -> N
 
 
 def test_few_cores_compile_as_they_go(pools: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "cores", lambda: 2)
+    monkeypatch.setattr("qalign_kernels.cores.cores", lambda: 2)
     int8 = launches(make(NARROW, "int8", torch.device("meta")))
     assert not ahead_of.compile_ahead([int8], torch.device("cuda:0"))
     assert not pools

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread, current_thread
 
 import numpy as np
 import pytest
@@ -440,3 +441,34 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), threads.call(lambda: 2
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "7 2\n"
+
+
+class BadFile(io.BytesIO):
+    """A file of a library whose errors are its own."""
+
+    def read(self, *_: object) -> bytes:
+        raise zipfile.BadZipFile("no such member")
+
+
+def test_another_librarys_error_comes_when_its_item_s_turn_comes(scorer: Scorer, narrow: Golden) -> None:
+    pictures = [narrow.pictures[0], narrow.pictures[1], BadFile()]
+    scores = scorer.score_iter(pictures, batch_size=1)
+    assert len([next(scores) for _ in range(2)]) == 2
+    with pytest.raises(zipfile.BadZipFile):
+        next(scores)
+
+
+def test_the_next_batch_is_read_in_parallel_however_large_its_pixels_are(
+    scorer: Scorer, narrow: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only snapshots make a batch wait: its pixels are needed in any case."""
+    monkeypatch.setattr(reading, "_MOST_BYTES", 3 * 112 * 112)  # one picture's
+    together = Barrier(3)
+
+    class Meeting(os.PathLike):
+        def __fspath__(self) -> str:
+            if current_thread().name.startswith("qalign-pixels"):
+                together.wait(timeout=30)
+            return str(narrow.pictures[0])
+
+    assert len(list(scorer.score_iter([Meeting() for _ in range(3)], batch_size=3, workers=3))) == 3

@@ -244,3 +244,8 @@ def test_after_warming_a_first_score_imports_nothing(narrow: Golden) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_tasks_may_come_once(narrow: Golden, fast: Scorer) -> None:
+    found = fast.score_tasks(narrow.pictures[:2], (task for task in ("quality", "aesthetics")))
+    assert [list(scores) for scores in found] == [["quality", "aesthetics"]] * 2
