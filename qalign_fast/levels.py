@@ -99,8 +99,8 @@ def score_of(
 def level_of(mos: float, low: float, high: float, words: Sequence[str] = LEVELS) -> str:
     """The level word of a mean opinion score on a scale from low to high, which is cut into equal intervals.
 
-    This is the training rule of the paper, equation 1: interval i holds low + i/5 (high - low) < mos <= low + (i+1)/5
-    (high - low), and the lowest interval also holds `low`. `words`: the best first. Raises ValueError for a `mos`
+    This is the training rule of the paper, equation 1: of n intervals, number i holds low + i/n (high - low) < mos <=
+    low + (i+1)/n (high - low), and the lowest also holds `low`. `words`: the best first. Raises ValueError for a `mos`
     outside the scale.
     """
     if not low <= mos <= high or low == high:

@@ -134,7 +134,7 @@ class Scorer:
         workers: int = 4,
         errors: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Score | ImageError]:
-        """Scores pictures as they come, in order, with bounded memory; reads ahead by two batches on worker threads.
+        """Scores pictures as they come, in order, with bounded memory. Threads read at most three batches.
 
         A picture's or an array's pixels are those that it has when it is taken. With errors="yield" a picture that
         cannot be read gives its ImageError in its place, and the rest go on.

@@ -19,7 +19,7 @@ from qalign_fast.pixels.limits import LIMITS, PictureLimits
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
 
-_MOST_THREADS = 256  # of all that is read at the same time
+_MOST_THREADS = 256  # that read, at most
 
 
 class Feed:
@@ -32,7 +32,9 @@ class Feed:
     def __init__(self, engine: Engine, limits: PictureLimits = LIMITS) -> None:
         self._engine, self._limits = engine, limits
         self._readers = Threads(_MOST_THREADS, "qalign-pixels", give_way)
-        self._lone_readers = Threads(_MOST_THREADS, "qalign-pixels")  # of runs with one worker: it must keep up alone
+        self._lone_readers = Threads(
+            _MOST_THREADS, "qalign-pixels"
+        )  # for runs with one worker: it keeps its priority, because it works alone
         self._scorers = Threads(engine.in_flight, "qalign-batches")
 
     def score(self, item: Item[Key], tasks: Sequence[str]) -> Scored[Key]:
@@ -51,9 +53,9 @@ class Feed:
     ) -> Iterator[Scored[Key]]:
         """Scores items as they come, in order, with bounded memory.
 
-        Up to three batches are taken ahead and read by `workers` threads. A picture's or an array's pixels are those
-        that it has when it is taken. What one item scores does not depend on the others. `strict` raises the first
-        error about an item, after the batches before it, in place of returning it.
+        At most three batches are held, the next one and two after it; `workers` threads read them. A picture's or an
+        array's pixels are those that it has when it is taken. What one item scores does not depend on the others.
+        `strict` raises the first error about an item, after the batches before it, in place of returning it.
         """
         threads = self._readers if workers > 1 else self._lone_readers
         reader = Reader(self._engine, self._limits, tasks)

@@ -23,7 +23,7 @@ def find_prompts(engine: Engine, tasks: Sequence[str], medium: str) -> tuple[Pro
 
 
 def check_frames(engine: Engine, max_frames: int, prompts: Sequence[Prompt]) -> None:
-    """Raises VideoError for a number of frames that the decoder's positions do not hold beside each of the prompts."""
+    """Raises VideoError if so many frames and a prompt do not fit into the decoder's positions."""
     longest = max((len(prompt.prefix) + len(prompt.suffix) for prompt in prompts), default=0)
     most = engine.config.max_frames(longest)
     if not 1 <= max_frames <= most:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qalign_fast.pixels.rule import PixelRule
 
 _MOST_BYTES = 256 << 20  # of snapshots and pixels that wait
-_BATCHES = 3  # that are taken, the next one among them
+_BATCHES = 3  # held at most, the next one included
 
 Frames: TypeAlias = "tuple[Pixels, tuple[str, ...]]"  # [F, S, S, 3], and warnings
 Keep: TypeAlias = Callable[[Picture, PictureLimits], Snapshot]
@@ -57,7 +57,7 @@ class Reader:
         return self.take(item, as_it_is)[0]()
 
     def take(self, item: Item[Key], keep: Keep = snapshot) -> tuple[Callable[[], Read[Key]], int]:
-        """What reads the item later, in any thread, and how many bytes it holds until then."""
+        """A function that reads the item later, in any thread, and the bytes that are held until it is called."""
         try:
             prompts = find_prompts(self._engine, self._tasks, item.medium)
             if item.medium == "video":
@@ -150,7 +150,7 @@ class _Todo:
             self._threads.submit(self._step)
 
     def drop(self) -> None:
-        """Those that nobody does yet are not done. Takes no lock, see threads.py."""
+        """Drops the tasks that have not begun. Takes no lock, see threads.py."""
         self._tasks.clear()
 
     def _step(self) -> bool:
@@ -174,7 +174,7 @@ class ReadAhead(Generic[Key]):
         self._items, self._reader, self._threads, self._batch_size = items, reader, threads, batch_size
         self._todo = _Todo(threads, workers)
         self._waiting: deque[_Waiting[Key]] = deque()
-        self._read = 0  # of those that wait: so many are known to be read, the first ones
+        self._read = 0  # how many of the first waiting items are known to be read
         self._held = self._pixels = 0  # bytes of snapshots that are not read yet, and of the pixels of all that wait
 
     def batches(self) -> Iterator[list[Read[Key]]]:

@@ -1,4 +1,4 @@
-"""A caller's picture in, one that its owner can no longer change out: what waits to be read is ours."""
+"""Copies a caller's picture, so that the caller may change it while it waits to be read."""
 
 from __future__ import annotations
 

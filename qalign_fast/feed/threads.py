@@ -3,8 +3,8 @@
 The pool of concurrent.futures does not serve here: its threads hold up the interpreter's exit as long as a read hangs,
 and a forked process inherits a pool whose threads it does not have.
 
-Whatever ends here takes no lock and waits for no thread. It may be garbage that is collected in any thread and under
-any lock: in a thread that is just starting, for one, whose lock every wait for a thread takes.
+Code that ends a run or a pool takes no lock and waits for no thread. Garbage collection may call it in any thread and
+under any lock, for example in a thread that is just starting, whose lock every wait for a thread takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qalign_fast.errors import QAlignError
 
 Result = TypeVar("Result")
 Step: TypeAlias = Callable[[], bool]
-_NICER = 5  # a third of the engine's share of a core that both want
+_NICER = 5  # a reader then gets a third of what the engine gets of a core that both want
 _AT_EXIT = 5.0  # seconds to wait for what is under way; what takes longer is left
 
 
@@ -37,7 +37,7 @@ class Task(Generic[Result]):
         self._running.acquire()
 
     def run(self) -> bool:
-        """Does the work, once, and lets go of all that it held. False: nothing is left to do."""
+        """Does the work once and releases what it held. Returns False: it is finished."""
         assert self._work is not None
         try:
             self._result = self._work()
@@ -139,7 +139,7 @@ def _work(shared: _Shared, start: Callable[[], None] | None) -> None:
         elif step():
             shared.steps.put(step)
         else:
-            del step  # or it would be held until the next one comes
+            del step  # releases it now, not at the next step
             with shared.lock:
                 shared.free += 1
 

@@ -37,7 +37,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Extent:
-    """What one pass over the packets, without decoding, tells of a stream."""
+    """The facts of a stream that one pass over its packets gives. Nothing is decoded."""
 
     frames: int
     start: Fraction  # seconds

@@ -1,4 +1,7 @@
-"""What a picture or a clip may be: limits that are checked before its pixels are decoded."""
+"""What a picture or a clip may be: limits that are checked before its pixels are decoded.
+
+A clip's frames are checked again when they are decoded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from qalign_fast.errors import ImageError, QAlignError
 
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
-MAX_SIDE = 65_535  # a resize's working rows are side long
+MAX_SIDE = 65_535  # the resize needs buffers of this length
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class PixelPath:
     """One way from an opened file to pixels.
 
-    decode: RGB of a picture that was just opened and that nobody else holds: Pillow's, or uint8 [H, W, 4].
+    decode: takes a picture that was just opened and that nobody else uses. Returns Pillow's RGB, or uint8 [H, W, 4].
     square: Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, a side and the padding's colour
         -> uint8 [side, side, 3], as `pad_and_resize`.
     """

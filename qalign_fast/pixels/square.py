@@ -18,8 +18,8 @@ def pad_and_resize(rgb: Image.Image | Pixels, side: int, pad: tuple[int, int, in
 
     The picture is padded to a square around its middle and resized by antialiased bicubic.
 
-    The same bits as padding the whole picture first: Pillow resizes rows before columns with 8 bits between, so
-    padding rows above and below can wait until the rows are short, and padding beside is done a band of rows at a time.
+    The result has the same bits as if the whole picture were padded first. Pillow resizes rows before columns, with 8
+    bits between. So the rows above and below are added when rows are short, and the sides are padded band by band.
     """
     picture = Image.fromarray(rgb[..., :3]) if isinstance(rgb, np.ndarray) else rgb
     bicubic = Image.Resampling.BICUBIC

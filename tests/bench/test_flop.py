@@ -45,18 +45,18 @@ def counted(call: Callable[[], Any]) -> tuple[int, Any]:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
-    out = tmp_path_factory.mktemp("packed") / "narrow"
+def folded(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    out = tmp_path_factory.mktemp("folded") / "narrow"
     made = export_artifact(GOLDEN / "narrow-112", out, ExportOptions(engines=("torch",), tasks=["quality"]))
     return load_folded(open_artifact(made), ops=PLAIN)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_our_count_is_what_torch_counts_in_the_packed_form(packed: TorchEngine, frames: int) -> None:
-    config, asked = packed.config, prompt("quality", "video")
+def test_our_count_is_what_torch_counts_in_the_folded_form(folded: TorchEngine, frames: int) -> None:
+    config, asked = folded.config, prompt("quality", "video")
     pixels = np.zeros((frames, config.pixels.side, config.pixels.side, 3), np.uint8)
-    encoding, tokens = counted(lambda: packed.encode(pixels))
-    decoding, _ = counted(lambda: packed.decode(tokens.reshape(1, -1, config.decoder.width), asked))
+    encoding, tokens = counted(lambda: folded.encode(pixels))
+    decoding, _ = counted(lambda: folded.decode(tokens.reshape(1, -1, config.decoder.width), asked))
     work = our_work(config, [asked], frames)
     assert work.vision + work.abstractor == encoding
     rows = frames * config.abstractor.tokens + len(asked.suffix)

@@ -50,8 +50,8 @@ def test_all_of_a_random_model_is_made_on_its_device(precision: str) -> None:
     """The meta device stands in for a GPU: there it is an error to mix in a tensor on the CPU."""
     places = set()
     source = DeviceParameters(NARROW, torch.device("meta"))
-    packed = round_on_device(source, precision, [prompt("quality")], lambda _, x: places.add(x.device.type))
-    places |= {x.device.type for x in (*packed.prefixes.values(), *packed.suffixes.values())}
+    result = round_on_device(source, precision, [prompt("quality")], lambda _, x: places.add(x.device.type))
+    places |= {x.device.type for x in (*result.prefixes.values(), *result.suffixes.values())}
     assert places == {"meta"}
 
 

@@ -9,10 +9,10 @@ import torch
 from qalign_fast import Scorer
 from qalign_fast.engines.contract import Engine
 from qalign_fast.families.mplug_owl2.model.checkpoint import load_model
-from qalign_fast.families.mplug_owl2.model.decoder import rms_norm
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_fast.pixels.picture import load_pixels
+from qalign_kernels.contract.norm import rms_norm
 from support.goldens import PICTURES, Golden
 
 STATION = 2e-5  # of the array's largest magnitude

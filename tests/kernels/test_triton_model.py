@@ -81,11 +81,11 @@ def test_rows_are_in_8_bits_only_where_every_reader_takes_them() -> None:
 def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = fold_and_round(source, "fp32", [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    result = fold_and_round(source, "fp32", [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
     model = FoldedModel(source.config, tensors, TritonOps(FACTS, torch.float32))
     tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
-    logits = model.decode(tokens, on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix]))
+    logits = model.decode(tokens, on(result.prefixes[quality.prefix]), on(result.suffixes[quality.suffix]))
     np.testing.assert_allclose(logits.cpu().numpy(), expected["logits_quality_image"][:1], atol=2e-4)
 
 
@@ -93,12 +93,12 @@ def test_the_model_on_these_kernels_gives_upstreams_logits() -> None:
 def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = fold_and_round(source, "fp16", [quality], torch.empty(0), tensors.__setitem__)
+    result = fold_and_round(source, "fp16", [quality], torch.empty(0), tensors.__setitem__)
     expected = np.load(GOLDEN / "narrow-112/expected.npz")
     half, exact = TritonOps(FACTS, torch.float16), TritonOps(FACTS, torch.float32)
     model = CudaModel(source.config, to_device(schema(source.config), tensors, DEVICE, torch.float16), half, exact)
     tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
-    prefix, suffix = packed.prefixes[quality.prefix].half(), packed.suffixes[quality.suffix].half()
+    prefix, suffix = result.prefixes[quality.prefix].half(), result.suffixes[quality.suffix].half()
     logits = model.decode(tokens, on(prefix), on(suffix)).cpu()
     assert logits.dtype == torch.float32
     assert abs(score_of(logits.numpy()[0], "quality").value - expected["score_quality_image"][0]) < 1e-2
@@ -118,14 +118,14 @@ def test_the_engines_model_is_the_folded_one_to_the_bit(precision: str) -> None:
     """q, k and v in one product, with biases as a calibrated export has. Not so a layer whose k and v are floats."""
     source, tensors = open_parameters(GOLDEN / "narrow-112"), dict[str, Tensor]()
     quality = prompt("quality")
-    packed = fold_and_round(source, precision, [quality], torch.empty(0), tensors.__setitem__)
+    result = fold_and_round(source, precision, [quality], torch.empty(0), tensors.__setitem__)
     for name in [name for name in tensors if re.fullmatch(r"decoder\..*\.(q|kv_visual|kv_text)\.weight", name)]:
         tensors[name.replace("weight", "bias")] = torch.randn(len(tensors[name]))
     floats = "decoder.layers.1.kv_visual."
     quantized = {part: tensors.pop(floats + part) for part in ("weight", "scale", "groups") if floats + part in tensors}
     tensors[f"{floats}weight"] = expand(quantized, source.config.decoder.width)
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:2]))
-    constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
+    constants = on(result.prefixes[quality.prefix]), on(result.suffixes[quality.suffix])
     ops = TritonOps(FACTS, torch.float32)
     model = CudaModel(source.config, to_device(schema(source.config), tensors, DEVICE, torch.float32), ops, ops)
     assert "decoder.layers.0.qkv.bias" in model.tensors
@@ -141,8 +141,8 @@ def test_the_engines_model_is_the_folded_one_to_the_bit(precision: str) -> None:
 def test_rows_handed_on_in_8_bits_change_nothing(precision: str) -> None:
     source, tensors = open_parameters(GOLDEN / "narrow-112"), {}
     quality = prompt("quality")
-    packed = fold_and_round(source, precision, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
-    constants = on(packed.prefixes[quality.prefix]), on(packed.suffixes[quality.suffix])
+    result = fold_and_round(source, precision, [quality], torch.empty(0), lambda name, x: tensors.update({name: on(x)}))
+    constants = on(result.prefixes[quality.prefix]), on(result.suffixes[quality.suffix])
     pixels = on(torch.from_numpy(np.load(GOLDEN / "narrow-112/expected.npz")["resized_uint8"][:1]))
     handed, apart = (FoldedModel(source.config, tensors, kind(FACTS, torch.float32)) for kind in (TritonOps, Apart))
     tokens = handed.encode(pixels)

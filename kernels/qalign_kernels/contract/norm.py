@@ -1,6 +1,6 @@
 """Rows in, normed rows out, in float32.
 
-    layer_norm   (x - mean) / sqrt(var + eps) · gain + bias          var is the mean square over the row
+    layer_norm   (x - mean) / sqrt(var + eps) · gain + bias          var is the mean of (x - mean)² over the row
     rms_norm     x / sqrt(mean(x²) + eps) · gain                      visual rows have a gain, text rows have another
 
 A fast form sums in another order, and agrees to 2e-6 of the row's largest value.

@@ -1,6 +1,6 @@
-"""Every precision that weights are kept in, in one table: what it is made of, who computes in it, what stands in.
+"""Every precision that weights are kept in, in one table: its dtypes, its engines, and what replaces it.
 
-`qalign_kernels.contract.linear` has the formulas. A new precision is a line here, its formula there, and a kernel.
+`qalign_kernels.contract.linear` has the formulas. `docs/architecture.md` says what else a new one needs.
 """
 
 from __future__ import annotations

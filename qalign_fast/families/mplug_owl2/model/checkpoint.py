@@ -1,7 +1,8 @@
-"""An upstream checkpoint's directory in, the weights of all stations out. Every tensor is accounted for.
+"""An upstream checkpoint's directory in, the weights of all stations out. A missing or an unknown tensor is an error.
 
-`table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single or sharded with
-an index. They are mapped, and tensors are read one at a time. The peak of memory is what is asked for plus one tensor.
+`tensor_names.table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single
+or sharded with an index. They are mapped, and tensors are read one at a time. The peak of memory is what is asked for
+plus one tensor.
 """
 
 from __future__ import annotations
