@@ -5,34 +5,19 @@ Both paths give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from qalign_fast.pixels.rule import PixelPath
 from qalign_fast.pixels.square import pad_and_resize
 
 if TYPE_CHECKING:
     from ctypes import CDLL
 
     from qalign_fast.pixels.rule import Pixels
-
-
-@dataclass(frozen=True)
-class PixelPath:
-    """One way from an opened file to pixels.
-
-    decode: takes a picture that was just opened and that nobody else uses. Returns Pillow's RGB, or uint8 [H, W, 4].
-    square: Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, a side and the padding's colour
-        -> uint8 [side, side, 3], as `pad_and_resize`.
-    """
-
-    name: str
-    decode: Callable[[Image.Image], Image.Image | Pixels]
-    square: Callable[[Image.Image | Pixels, int, tuple[int, int, int]], Pixels]
 
 
 @cache

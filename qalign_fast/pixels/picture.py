@@ -24,7 +24,8 @@ from PIL import Image, UnidentifiedImageError
 
 from qalign_fast.errors import ImageError, VideoError, one_line
 from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
-from qalign_fast.pixels.paths import PLAIN, PixelPath, pixel_path
+from qalign_fast.pixels.paths import PLAIN, pixel_path
+from qalign_fast.pixels.rule import PixelPath
 
 if TYPE_CHECKING:
     from qalign_fast.pixels.rule import PixelRule, Pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -11,9 +12,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-    from qalign_fast.pixels.paths import PixelPath
 
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
+
+
+@dataclass(frozen=True)
+class PixelPath:
+    """One way from an opened file to pixels.
+
+    decode: takes a picture that was just opened and that nobody else uses. Returns Pillow's RGB, or uint8 [H, W, 4].
+    square: Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, a side and the padding's colour
+        -> uint8 [side, side, 3], as `pad_and_resize`.
+    """
+
+    name: str
+    decode: Callable[[Image.Image], Image.Image | Pixels]
+    square: Callable[[Image.Image | Pixels, int, tuple[int, int, int]], Pixels]
 
 
 class PixelRule(Protocol):

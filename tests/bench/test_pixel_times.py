@@ -11,8 +11,8 @@ from PIL import Image
 
 from qalign_bench.contestants.pixel_times import forms, measure_pixels
 from qalign_fast import ImageError
-from qalign_fast.pixels.paths import PLAIN, PixelPath
-from qalign_fast.pixels.rule import Pixels
+from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.rule import PixelPath, Pixels
 from support.pictures import pad_then_resize, random_picture
 
 

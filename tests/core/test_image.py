@@ -10,9 +10,9 @@ from PIL import Image, ImageFile
 
 from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels.paths import PLAIN, PixelPath
+from qalign_fast.pixels.paths import PLAIN
 from qalign_fast.pixels.picture import load_pixels
-from qalign_fast.pixels.rule import Pixels
+from qalign_fast.pixels.rule import PixelPath, Pixels
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,13 @@ def test_imports_point_to_lower_rings() -> None:
             if there and there.order > here.order and there.path not in STARTS.get(here.path, ()):
                 wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Inside functions and for type checkers too."""
+    graph = {path: {file for module in imports(tree) if (file := file_of(module))} - {path} for path, tree in sources()}
+    graph = {path: {file for file in files if file.name != "__init__.py"} for path, files in graph.items()}
+    assert list(TopologicalSorter(graph).static_order())
 
 
 def test_the_command_line_starts_what_lies_above_it_inside_commands() -> None:

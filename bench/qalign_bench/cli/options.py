@@ -9,6 +9,9 @@ from pathlib import Path
 from qalign_fast.errors import QAlignError
 from qalign_kernels.cache_folder import cache_folder
 
+DEFAULT_PRECISION = "int8"
+TASKS = ("quality", "aesthetics")  # of what is exported or made here
+
 
 class WrongOptionError(QAlignError):
     """An option's value that no bench can use. The command line answers it with exit code 2."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qalign_bench.cli.options import DEFAULT_PRECISION, TASKS
 from qalign_bench.contestants.worker import weights_bytes
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
 from qalign_fast.engines.candidates import choose
@@ -26,8 +27,6 @@ from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu import native
 
 RANDOM = "random:"
-DEFAULT_PRECISION = "int8"
-TASKS = ("quality", "aesthetics")  # of what is exported or made here
 _NF4_BYTES = 0.55  # of a weight in bitsandbytes' 4 bits, its share of scales included
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels.paths import PLAIN, PixelPath, pixel_path
+from qalign_fast.pixels.paths import PLAIN, pixel_path
 from qalign_fast.pixels.picture import load_pixels
-from qalign_fast.pixels.rule import Pixels, SquareRule
+from qalign_fast.pixels.rule import PixelPath, Pixels, SquareRule
 
 _RULE = pixel_rule(448)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qalign_bench.contestants.models import DEFAULT_PRECISION, TASKS
+from qalign_bench.cli.options import DEFAULT_PRECISION, TASKS
 from qalign_export import random_numbers
 from qalign_export.parameters import RANDOM, RandomParameters
 from qalign_export.rounding.blockwise import RoundingResult, fold_and_round

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from qalign_bench.contestants.models import DEFAULT_PRECISION
+from qalign_bench.cli.options import DEFAULT_PRECISION
 from qalign_bench.contestants.random_model import launches, make
 from qalign_fast.engines.compile_ahead import compile_ahead
 from qalign_kernels.contract.precisions import PRECISIONS

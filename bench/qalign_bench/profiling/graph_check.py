@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qalign_bench.contestants.models import DEFAULT_PRECISION
+from qalign_bench.cli.options import DEFAULT_PRECISION
 from qalign_bench.contestants.random_model import load, make
 from qalign_bench.figures.environment import environment
 from qalign_bench.peers.measured_process import random_pictures
