@@ -62,7 +62,7 @@ class Direct:
 
     def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
         for batch in batches:
-            yield torch.from_numpy(np.ascontiguousarray(batch)).to(self._device)
+            yield torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
 
     def download(self, x: Tensor) -> Callable[[], Tensor]:
         return x.cpu
@@ -189,7 +189,7 @@ class _Uploads:
             self._slots = cycle([self._slot(batch.shape[1:]) for _ in range(_SLOTS)])
         slot = next(self._slots)
         slot.sent.synchronize()
-        slot.host[: len(batch)].copy_(torch.from_numpy(np.ascontiguousarray(batch)))
+        slot.host[: len(batch)].copy_(torch.from_numpy(np.require(batch, requirements=["C", "W"])))
         self._stream.wait_event(slot.read)
         with torch.cuda.stream(self._stream):
             slot.device[: len(batch)].copy_(slot.host[: len(batch)], non_blocking=True)
