@@ -157,8 +157,7 @@ class Scorer:
         tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self.require(tasks)
         items = (Item(None, image) for image in images)
-        strict = errors == "raise"
-        for scored in self.feed.run(items, tasks, batch_size=batch_size, workers=workers, strict=strict):
+        for scored in self.feed.run(items, tasks, batch_size=batch_size, workers=workers, strict=errors == "raise"):
             yield cast("ImageError", scored.error) if scored.error else scored.get()
 
     def score_video(

@@ -43,10 +43,9 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     family = family_of_checkpoint(directory)
-    config = family.read_config(directory)
     facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
     facts |= {"precision": ", ".join(checkpoint_precisions(family)), "tasks": ", ".join(family.tasks)}
-    return facts | family.describe(config)
+    return facts | family.describe(family.read_config(directory))
 
 
 def _engine(artifact: Artifact, options: LoadOptions) -> dict[str, str]:

@@ -136,13 +136,7 @@ def build_engine(
     device: str = "cpu",
 ) -> TorchEngine:
     """The engine of tensors and constants as `read_folded` returns them, but on the device."""
-    model = manifest.family.models().FoldedModel(manifest.config, tensors, ops)
-    return TorchEngine(
-        manifest.family,
-        model,
-        manifest.precision,
-        manifest.task_prompts,
-        lambda prompt: constants[prompt.name],
-        device=device,
-        kernels=ops.name,
-    )
+    family = manifest.family
+    model = family.models().FoldedModel(manifest.config, tensors, ops)
+    given = family, model, manifest.precision, manifest.task_prompts
+    return TorchEngine(*given, lambda prompt: constants[prompt.name], device=device, kernels=ops.name)

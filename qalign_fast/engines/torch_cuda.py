@@ -48,8 +48,7 @@ class CudaEngine:
     ) -> None:
         """The model's tensors and the `constants`, by the prompt's name, are on the device already."""
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
-        self.device = device
-        self.kernels = model.ops.name
+        self.device, self.kernels = device, model.ops.name
         self.model, self._constants, self._runner = model, constants, runner
         visual = self.config.picture_tokens
         self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # for pictures
