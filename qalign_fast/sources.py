@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -17,14 +18,15 @@ def find_sources(paths: Iterable[str], stdin: TextIO, *, recursive: bool) -> Ite
     """Every source in order; lazily, so that a list on stdin is scored while it still comes.
 
     A file is itself, whatever its name; a folder is the pictures and clips in it, by suffix and in name order; a
-    pattern is what it matches, or itself, to be reported missing; "-" is one path a line from stdin.
+    pattern is what it matches, or itself, to be reported missing; "-" is one path a line from stdin. A path that the
+    system refuses to look up, because it is too long or behind a closed folder, is itself too.
     """
     for path in paths:
         if path == "-":
             yield from (line.rstrip("\r\n") for line in stdin if line.strip())
-        elif Path(path).is_dir():
+        elif os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a path that is refused)
             yield from _in_folder(Path(path), recursive)
-        elif glob.has_magic(path) and not Path(path).exists():
+        elif glob.has_magic(path) and not os.path.exists(path):  # noqa: PTH110
             matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
             yield from sorted(matches) or [path]
         else:

@@ -76,7 +76,7 @@ def open_output(path: Path | None) -> Iterator[IO[str]]:
         with path.open("w", encoding="utf-8", newline="") as out:
             yield out
     except OSError as error:
-        raise QAlignError(f"{path}: {error.strerror}") from error
+        raise QAlignError(f"{path}: {error.strerror or error}") from error
 
 
 def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

@@ -103,6 +103,16 @@ def test_bad_files_are_rows_and_exit_3(folder: Path, model: tuple[str, str]) -> 
     assert "3 failed" in done.stderr
 
 
+def test_a_path_that_the_system_refuses_is_a_row(folder: Path, model: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    done = run("score", "a" * 300, "[a]" * 100, folder / "chelsea_small.png", "-o", out, *model)
+    assert (done.returncode, done.stdout) == (3, "")
+    long, pattern, good = (json.loads(line) for line in out.read_text().splitlines())
+    assert "File name too long" in long["error"]
+    assert pattern["error"]
+    assert good["error"] is None
+
+
 def test_clips_and_pictures_in_one_call(folder: Path, model: tuple[str, str]) -> None:
     clip = write_clip(folder / "clip.mkv", constant(60, 20), 20)
     (folder / "broken.mp4").write_bytes(b"junk")
