@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Self, cast, overload
 
-from qalign_fast.errors import OptionError, QAlignError
+from qalign_fast.errors import ImageError, OptionError, QAlignError
 from qalign_fast.feed.items import ClipOptions, Item, Scores
 from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qalign_fast.engines.contract import Engine
-    from qalign_fast.errors import ImageError
     from qalign_fast.families.family import Sizes
     from qalign_fast.feed.batching import Feed
     from qalign_fast.levels import Score
     from qalign_fast.pixels.clip import Sampling
     from qalign_fast.pixels.picture import Picture
-
-__all__ = ["PictureLimits", "Scorer"]
 
 
 class Scorer:
@@ -89,7 +86,7 @@ class Scorer:
         self.feed.require(tasks, medium)
 
     def close(self) -> None:
-        """Ends the threads that read pictures. Scoring raises QAlignError from then on. `with` does it at its end."""
+        """Ends the threads. Scoring raises QAlignError from then on. `with` does it at its end."""
         self.feed.close()
 
     def __enter__(self) -> Self:
@@ -154,6 +151,8 @@ class Scorer:
         """As `score_iter`, in several tasks: {task: Score} for each picture."""
         if batch_size < 1 or workers < 1:
             raise OptionError(f"batch_size is {batch_size}, workers {workers}; both must be 1 or more")
+        if errors not in ("raise", "yield"):
+            raise OptionError(f"errors is {errors!r}; expected 'raise' or 'yield'")
         tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         self.require(tasks)
         items = (Item(None, image) for image in images)
@@ -172,8 +171,8 @@ class Scorer:
         """One Score for a clip: a video file, sampled at `fps` frames a second, or a list of frames, all of them.
 
         At most max_frames are used, spread evenly, with a warning in the Score; by default the family's number, 31 for
-        OneAlign. `sampling` is "index", upstream's rule,
-        or "time", by presentation time, for a varying frame rate. Raises VideoError, ImageError, TaskError.
+        OneAlign. `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
+        Raises VideoError, ImageError, TaskError and OptionError.
         """
         return self.score_video_tasks(clip, (task,), fps=fps, max_frames=max_frames, sampling=sampling)[task]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
-from qalign_fast.errors import QAlignError
+from qalign_fast.errors import OptionError, QAlignError
 
 if TYPE_CHECKING:
     from qalign_fast.levels import Score
@@ -24,12 +24,16 @@ class ClipOptions:
     """Which frames of a clip are scored: `fps` a second of a file, all of a list; at most max_frames, spread evenly.
 
     By default max_frames is the family's number. `sampling` is "index", upstream's rule, or "time", by presentation
-    time, for a varying frame rate.
+    time, for a varying frame rate. Raises OptionError for another name.
     """
 
     fps: float = 1.0
     max_frames: int | None = None
     sampling: Sampling = "index"
+
+    def __post_init__(self) -> None:
+        if self.sampling not in ("index", "time"):
+            raise OptionError(f"sampling is {self.sampling!r}; expected 'index' or 'time'")
 
 
 @dataclass(frozen=True, slots=True)

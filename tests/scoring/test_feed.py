@@ -173,6 +173,11 @@ def test_what_is_no_item_s_fault_is_raised(scorer: Scorer, monkeypatch: pytest.M
     assert isinstance(scored.error, TaskError)
     with pytest.raises(OptionError, match="batch_size is 0, workers 4; both must be 1 or more"):
         list(scorer.score_iter([], batch_size=0))
+    with pytest.raises(OptionError, match="errors is 'ignore'; expected 'raise' or 'yield'"):
+        list(scorer.score_iter([], errors="ignore"))  # type: ignore[arg-type]
+    for clip in ("clip.mp4", ["a.jpg"]):
+        with pytest.raises(OptionError, match="sampling is 'idx'; expected 'index' or 'time'"):
+            scorer.score_video(clip, sampling="idx")  # type: ignore[arg-type]
     assert issubclass(OptionError, ValueError)
 
 
