@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -101,6 +102,12 @@ def golden(request: pytest.FixtureRequest, goldens: dict[str, Golden]) -> Golden
 @pytest.fixture(scope="session")
 def narrow(goldens: dict[str, Golden]) -> Golden:
     return goldens["narrow-112"]
+
+
+@pytest.fixture
+def copy(narrow: Golden, tmp_path: Path) -> Path:
+    """An artifact that a test may damage."""
+    return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
 
 
 @pytest.fixture(params=["torch", "onnx"])

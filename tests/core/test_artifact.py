@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,6 @@ from qalign_fast.engines.onnx_session import CPU, open_sessions
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from support.artifacts import change_manifest
 from support.goldens import Golden
-
-
-@pytest.fixture
-def copy(narrow: Golden, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
 
 
 def test_the_manifest_is_its_own_inverse(narrow: Golden) -> None:
@@ -143,6 +137,22 @@ def test_a_manifest_that_cannot_be_trusted(copy: Path, fields: dict[str, object]
     with pytest.raises(ArtifactError) as caught:
         Scorer.load(copy)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("station", "fields", "message"),
+    [
+        ("pixels", {"side": 112.0}, "expected a whole number, found 112.0"),
+        ("pixels", {"std": [0, 0.26, 0.27]}, "expected positive numbers"),
+        ("sizes", {"patch": 15}, "side 112 is not a multiple of patch 15"),
+    ],
+)
+def test_sizes_that_no_picture_fits(copy: Path, station: str, fields: dict[str, object], message: str) -> None:
+    changed = json.loads((copy / MANIFEST).read_text())[station]
+    (changed if station == "pixels" else changed["vision"]).update(fields)
+    change_manifest(copy, **{station: changed})
+    with pytest.raises(ArtifactError, match=message):
+        Scorer.load(copy)
 
 
 def test_a_link_out_of_the_artifact_is_refused(copy: Path, tmp_path: Path) -> None:

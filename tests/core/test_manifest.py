@@ -28,11 +28,6 @@ PROMPTS = "prompts.safetensors"
 HEADER = b'{"x":{"dtype":"%s","shape":[%d],"data_offsets":[0,2]}}'
 
 
-@pytest.fixture
-def copy(narrow: Golden, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
-
-
 def hash_again(copy: Path, *unlisted: str) -> None:
     """Writes the files as they are now into the manifest."""
     files = {p.relative_to(copy).as_posix(): p for p in copy.rglob("*") if p.is_file() and p.name != MANIFEST}

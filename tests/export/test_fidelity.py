@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +30,12 @@ def test_a_report_counts_what_changed() -> None:
     assert report.mean_delta == pytest.approx(2 / 3 * report.max_delta)
 
 
-@pytest.fixture
-def artifact(narrow: Golden, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
-
-
-def test_an_export_is_its_source_to_float32_rounding(narrow: Golden, artifact: Path) -> None:
-    report = verify(artifact, narrow.checkpoint, narrow.pictures)["onnx"]
+def test_an_export_is_its_source_to_float32_rounding(narrow: Golden, copy: Path) -> None:
+    report = verify(copy, narrow.checkpoint, narrow.pictures)["onnx"]
     assert report.scores == 6 * 4  # all tasks
     assert report.max_delta < 1e-5
     assert report.srcc == 1
-    assert open_artifact(artifact).manifest.fidelity["onnx"]["max_delta"] == report.max_delta
+    assert open_artifact(copy).manifest.fidelity["onnx"]["max_delta"] == report.max_delta
 
 
 def test_each_engine_and_precision_has_its_report(narrow: Golden, tmp_path: Path) -> None:
@@ -51,26 +45,26 @@ def test_each_engine_and_precision_has_its_report(narrow: Golden, tmp_path: Path
     assert all(0 < report.max_delta < 1e-2 for report in reports.values())
 
 
-def test_another_model_is_noticed(goldens: dict[str, Golden], artifact: Path) -> None:
-    report = verify(artifact, goldens["outlier-112"].checkpoint, count=13)["onnx"]
+def test_another_model_is_noticed(goldens: dict[str, Golden], copy: Path) -> None:
+    report = verify(copy, goldens["outlier-112"].checkpoint, count=13)["onnx"]
     assert report.max_delta > 0.1
     assert report.srcc < 0.99
 
 
-def test_one_picture_is_no_comparison(narrow: Golden, artifact: Path) -> None:
+def test_one_picture_is_no_comparison(narrow: Golden, copy: Path) -> None:
     with pytest.raises(ArtifactError, match="two pictures or more"):
-        verify(artifact, narrow.checkpoint, narrow.pictures[:1])
+        verify(copy, narrow.checkpoint, narrow.pictures[:1])
 
 
-def test_the_command_prints_writes_and_exits_6(narrow: Golden, goldens: dict[str, Golden], artifact: Path) -> None:
-    assert "match the manifest" in run("verify", artifact).stderr
-    good = run("verify", artifact, *narrow.pictures, "--against", narrow.checkpoint, "--max-delta", 1e-4, "--json")
+def test_the_command_prints_writes_and_exits_6(narrow: Golden, goldens: dict[str, Golden], copy: Path) -> None:
+    assert "match the manifest" in run("verify", copy).stderr
+    good = run("verify", copy, *narrow.pictures, "--against", narrow.checkpoint, "--max-delta", 1e-4, "--json")
     assert good.returncode == 0
     assert json.loads(good.stdout)["onnx"]["pictures"] == "6 given"
-    far = run("verify", artifact, "--against", goldens["outlier-112"].checkpoint, "--count", 4, "--max-delta", 0.01)
+    far = run("verify", copy, "--against", goldens["outlier-112"].checkpoint, "--count", 4, "--max-delta", 0.01)
     assert far.returncode == 6
-    assert run("verify", artifact, "--max-delta", 1).returncode == 2
-    (artifact / "onnx/decoder_model.onnx").write_bytes(b"x")
-    damaged = run("verify", artifact)
+    assert run("verify", copy, "--max-delta", 1).returncode == 2
+    (copy / "onnx/decoder_model.onnx").write_bytes(b"x")
+    damaged = run("verify", copy)
     assert damaged.returncode == 1
     assert "decoder_model.onnx" in damaged.stderr

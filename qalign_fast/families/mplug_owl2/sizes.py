@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qalign_fast.json_values import numbers, object_of
+from qalign_fast.json_values import count, numbers, object_of
 from qalign_fast.pixels.rule import SquareRule
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -102,11 +102,14 @@ def sizes_from_json(manifest: Mapping[str, Any]) -> ModelConfig:
     Raises KeyError, TypeError or ValueError for a size that is missing, malformed or out of range.
     """
     sizes, pixels = manifest["sizes"], manifest["pixels"]
+    vision = VisionConfig(**_positive(sizes["vision"]))
+    if vision.side % vision.patch:
+        raise ValueError(f"side {vision.side} is not a multiple of patch {vision.patch}")
     return ModelConfig(
-        VisionConfig(**_positive(sizes["vision"])),
+        vision,
         AbstractorConfig(**_positive(sizes["abstractor"])),
         DecoderConfig(**_positive(sizes["decoder"])),
-        _pixel_rule(pixels, sizes["vision"]["side"]),
+        _pixel_rule(pixels, vision.side),
     )
 
 
@@ -125,9 +128,11 @@ def _positive(values: Any) -> dict[str, Any]:
 
 
 def _pixel_rule(raw: Mapping[str, Any], side: int) -> SquareRule:
-    rule = SquareRule(raw["side"], numbers(raw["mean"], 3), numbers(raw["std"], 3))
+    rule = SquareRule(count(raw["side"]), numbers(raw["mean"], 3), numbers(raw["std"], 3))
     if rule.side != side or not all(0 <= m <= 1 for m in rule.mean) or list(rule.pad) != raw["pad"]:
         raise ValueError(f"pixels {raw!r}, expected side {side}, means in 0..1 and their colour as pad")
+    if min(rule.std) <= 0:
+        raise ValueError(f"std is {raw['std']}, expected positive numbers")
     return rule
 
 
