@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import qalign_kernels
-from qalign_fast import families
+from qalign_fast import engines, families
 from qalign_fast.engines.common import BUCKETS
 from qalign_fast.engines.cuda_model import between_of, build_model
 from qalign_fast.families.family import Constants
@@ -54,11 +54,11 @@ def compile_ahead(models: Sequence[Launches], device: torch.device, processes: i
     """
     from qalign_kernels.cores import cores
     from qalign_kernels.cuda.ahead import Pool
-    from qalign_kernels.cuda.runtime import cache_folder, device_of, interprets
+    from qalign_kernels.cuda.runtime import device_of, interprets, triton_cache
 
     facts = device_of(device)
     known = {
-        cache_folder() / f"qalign-fast-{_identity(model, facts)}": model for model in (m.on_meta() for m in models)
+        triton_cache() / f"qalign-fast-{_identity(model, facts)}": model for model in (m.on_meta() for m in models)
     }
     missing = {mark: model for mark, model in known.items() if not mark.exists()}
     if not missing:
@@ -103,7 +103,7 @@ def _on_meta(x: Tensor) -> Tensor:
 def _identity(*facts: object) -> str:
     """A hash of all that compiled kernels depend on and that Triton's own hash does not cover."""
     found = hashlib.sha256(repr((torch.__version__, facts)).encode())
-    for package in (qalign_kernels, families):
+    for package in (qalign_kernels, engines, families):
         folder = Path(str(package.__file__)).parent
         for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
             found.update(path.read_bytes())

@@ -165,7 +165,7 @@ def pools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(ahead, "Pool", Pooled)
     monkeypatch.setattr("qalign_kernels.cores.cores", lambda: 16)
-    monkeypatch.setattr("qalign_kernels.cuda.runtime.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("qalign_kernels.cuda.runtime.triton_cache", lambda: tmp_path / "cache")
     monkeypatch.setattr("qalign_kernels.cuda.runtime.interprets", lambda: False)
     monkeypatch.setattr("qalign_kernels.cuda.runtime.device_of", lambda _: H100)
     return asked

@@ -32,7 +32,6 @@ __all__ = [
     "Value",
     "at_compile_time",
     "begin",
-    "cache_folder",
     "cache_hook",
     "constexpr",
     "device_of",
@@ -48,6 +47,7 @@ __all__ = [
     "thread_barrier",
     "tl",
     "tma",
+    "triton_cache",
     "warpgroup_mma",
     "warpgroup_mma_wait",
 ]
@@ -115,7 +115,7 @@ def cache_hook(skips: Callable[[str, str], bool]) -> None:
     triton.knobs.runtime.jit_cache_hook = hook
 
 
-def cache_folder() -> Path:
+def triton_cache() -> Path:
     """The folder where Triton keeps compiled kernels."""
     return Path(triton.knobs.cache.dir)
 
