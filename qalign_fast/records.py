@@ -11,7 +11,6 @@ from qalign_fast.feed.items import Scored
 from qalign_fast.levels import FIVE_LEVELS, Scale, Score
 
 Row: TypeAlias = dict[str, Any]
-FORMATS = ("table", "jsonl", "csv")
 
 
 def make_row(source: str, task: str, result: Score | Exception) -> Row:
@@ -62,7 +61,7 @@ class Writer(Protocol):
 
 
 def make_writer(kind: str, out: IO[str], scale: Scale = FIVE_LEVELS) -> Writer:
-    """A writer of one of FORMATS, for scores on a scale.
+    """A writer of "table", "jsonl" or "csv", for scores on a scale.
 
     JSON lines and CSV appear row by row; a table when it is closed.
     """

@@ -7,7 +7,7 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -79,15 +79,6 @@ def check_tensors(schema: Iterable[FoldedTensor], found: Mapping[str, Found]) ->
             _check(entry.name, found, entry.shape)
         else:
             _check_linear(entry, found)
-
-
-def names_of(schema: Iterable[FoldedTensor]) -> Iterator[str]:
-    """Every name that a file of folded tensors may have."""
-    for entry in schema:
-        if isinstance(entry, Plain):
-            yield entry.name
-        else:
-            yield from (f"{entry.name}.{part}" for part in ("weight", "scale", "groups", "bias"))
 
 
 def _check_linear(linear: Linear, found: Mapping[str, Found]) -> None:

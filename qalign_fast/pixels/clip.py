@@ -62,7 +62,7 @@ def load_clip(
     Raises VideoError naming the file for one over the limits, before a pixel is decoded, and for one that has no frame
     to decode; MissingExtraError where PyAV is missing.
     """
-    av = import_av()
+    av = _import_av()
     name = os.fspath(path)
     if not fps > 0 or fps == float("inf"):
         raise VideoError(f"fps is {fps}; expected a positive number of frames a second")
@@ -86,7 +86,7 @@ def spread(total: int, most: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, most).round()]
 
 
-def import_av() -> ModuleType:
+def _import_av() -> ModuleType:
     """PyAV, silenced: a damaged stream is told by its error, not by lines on stderr."""
     try:
         import av
@@ -114,7 +114,7 @@ def _measure(container: av.container.InputContainer, name: str, limits: PictureL
             if time is not None:
                 first = time if first is None else min(first, time)
                 last = max(last or 0, time + (packet.duration or 0))
-    except import_av().error.FFmpegError:
+    except _import_av().error.FFmpegError:
         pass  # a broken stream: what came before the break counts
     base = stream.time_base or Fraction(1)
     if first is None or last is None:
@@ -163,7 +163,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
     """Frames in presentation order, up to where the stream breaks."""
     try:
         yield from container.decode(stream)
-    except import_av().error.FFmpegError:
+    except _import_av().error.FFmpegError:
         return
 
 

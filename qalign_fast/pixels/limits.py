@@ -36,11 +36,11 @@ class PictureLimits:
 LIMITS = PictureLimits()  # where a user gives none
 
 
-def check_bytes(count: int, name: str, most: int | None, kind: type[QAlignError] = ImageError) -> None:
-    """Raises `kind` for no bytes at all, and for more than `most`; None is no limit."""
+def check_bytes(count: int, name: str, most: int, kind: type[QAlignError] = ImageError) -> None:
+    """Raises `kind` for no bytes at all, and for more than `most`."""
     if count == 0:
         raise kind(f"{name}: empty, zero bytes")
-    if most is not None and count > most:
+    if count > most:
         raise kind(f"{name}: over the limit of {most} bytes (max_bytes)")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,19 @@ from qalign_fast.errors import ArtifactError
 from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
-from qalign_fast.families.schema import Linear, Plain, check_tensors, names_of
+from qalign_fast.families.schema import FoldedTensor, Linear, Plain, check_tensors
 from support.goldens import FOLDERS, GOLDEN
 
 Tensors = dict[str, torch.Tensor]
+
+
+def names_of(schema: Iterable[FoldedTensor]) -> Iterator[str]:
+    """Every name that a file of folded tensors may have."""
+    for entry in schema:
+        if isinstance(entry, Plain):
+            yield entry.name
+        else:
+            yield from (f"{entry.name}.{part}" for part in ("weight", "scale", "groups", "bias"))
 
 
 def weights_of(artifact: Path) -> Path:

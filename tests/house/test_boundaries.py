@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from support.command_line import python
 from support.goldens import PICTURES, ROOT
 
 STRACE = shutil.which("strace")
-
-
-def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_torch_artifact_loads_without_torchs_compiler(rounded: Callable[[str, str], Path]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from support.command_line import python
 from support.goldens import ROOT
 
 ROW = re.compile(r"^\| (\d) \| (.+?) \| (slim)? ?\| (.+?) \|$", re.MULTILINE)
@@ -141,10 +140,6 @@ def test_no_file_is_named_after_a_package_it_imports() -> None:
         )
 
 
-def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
 def loaded(code: str) -> set[str]:
     return set(json.loads(python(f"import sys, json\n{code}\nprint(json.dumps(list(sys.modules)))")))
 
@@ -189,5 +184,5 @@ def test_importing_the_package_takes_along_nothing_but_these() -> None:
     """Beside numpy, and what numpy itself takes along."""
     before = "import sys, numpy, numpy.typing, copy; before = set(sys.modules)"
     code = f"{before}; import qalign_fast; print(*set(sys.modules) - before)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = python(code)
     assert set(found.split()) <= IMPORTED

@@ -15,9 +15,9 @@ import pytest
 from qalign_fast import DeviceError, ImageError, Score, Scorer, TaskError, VideoError
 from qalign_fast.engines.contract import Engine, Tokens
 from qalign_fast.families.prompt import Prompt
+from support.feeds import SAME, Stuck
 from support.goldens import PICTURES, ROOT, Golden
 
-SAME = 1e-5
 TASKS = ("quality", "aesthetics", "aesthetic", "quality-paper")
 
 
@@ -206,17 +206,6 @@ def test_no_more_is_read_ahead_with_batches_in_flight(narrow: Golden, fast: Scor
     next(scores)
     assert taken <= 2 * 2 + 3 * 2  # two batches under way and three read
     scores.close()  # type: ignore[attr-defined]
-
-
-class Stuck(os.PathLike):
-    """A path that the thread which reads it waits for until `free` is set."""
-
-    def __init__(self, free: Event, path: Path | str = "missing.jpg") -> None:
-        self._free, self._path = free, path
-
-    def __fspath__(self) -> str:
-        self._free.wait()
-        return str(self._path)
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

@@ -11,6 +11,7 @@ import typer
 
 from qalign_bench.cli import command
 from qalign_bench.cli.options import Options, WrongOptionError, work_folder
+from qalign_bench.contestants.onednn import NAMES
 from qalign_kernels.contract.precisions import PRECISIONS
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
 Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels"])
 Engine = StrEnum("Engine", [("auto", "auto"), ("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch")])
 Precision = StrEnum("Precision", list(PRECISIONS))  # type: ignore[misc] # not a literal
-InstructionSet = StrEnum("InstructionSet", ["avx2", "avxvnni", "avx512vnni", "avx512bf16", "amx"])
+InstructionSet = StrEnum("InstructionSet", list(NAMES))  # type: ignore[misc] # not a literal
 Task = StrEnum("Task", ["quality", "aesthetics", "both"])
 
 

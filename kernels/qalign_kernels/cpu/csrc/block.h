@@ -89,7 +89,7 @@ struct Pairs {
     return (Sum)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
 #elif defined(__AVX2__)
     return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__) && !defined(__AVX2__)
+#elif defined(__SSE2__)
     return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
     return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
