@@ -19,7 +19,7 @@ from qalign_fast.pixels.limits import LIMITS, PictureLimits
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
 
-_MOST_THREADS = 256  # that read, at most
+_MOST_THREADS = 256  # of each kind of reader
 
 
 class Feed:
@@ -32,9 +32,8 @@ class Feed:
     def __init__(self, engine: Engine, limits: PictureLimits = LIMITS) -> None:
         self._engine, self._limits = engine, limits
         self._readers = Threads(_MOST_THREADS, "qalign-pixels", give_way)
-        self._lone_readers = Threads(
-            _MOST_THREADS, "qalign-pixels"
-        )  # for runs with one worker: it keeps its priority, because it works alone
+        # For runs with one worker, which keeps its priority, because it works alone.
+        self._lone_readers = Threads(_MOST_THREADS, "qalign-pixels")
         self._scorers = Threads(engine.in_flight, "qalign-batches")
 
     def score(self, item: Item[Key], tasks: Sequence[str]) -> Scored[Key]:

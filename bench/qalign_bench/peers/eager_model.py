@@ -151,6 +151,8 @@ def decoder_layer(layer: DecoderLayer, x: Tensor, visual: Tensor, turns: Tensor,
 
 
 def norm(layer: DecoderLayer, x: Tensor, visual: Tensor, text_gain: Tensor, visual_gain: Tensor) -> Tensor:
+    """x [B, T, D] -> [B, T, D]: each row by its root mean square, times its modality's gain [D]."""
+
     def by(gain: Tensor) -> Rowwise:
         return lambda rows: rms_norm(rows, gain, gain, 0, layer.eps)
 
