@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,8 @@ Kernel = dict[str, Any]  # as triton_ahead.py describes one
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     """What `triton_ahead.py` finds for all GPUs, in two processes and with empty caches."""
 
-    def kernels(capabilities: list[int]) -> list[Kernel]:
-        environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    def kernels(capabilities: list[int], cache: Path) -> list[Kernel]:
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
         environment.pop("TRITON_INTERPRET", None)
         program = ROOT / "tests/support/triton_ahead.py"
         command = [sys.executable, str(program), *map(str, capabilities)]
@@ -33,8 +34,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
         return [json.loads(line) for line in run.stdout.splitlines()]
 
     every = list(DEVICES)
+    caches = [tmp_path_factory.mktemp("triton") for _ in range(2)]  # here, because two threads may not make them
     with ThreadPoolExecutor(2) as executor:
-        return [kernel for found in executor.map(kernels, (every[::2], every[1::2])) for kernel in found]
+        return [kernel for found in executor.map(kernels, (every[::2], every[1::2]), caches) for kernel in found]
 
 
 @pytest.mark.parametrize("capability", DEVICES)
