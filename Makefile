@@ -35,7 +35,7 @@ mini: $(DEV)/.installed
 
 embed: $(DEV)/.installed
 	rm -rf qalign_fast/mini
-	$(DEV)/bin/qalign-fast export models/mini qalign_fast/mini --precision int8 --calibration-count 16 --task quality --license Apache-2.0
+	$(DEV)/bin/qalign-fast export models/mini qalign_fast/mini --precision int8 --engine torch --calibration-count 16 --task quality --license Apache-2.0
 	$(DEV)/bin/python -m qalign_train.evaluate
 
 clean:

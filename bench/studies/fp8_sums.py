@@ -36,9 +36,9 @@ from qalign_export.rounding.quantizer import quantize
 from qalign_fast import Score, Scorer
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.torch_cpu import load_folded
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.quantized_rows import E4M3, quantize_rows
+from qalign_kernels.contract.weight import Weight
 
 if TYPE_CHECKING:
     from gguf_llama import Layer, Linear, Llama  # which needs packages of its own

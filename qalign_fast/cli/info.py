@@ -10,10 +10,9 @@ import typer
 
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
 from qalign_fast.cli.console import NoVerify, print_facts
-from qalign_fast.engines.candidates import choose
+from qalign_fast.engines.candidates import ENGINES, candidates, engines_of
 from qalign_fast.engines.load import checkpoint_precisions
 from qalign_fast.engines.options import LoadOptions
-from qalign_fast.errors import QAlignError
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
 from qalign_kernels.cpu import native
@@ -39,7 +38,7 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         artifact = open_artifact(directory, verify=options.verify, remembered=True)
         manifest, facts = artifact.manifest, {"kind": "artifact", "path": str(directory)}
         if manifest.engines:
-            facts |= _engine(artifact, options)
+            facts |= _engines(artifact, options)
         facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     family = family_of_checkpoint(directory)
@@ -48,16 +47,24 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
     return facts | family.describe(family.read_config(directory))
 
 
-def _engine(artifact: Artifact, options: LoadOptions) -> dict[str, str]:
-    try:
-        chosen = choose(artifact, options)
-    except QAlignError as error:
-        return {"engine": f"none here: {error}"}
-    if chosen.engine != "torch" or not chosen.place.startswith("cuda"):
-        return {"engine": str(chosen)}
-    from qalign_fast.engines.cuda_model import attention_of
+def _engines(artifact: Artifact, options: LoadOptions) -> dict[str, str]:
+    """The engine that would run, the others that could, and why the rest could not."""
+    found = list(candidates(artifact, options))
+    could = [one for one in found if one.objection is None]
+    if not could:
+        return {"engine": f"none here: {'; or '.join(str(one.objection) for one in found)}"}
+    facts = {"engine": str(could[0])}
+    if could[0].engine == "torch" and could[0].place.startswith("cuda"):
+        from qalign_fast.engines.cuda_model import attention_of
 
-    return {"engine": str(chosen), "attention": f"torch's, {attention_of(artifact.manifest.precision, chosen.place)}"}
+        attention = attention_of(artifact.manifest.precision, could[0].place)
+        facts["attention"] = f"torch's, {attention}"
+    if could[1:]:
+        facts["could also run"] = "; ".join(map(str, could[1:]))
+    refused = [f"{one.engine}: {one.objection}" for one in found if one.objection]
+    has = engines_of(artifact.manifest)
+    refused += [f"{name}: the artifact has no weights for it" for name in ENGINES if name not in has]
+    return facts | ({"cannot run": "; ".join(refused)} if refused else {})
 
 
 def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def score(
         str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; a GPU runs torch weights.")
     ] = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, or one that the model has: onnx, onnx-cuda, tensorrt, torch.")
+        str, typer.Option(help="auto, or one that the model has weights for: native, torch, onnx, onnx-cuda, tensorrt.")
     ] = "auto",
     precision: Annotated[
         str | None,
@@ -102,7 +102,6 @@ def score(
         verify=not no_verify,
         limits=limits,
     )
-    _remark_on(scorer.engine)
     tasks = [task]
     if task == "all":
         tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()] or list(scorer.tasks())
@@ -116,7 +115,8 @@ def score(
         with closing(make_writer(str(kind), out, scorer.engine.family.scale)) as writer, rows_progress() as seen:
             done, failed = write_rows(rows, writer, seen)
     took = time.perf_counter() - started
-    remark(f"{done} rows in {took:.2f} s" + (f", {failed} failed" if failed else ""))
+    remark(f"{done} row{'' if done == 1 else 's'} in {took:.2f} s" + (f", {failed} failed" if failed else ""))
+    _remark_on(scorer.engine)
     if failed:
         raise typer.Exit(3)
 
@@ -124,5 +124,5 @@ def score(
 def _remark_on(engine: Engine) -> None:
     """Says what is faster, where the C++ kernels would be."""
     precision = PRECISIONS.get(engine.precision)
-    if engine.kernels == "plain torch" and engine.device == "cpu" and precision and precision.native:
-        remark("running in plain torch; `qalign-fast build` compiles kernels that are several times as fast")
+    if engine.kernels.startswith("plain ") and engine.device == "cpu" and precision and precision.native:
+        remark(f"ran in {engine.kernels}; `qalign-fast build` compiles kernels that are several times as fast")

@@ -16,7 +16,9 @@ from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import DeviceError, MissingExtraError, QAlignError
+from qalign_kernels.contract.precisions import PRECISIONS
 
+ENGINES = ("native", "torch", "onnx")  # that an artifact's weights may be for, beside those for one kind of GPU
 Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # takes an artifact, a place and a number of threads
 
 
@@ -24,7 +26,7 @@ Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # takes an arti
 class Candidate:
     """One way to run an artifact."""
 
-    engine: str  # one of the artifact's, or "tensorrt"
+    engine: str  # one of `engines_of`, or "tensorrt"
     place: str  # "cpu", "mps" or "cuda:N"
     loader: Load = field(repr=False)
     kind: str  # the name that a family's `Family.engines` must hold
@@ -48,15 +50,31 @@ def choose(artifact: Artifact, options: LoadOptions) -> Candidate:
 
     If there is none, raises DeviceError or MissingExtraError, whose message has the objection to each candidate.
     """
-    has = tuple(artifact.manifest.engines) if options.engine == "auto" else (options.engine,)
     refused = []
-    for one in _candidates(artifact, options.device, has):
-        candidate = _if_the_family_has_it(one, artifact.manifest)
+    for candidate in candidates(artifact, options):
         if candidate.objection is None:
             return candidate
         refused.append(candidate.objection)
     first, *others = refused
     raise type(first)("; or ".join(map(str, refused))) if others else first
+
+
+def candidates(artifact: Artifact, options: LoadOptions) -> Iterator[Candidate]:
+    """All candidates for the device and the engine that were asked for, the one that is preferred first."""
+    has = engines_of(artifact.manifest) if options.engine == "auto" else (options.engine,)
+    for candidate in _candidates(artifact, options.device, has):
+        yield _if_the_family_has_it(candidate, artifact.manifest)
+
+
+def engines_of(manifest: Manifest) -> tuple[str, ...]:
+    """The engines that read what an artifact has. Two engines run torch weights: one without torch, and torch."""
+    has = tuple(manifest.engines)
+    return ("native", *has) if "torch" in has and "native" in manifest.family.engines else has
+
+
+def weights_of(engine: str) -> str:
+    """The engine under whose name a manifest lists the weights that an engine reads."""
+    return {"native": "torch", "tensorrt": "onnx"}.get(engine, engine)
 
 
 def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterator[Candidate]:
@@ -65,6 +83,9 @@ def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterat
         yield from _on_cpu(artifact.manifest, has)
     elif device == "cpu" and has != ("tensorrt",):
         yield from _on_cpu(artifact.manifest, has)
+    elif has == ("native",):
+        error = DeviceError(f"device {device!r}: engine native runs on a CPU; --engine torch runs on other devices")
+        yield Candidate("native", device, _load_native, "native", objection=error)
     elif "torch" in has:
         yield _torch_on(device, artifact.manifest)
     else:
@@ -86,23 +107,39 @@ def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candida
 
 
 def _on_cpu(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
-    """The engines on a CPU, the fastest first. Their speeds are looked up only if torch is among them."""
-    order: tuple[str, ...] = ("onnx", "onnx-cuda")
-    expected = torch_on = ""
-    if "torch" in has:
-        from qalign_fast.engines.engine_times import rank
-        from qalign_kernels.cpu import native
+    """The engines on a CPU, the fastest first. Their speeds are looked up only if kinds of weights compete."""
+    from qalign_kernels.cpu import native
 
-        kernels = native.chosen()
-        torch_on = f"native {kernels}" if kernels else "plain torch"
-        if len(has) > 1:
-            order, reason = rank(manifest.precision, kernels)
-            expected = f" ({reason})"
+    kernels = native.chosen()
+    order: tuple[str, ...] = ("native", "torch") if kernels else ("torch", "native")
+    expected = ""
+    if {"native", "torch"} & set(has) and {"onnx", "onnx-cuda"} & set(has):
+        from qalign_fast.engines.engine_times import rank
+
+        order, reason = rank(manifest.precision, kernels)
+        expected = f" ({reason})"
+    by = {"native": _native_on_cpu, "torch": _torch_on_cpu}
     for name in sorted(has, key=lambda name: (*order, name).index(name)):
-        if name == "torch":
-            yield Candidate("torch", "cpu", _load_torch, "torch", torch_on + expected, _not_installed("torch"))
+        if name in by:
+            yield by[name](manifest, kernels, expected)
         else:
             yield Candidate(name, "cpu", _onnx(name), "onnx", f"onnxruntime{expected}", _not_installed(name))
+
+
+def _native_on_cpu(manifest: Manifest, kernels: str | None, expected: str) -> Candidate:
+    from qalign_kernels.cpu.table import KINDS
+
+    on = (f"native {kernels}" if kernels else "plain numpy") + expected
+    has = [one.name for one in PRECISIONS.values() if one.weight in KINDS]
+    error = None
+    if manifest.precision not in has:
+        error = DeviceError(f"engine native has no kernels for {manifest.precision}; it has: {', '.join(has)}")
+    return Candidate("native", "cpu", _load_native, "native", on, error)
+
+
+def _torch_on_cpu(manifest: Manifest, kernels: str | None, expected: str) -> Candidate:
+    on = (f"native {kernels}" if kernels else "plain torch") + expected
+    return Candidate("torch", "cpu", _load_torch, "torch", on, _not_installed("torch"))
 
 
 def _torch_on(device: str, manifest: Manifest) -> Candidate:
@@ -170,6 +207,12 @@ def require_torch() -> None:
         raise MissingExtraError(
             f"this model runs on torch, which is not installed: pip install 'qalign-fast[torch]' ({error})"
         ) from error
+
+
+def _load_native(artifact: Artifact, place: str, threads: int | None) -> Engine:
+    from qalign_fast.engines.native_cpu import load_native_engine
+
+    return load_native_engine(artifact, threads)
 
 
 def _load_torch(artifact: Artifact, place: str, threads: int | None) -> Engine:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("engine_times.json")
-_WITHOUT_KERNELS = ("onnx", "torch", "onnx-cuda")  # onnx-cuda is float16, which no CPU computes in
+_WITHOUT_KERNELS = ("onnx", "torch", "native", "onnx-cuda")  # onnx-cuda is float16, which no CPU computes in
+SAME_KERNELS = ("native", "torch")
 # The other precisions, those with the most similar arithmetic first: whole numbers of 8 bits, or floats.
 _LIKE = {
     "int8": ("int4", "fp16", "fp32"),
@@ -52,8 +53,9 @@ def rank(precision: str, kernels: str | None, times: tuple[Measured, ...] | None
     """The engines on a CPU. `kernels` is the instruction set of the C++ kernels, None if they were not built.
 
     The order is the measured one, on this instruction set in this precision, or else in the most similar precision that
-    was measured. Without a measurement torch is first if its kernels have vector instructions. onnxruntime is first if
-    they have none, or if they were not built, because torch would then run without kernels.
+    was measured. native and torch have the same kernels: where one was measured, so was the other, and native, which
+    needs less memory, goes first. Without a measurement native is first if the kernels have vector instructions.
+    onnxruntime is first if they have none, or if they were not built.
     """
     if kernels is None:
         return Ranking(_WITHOUT_KERNELS, "the C++ kernels are not built: `qalign-fast build`")
@@ -64,8 +66,8 @@ def rank(precision: str, kernels: str | None, times: tuple[Measured, ...] | None
             told = "" if like == precision else f"{precision} not measured, {like} "
             return Ranking(_by_time(found[like].ms), f"{told}measured: {found[like]}")
     if kernels == "portable":
-        return Ranking(_WITHOUT_KERNELS, "the C++ kernels have no vector instructions for this CPU")
-    return Ranking(("torch", "onnx", "onnx-cuda"), f"by rule: not measured on {kernels}")
+        return Ranking(("onnx", *SAME_KERNELS, "onnx-cuda"), "the C++ kernels have no vector instructions for this CPU")
+    return Ranking((*SAME_KERNELS, "onnx", "onnx-cuda"), f"by rule: not measured on {kernels}")
 
 
 @cache
@@ -80,5 +82,7 @@ def write_times(times: list[Measured]) -> str:
 
 
 def _by_time(ms: Mapping[str, float]) -> tuple[str, ...]:
-    timed = sorted(ms, key=lambda engine: ms[engine])
-    return (*timed, *(engine for engine in _WITHOUT_KERNELS if engine not in ms))
+    known = next((ms[engine] for engine in SAME_KERNELS if engine in ms), None)
+    times = dict(ms) if known is None else {**ms, **dict.fromkeys(SAME_KERNELS, known)}
+    timed = sorted(times, key=lambda engine: (times[engine], engine))
+    return (*timed, *(engine for engine in _WITHOUT_KERNELS if engine not in timed))

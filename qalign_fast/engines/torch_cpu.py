@@ -25,9 +25,11 @@ from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family, Folded, Reference
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.linear import Weight, expand_weight
+from qalign_kernels.contract.linear import expand_weight
+from qalign_kernels.contract.operations import Operations
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.quantized_rows import E4M3, fake_rows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu.ops import exact_for, load_native
 
 _ROWS = 2048  # of the vision tower at a time; with more, activations leave the cache and nothing is gained
@@ -107,7 +109,7 @@ def load_checkpoint(
 
 
 def load_folded(
-    artifact: Artifact, threads: int | None = None, ops: Ops | None = None, device: str = "cpu"
+    artifact: Artifact, threads: int | None = None, ops: Operations | None = None, device: str = "cpu"
 ) -> TorchEngine:
     """The engine of an artifact's folded weights. `ops` are the operations to run on, by default the fastest there are.
 
@@ -132,7 +134,7 @@ def build_engine(
     manifest: Manifest,
     tensors: Mapping[str, torch.Tensor],
     constants: Mapping[str, Constants],
-    ops: Ops = PLAIN,
+    ops: Operations = PLAIN,
     device: str = "cpu",
 ) -> TorchEngine:
     """The engine of tensors and constants as `read_folded` returns them, but on the device."""

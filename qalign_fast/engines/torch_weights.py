@@ -10,13 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qalign_fast.artifact.manifest import MANIFEST, Artifact
+from qalign_fast.artifact.manifest import Artifact
+from qalign_fast.artifact.mapped_tensors import weights_file
 from qalign_fast.artifact.prompt_tensors import load_constants
 from qalign_fast.errors import ArtifactError, one_line
 from qalign_fast.families.family import Constants
 from qalign_fast.families.schema import FoldedTensor, Found, Linear, Plain, check_tensors
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.quantized_rows import E4M3
+from qalign_kernels.contract.weight import Weight
 
 
 def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Constants]]:
@@ -24,12 +25,7 @@ def read_folded(artifact: Artifact) -> tuple[dict[str, Tensor], dict[str, Consta
 
     Raises ArtifactError for weights that are missing or do not fit the manifest's sizes.
     """
-    manifest = artifact.manifest
-    parts = manifest.engines.get("torch", {})
-    if parts.keys() != {"weights"}:
-        has = ", ".join(parts) or "none"
-        raise ArtifactError(f"{artifact.path(MANIFEST)}: engine torch has the parts {has}; expected weights")
-    path = artifact.path(parts["weights"])
+    manifest, path = artifact.manifest, weights_file(artifact)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -79,7 +75,8 @@ def to_device(
 def _with_zeros(name: str, weight: Tensor) -> Tensor:
     from qalign_kernels.cuda.linear import align
 
-    return align(Weight(name, weight)).weight
+    aligned: Tensor = align(Weight(name, weight)).weight
+    return aligned
 
 
 def _bias_type(linear: Linear, weight: torch.dtype, between: torch.dtype) -> torch.dtype | None:

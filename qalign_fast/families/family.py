@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from qalign_fast.pixels.rule import PixelRule
+    from qalign_kernels.contract.operations import Operations
     from qalign_kernels.contract.ops import Ops
+    from qalign_kernels.contract.weight import Array
 
 Constants: TypeAlias = "tuple[Tensor, ...]"  # what `decode` needs of a prompt, computed once
 
@@ -72,16 +74,16 @@ class Reference(Protocol):
 
 
 class Folded(Protocol):
-    """A family's model on folded tensors, run by a set of operations."""
+    """A family's model on folded tensors, run by a set of operations, on the kind of array that those take."""
 
     config: Any
-    ops: Ops
+    ops: Operations
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Array) -> Array:
         """Takes and returns what the reference's does."""
         ...
 
-    def decode(self, tokens: Tensor, *constants: Tensor) -> Tensor:
+    def decode(self, tokens: Array, *constants: Array) -> Array:
         """Takes and returns what the reference's does, with an artifact's constants."""
         ...
 
@@ -104,7 +106,7 @@ class Models(Protocol):
         """The reference of an upstream checkpoint's directory, on the CPU. Raises CheckpointError."""
         ...
 
-    def FoldedModel(self, config: Any, tensors: Mapping[str, Tensor], ops: Ops) -> Folded:  # noqa: N802 (a class)
+    def FoldedModel(self, config: Any, tensors: Mapping[str, Tensor], ops: Operations) -> Folded:  # noqa: N802 (a class)
         """The model on folded tensors, by the names of `Family.schema`."""
         ...
 
@@ -140,11 +142,17 @@ class Family:
     schema: Callable[[Any], Iterator[FoldedTensor]]  # the folded tensors of an artifact
     interface: Callable[[Any], Interface]  # the inputs and outputs of an artifact's graphs
     model: str  # the module of its models (`Models`), imported when an engine is made
+    folded: str | None = None  # the module of a `FoldedModel` that needs no torch; None: it has none
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the family's tasks, each once."""
         return tuple(dict.fromkeys(prompt.task for prompt in self.prompts))
+
+    def folded_model(self) -> Callable[[Any, Mapping[str, Array], Operations], Folded]:
+        """The class of the folded model that needs no torch; a family with the engine "native" has one."""
+        assert self.folded, self.name
+        return cast("Callable[[Any, Mapping[str, Array], Operations], Folded]", import_module(self.folded).FoldedModel)
 
     def models(self) -> Models:
         """The family's module of models. Importing it imports torch."""

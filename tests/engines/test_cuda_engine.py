@@ -16,9 +16,9 @@ from qalign_fast import Scorer
 from qalign_fast.engines.common import BUCKETS, bucket_of, fill_up
 from qalign_fast.engines.cuda_graphs import Direct, Graphs
 from qalign_fast.families.mplug_owl2.prompts import prompt
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Weight
 from support.cuda_engines import QUALITY, Watched, engine_of, some
 from support.fake_streams import FakeCuda, FakeStream
 from support.goldens import FOLDERS, GOLDEN, PICTURES

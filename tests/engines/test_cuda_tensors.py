@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qalign_export.rounding.quantizer import quantize_int4
 from qalign_fast.artifact.manifest import open_artifact
@@ -21,37 +19,37 @@ from qalign_fast.engines.torch_cuda import CudaEngine
 from qalign_fast.engines.torch_weights import read_folded, to_device
 from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.folded_schema import schema
+from qalign_fast.families.mplug_owl2.model import folded as folded_model
+from qalign_fast.families.mplug_owl2.model import layout
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.families.schema import Linear
-from qalign_kernels.contract.linear import Modal, Weight
-from qalign_kernels.contract.ops import PLAIN, Activation, Ops
+from qalign_kernels.contract.operations import Activation
+from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from support.cuda_engines import QUALITY, engine_of
 from support.goldens import Rounded
 
 
-class Called(TorchDispatchMode):
-    """Counts torch's operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names[function.overloadpacket.__name__] += 1
-        return function(*args, **kwargs or {})
-
-
-def test_positions_of_pictures_are_made_at_load(folded: Path, expected: dict[str, np.ndarray]) -> None:
+def test_positions_of_pictures_are_made_at_load(
+    folded: Path, expected: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise every graph would make them again. Those of a clip are made for its length."""
+    made: list[int] = []
+
+    def turns_of(config: Any, start: int, count: int) -> np.ndarray:
+        made.append(count)
+        return layout.turns_of(config, start, count)
+
     engine = engine_of(folded, Direct(torch.device("cpu")))
     tokens = engine.encode(expected["resized_uint8"][:2])
-    with Called() as pictures:
-        engine.decode(tokens, QUALITY)
-    with Called() as clip:
-        engine.decode(tokens.reshape(1, -1, tokens.shape[-1]), prompt("quality", "video"))
-    assert (pictures.names["cos"], clip.names["cos"]) == (0, 1)
+    monkeypatch.setattr(folded_model, "turns_of", turns_of)
+    engine.decode(tokens, QUALITY)
+    assert made == []
+    clip = prompt("quality", "video")
+    engine.decode(tokens.reshape(1, -1, tokens.shape[-1]), clip)
+    assert made == [2 * tokens.shape[1] + len(clip.suffix)]
 
 
 def wide(*halves: Tensor) -> list[Tensor]:

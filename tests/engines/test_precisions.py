@@ -32,10 +32,11 @@ from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.levels import WEIGHTS
 from qalign_fast.pixels.paths import PLAIN, to_rgb
 from qalign_fast.pixels.rule import SquareRule
-from qalign_kernels.contract.linear import Weight, expand_weight, int8_product, linear, spread_int4
+from qalign_kernels.contract.linear import expand_weight, int8_product, linear, spread_int4
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import GROUP
 from qalign_kernels.contract.quantized_rows import E4M3, fake_rows, quantize_rows
+from qalign_kernels.contract.weight import Weight
 from support.goldens import FOLDERS, GOLDEN, Rounded
 
 Scores = np.ndarray

@@ -13,9 +13,10 @@ from qalign_export.rounding.quantizer import (
     read_rows,
     relative_error,
 )
-from qalign_kernels.contract.linear import Weight, expand_weight, linear, pack_int4, spread_int4
+from qalign_kernels.contract.linear import expand_weight, linear, pack_int4, spread_int4
 from qalign_kernels.contract.precisions import BLOCK, GROUP
 from qalign_kernels.contract.quantized_rows import E4M3, fake_rows, quantize_rows
+from qalign_kernels.contract.weight import Weight
 
 SHAPES = [
     (8, 256),  # whole blocks

@@ -17,8 +17,9 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from torch import Tensor
 
 from qalign_kernels.contract.activation import quick_gelu
-from qalign_kernels.contract.linear import Modal, Weight, int8_product
+from qalign_kernels.contract.linear import int8_product
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda import linear_hopper
 from qalign_kernels.cuda.launch import Device
 from qalign_kernels.cuda.tiles import Shares, Tile

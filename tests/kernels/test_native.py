@@ -22,9 +22,10 @@ from qalign_export.rounding.quantizer import quantize
 from qalign_fast.artifact.manifest import read_manifest
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
-from qalign_kernels.contract.linear import Weight, pack_int4
+from qalign_kernels.contract.linear import pack_int4
 from qalign_kernels.contract.ops import PLAIN
 from qalign_kernels.contract.precisions import BLOCK, GROUP
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu import native
 from qalign_kernels.cpu.ops import NativeOps, load_native
 from support.emulated import ARM, X64, EmulatedTable, Program, build_program, build_stand_in, instructions

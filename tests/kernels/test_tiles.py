@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from triton.runtime.errors import OutOfResources
 
-from qalign_kernels.contract.linear import Weight
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda import ops as triton_ops
 from qalign_kernels.cuda import tiles, torch_product
 from qalign_kernels.cuda.ops import TritonOps

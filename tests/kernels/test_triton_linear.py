@@ -8,8 +8,9 @@ import torch
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from qalign_kernels.contract import activation
-from qalign_kernels.contract.linear import Modal, Weight, linear, modal_linear, pack_int4, spread_int4
+from qalign_kernels.contract.linear import linear, modal_linear, pack_int4, spread_int4
 from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda import norm as norm_triton
 from qalign_kernels.cuda.launch import Epilogue
 from qalign_kernels.cuda.linear import align

@@ -20,9 +20,10 @@ from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
-from qalign_kernels.contract.linear import Weight, linear
+from qalign_kernels.contract.linear import linear
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda import norm as norm_triton
 from qalign_kernels.cuda import tiles
 from qalign_kernels.cuda.ops import TritonOps

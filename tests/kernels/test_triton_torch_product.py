@@ -13,8 +13,8 @@ from torch.torch_version import TorchVersion
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.quantized_rows import E4M3, quantize_rows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda import linear as linear_triton
 from qalign_kernels.cuda import torch_product
 from qalign_kernels.cuda.launch import Epilogue

@@ -21,10 +21,10 @@ import torch
 import triton
 from torch import Tensor
 
-from qalign_kernels.contract.linear import Modal, Weight
-from qalign_kernels.contract.ops import Activation
+from qalign_kernels.contract.operations import Activation
 from qalign_kernels.contract.precisions import BLOCK
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda.ahead import Idle
 from qalign_kernels.cuda.launch import Device, Epilogue
 from qalign_kernels.cuda.linear import align, inputs_of, linear, weight_type

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.linear import Weight, pack_int4
+from qalign_kernels.contract.linear import pack_int4
 from qalign_kernels.contract.ops import PLAIN
 from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda.launch import Epilogue
 from qalign_kernels.cuda.linear import linear as fast_linear
 from qalign_kernels.cuda.runtime import device_of

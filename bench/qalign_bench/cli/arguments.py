@@ -19,7 +19,9 @@ app = typer.Typer(
 )
 
 Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels"])
-Engine = StrEnum("Engine", [("auto", "auto"), ("onnx", "onnx"), ("cuda", "onnx-cuda"), ("torch", "torch")])
+Engine = StrEnum(
+    "Engine", [("auto", "auto"), ("native", "native"), ("torch", "torch"), ("onnx", "onnx"), ("cuda", "onnx-cuda")]
+)
 Precision = StrEnum("Precision", list(PRECISIONS))  # type: ignore[misc] # not a literal
 InstructionSet = StrEnum("InstructionSet", list(NAMES))  # type: ignore[misc] # not a literal
 Task = StrEnum("Task", ["quality", "aesthetics", "both"])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from qalign_fast.engines.onnx_session import import_onnxruntime
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.precisions import PRECISIONS
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu.ops import load_native
 
 Product: TypeAlias = Callable[[], object]

@@ -16,7 +16,7 @@ from typing import Any
 from qalign_bench.cli.options import DEFAULT_PRECISION, TASKS
 from qalign_bench.contestants.worker import weights_bytes
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
-from qalign_fast.engines.candidates import choose
+from qalign_fast.engines.candidates import choose, engines_of, weights_of
 from qalign_fast.engines.engine_times import rank
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
@@ -25,6 +25,7 @@ from qalign_fast.references import find_model
 from qalign_fast.version import __version__
 from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu import native
+from qalign_kernels.cpu.table import KINDS
 
 RANDOM = "random:"
 _NF4_BYTES = 0.55  # of a weight in bitsandbytes' 4 bits, its share of scales included
@@ -56,7 +57,7 @@ class Model:
 
     def fidelity(self, engine: str) -> dict[str, Any] | None:
         """What `qalign-fast verify` wrote about an engine's scores; None where it did not run."""
-        report: dict[str, Any] | None = (self.manifest.fidelity or {}).get(engine)
+        report: dict[str, Any] | None = (self.manifest.fidelity or {}).get(weights_of(engine))
         return report
 
     @property
@@ -120,11 +121,12 @@ def prepare(
         chosen = precision or DEFAULT_PRECISION
         if engine == "auto":
             engine, choice = _default_engine(chosen)
-        out = work / f"{_name(reference, checkpoint)}-{chosen}-{engine}-{__version__}"
-        directory = _export(checkpoint, out, chosen, engine, remark, done)
+        weights = weights_of(engine)
+        out = work / f"{_name(reference, checkpoint)}-{chosen}-{weights}-{__version__}"
+        directory = _export(checkpoint, out, chosen, weights, remark, done)
     manifest = read_manifest(directory / MANIFEST)
     _check("precision", precision, (manifest.precision,), directory)
-    _check("weights for engine", None if engine == "auto" else engine, tuple(manifest.engines), directory)
+    _check("weights for engine", None if engine == "auto" else engine, engines_of(manifest), directory)
     if engine == "auto":
         choice = str(choose(Artifact(directory, manifest), LoadOptions(device, engine=engine)))
     shown = reference or f"the embedded {manifest.name} model"
@@ -166,7 +168,8 @@ def is_one_align(config: ModelConfig) -> bool:
 def _default_engine(precision: str) -> tuple[str, str]:
     """The engine that `load_engine` would pick on the CPU for an artifact with both engines' weights, and why."""
     if PRECISIONS[precision].engines == ("torch",):
-        return "torch", f"torch: no other engine has {precision}"
+        only = "native" if native.chosen() and PRECISIONS[precision].weight in KINDS else "torch"
+        return only, f"{only}: onnxruntime has no {precision}"
     ranking = rank(precision, native.chosen())
     return ranking.engines[0], f"{ranking.engines[0]}: {ranking.why}"
 

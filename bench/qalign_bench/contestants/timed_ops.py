@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.linear import Modal, Weight
-from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.operations import Activation, Operations
+from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Array, Modal, Weight
 
-T = TypeVar("T", Tensor, Tensor | QuantizedRows)
 _LAYER = re.compile(r"layers\.\d+\.")
 
 
@@ -70,7 +70,7 @@ class Call(NamedTuple):
 class TimedOps(Ops):
     """Runs `inner` and keeps the `calls` since the last `clear`."""
 
-    def __init__(self, ops: Ops, clock: Clock | None = None) -> None:
+    def __init__(self, ops: Operations, clock: Clock | None = None) -> None:
         """`clock`: None is the host's."""
         self.name = ops.name
         self.inner, self.clock = ops, clock or HostClock()
@@ -83,7 +83,7 @@ class TimedOps(Ops):
 
     def linear(
         self, x: Tensor | QuantizedRows, w: Weight, *, activation: Activation = None, residual: Tensor | None = None
-    ) -> Tensor:
+    ) -> Array:
         self._station, _, operation = _LAYER.sub("", w.name).partition(".")
         rows = size_of(x).elements // x.shape[-1]
         flop = 2 * rows * x.shape[-1] * w.weight.shape[0]
@@ -92,53 +92,51 @@ class TimedOps(Ops):
             operation, flop, read, lambda: self.inner.linear(x, w, activation=activation, residual=residual)
         )
 
-    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Tensor:
+    def modal_linear(self, x: Tensor | QuantizedRows, w: Weight, modal: Modal) -> Array:
         self._station, _, operation = _LAYER.sub("", w.name).partition(".")
         columns = modal.common + (len(w.weight) - modal.common) // 2
         flop = 2 * size_of(x).elements * columns
         return self._time(operation, flop, (x, w.weight, w.scale), lambda: self.inner.modal_linear(x, w, modal))
 
-    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Tensor | QuantizedRows:
+    def patches_for(self, w: Weight, pixels: Tensor, patch: int) -> Array:
         return self._time("patches", 0, (pixels,), lambda: self.inner.patches_for(w, pixels, patch))
 
-    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Array:
         return self._time("norms", 0, (x,), lambda: self.inner.layer_norm(x, gain, bias, eps))
 
-    def layer_norm_for(
-        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
-    ) -> Tensor | QuantizedRows:
+    def layer_norm_for(self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Array:
         return self._time("norms", 0, (x,), lambda: self.inner.layer_norm_for(readers, x, gain, bias, eps))
 
-    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Array:
         return self._time("norms", 0, (x,), lambda: self.inner.rms_norm(x, visual_gain, text_gain, split, eps))
 
     def rms_norm_for(
         self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
-    ) -> Tensor | QuantizedRows:
+    ) -> Array:
         arguments = readers, x, visual_gain, text_gain, split, eps
         return self._time("norms", 0, (x,), lambda: self.inner.rms_norm_for(*arguments))
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Tensor) -> Array:
         return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu(gate_up))
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
+    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Array:
         return self._time("swiglu", 0, (gate_up,), lambda: self.inner.swiglu_for(readers, gate_up))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Array:
         flop = 4 * q.numel() * k.shape[1]
         return self._time("attention", flop, (q, k, v), lambda: self.inner.attention(q, k, v, heads))
 
     def attention_by_modality(
         self, q: Tensor, kv_visual: Tensor, kv_text: Tensor, prefix: Tensor, turns: Tensor, batch: int
-    ) -> Tensor:
+    ) -> Array:
         flop = 4 * q.numel() * (prefix.shape[1] + turns.shape[1])
         arguments = q, kv_visual, kv_text, prefix, turns, batch
         read = (q, kv_visual, kv_text, prefix)
         return self._time("attention", flop, read, lambda: self.inner.attention_by_modality(*arguments))
 
     def _time(
-        self, operation: str, flop: int, read: Sequence[Tensor | QuantizedRows | None], run: Callable[[], T]
-    ) -> T:
+        self, operation: str, flop: int, read: Sequence[Tensor | QuantizedRows | None], run: Callable[[], Array]
+    ) -> Array:
         start = self.clock.now()
         result = run()
         moved = sum(size_of(x).bytes for x in read) + size_of(result).bytes

@@ -19,13 +19,15 @@ from qalign_bench.figures.environment import versions
 from qalign_bench.figures.spread import median
 from qalign_bench.peers.measured_process import random_pictures
 from qalign_fast import Scorer
-from qalign_fast.artifact.manifest import MANIFEST, is_artifact, open_artifact, read_manifest
+from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_artifact, read_manifest
+from qalign_fast.engines.candidates import weights_of
 from qalign_fast.engines.contract import Engine, Tokens
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import DeviceError
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import score_of
+from qalign_kernels.cpu.table import exact_for
 
 _RUNTIMES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}
 
@@ -35,7 +37,7 @@ def load(spec: Message) -> tuple[Message, dict[str, Handler]]:
     started = time.perf_counter()
     engine, size = _made(spec) if spec["model"].startswith("random:") else _loaded(spec)
     if spec.get("instruction_set") and engine.kernels.startswith("native"):
-        engine = _held_to(spec["instruction_set"], Path(spec["model"]), spec["threads"])
+        engine = _held_to(spec["instruction_set"], engine.name, Path(spec["model"]), spec["threads"])
     ready = {
         "name": "qalign-fast",
         "load_s": time.perf_counter() - started,
@@ -75,18 +77,32 @@ def _made(spec: Message) -> tuple[Engine, int]:
     return load(model, place), size
 
 
-def _held_to(instruction_set: str, artifact: Path, threads: int | None) -> Engine:
+def _held_to(instruction_set: str, engine: str, artifact: Path, threads: int | None) -> Engine:
     """The engine on kernels for an instruction set that is not this CPU's best. Raises DeviceError without it."""
-    from qalign_fast.engines.torch_cpu import load_folded
-    from qalign_kernels.cpu.ops import exact_for, load_native
-
     opened = open_artifact(artifact, remembered=True)
-    ops = load_native(instruction_set, threads=threads, exact=exact_for(opened.manifest.precision))
-    if ops is None:
+    wanted = instruction_set, threads, exact_for(opened.manifest.precision)
+    held = _native_held(opened, *wanted) if engine == "native" else _torch_held(opened, *wanted)
+    if held is None:
         raise DeviceError(
             f"instruction set {instruction_set!r}: this CPU does not have it, or `qalign-fast build` has not been run"
         )
-    return load_folded(opened, threads, ops)
+    return held
+
+
+def _native_held(artifact: Artifact, instruction_set: str, threads: int | None, exact: bool) -> Engine | None:
+    from qalign_fast.engines.native_cpu import load_native_engine
+    from qalign_kernels.cpu.numpy_ops import load_numpy
+
+    ops = load_numpy(instruction_set, threads=threads, exact=exact)
+    return None if ops is None else load_native_engine(artifact, threads, ops)
+
+
+def _torch_held(artifact: Artifact, instruction_set: str, threads: int | None, exact: bool) -> Engine | None:
+    from qalign_fast.engines.torch_cpu import load_folded
+    from qalign_kernels.cpu.ops import load_native
+
+    ops = load_native(instruction_set, threads=threads, exact=exact)
+    return None if ops is None else load_folded(artifact, threads, ops)
 
 
 def weights_bytes(model: Path, engine: str) -> int | None:
@@ -94,7 +110,7 @@ def weights_bytes(model: Path, engine: str) -> int | None:
     if not is_artifact(model):
         return None
     manifest = read_manifest(model / MANIFEST)
-    stems = tuple(name.removesuffix(".onnx") for name in manifest.engines[engine].values())
+    stems = tuple(name.removesuffix(".onnx") for name in manifest.engines[weights_of(engine)].values())
     return sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(stems))
 
 

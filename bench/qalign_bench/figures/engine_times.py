@@ -4,7 +4,7 @@
 
 A receipt is bench/results/engines_NAME.json. It was printed by
 
-    qalign-fast bench latency --model random:one-align --precision int8 --engine torch --engine onnx --json
+    qalign-fast bench latency --model random:one-align --precision int8 --engine native --engine onnx --json
 
 on a machine whose best instruction set it is about. --instruction-set holds our kernels to a set but not onnxruntime,
 so an older set is measured on an older CPU, or under bench/as_avx2/run.
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.engines.engine_times import TABLE, Measured, write_times
+from qalign_fast.engines.engine_times import SAME_KERNELS, TABLE, Measured, write_times
 from qalign_fast.errors import QAlignError
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -60,20 +60,20 @@ def read_receipt(path: Path) -> Iterator[Measured]:
 
 def _measured(path: Path, precision: str, engines: Mapping[str, Mapping[str, Any]]) -> Measured:
     what = f"{path}: {precision}"
-    if not {"torch", "onnx"} <= engines.keys():
-        raise ReceiptError(f"{what} was measured with {', '.join(engines)}; expected torch and onnx, one task each")
-    torch = engines["torch"]
-    facts = torch["environment"]
-    if not str(torch["kernels"]).startswith(_NATIVE):
-        raise ReceiptError(f"{what} torch ran on {torch['kernels']}; expected the C++ kernels (`qalign-fast build`)")
-    kernels = torch["kernels"].removeprefix(_NATIVE)
+    ours = next((run for engine, run in engines.items() if engine in SAME_KERNELS), None)
+    if ours is None or "onnx" not in engines:
+        raise ReceiptError(f"{what} was measured with {', '.join(engines)}; expected native and onnx, one task each")
+    facts = ours["environment"]
+    if not str(ours["kernels"]).startswith(_NATIVE):
+        raise ReceiptError(f"{what} ran on {ours['kernels']}; expected the C++ kernels (`qalign-fast build`)")
+    kernels = ours["kernels"].removeprefix(_NATIVE)
     if kernels != facts["instruction_set"]:
         raise ReceiptError(
             f"{what} was held to {kernels}, onnxruntime to nothing on a CPU with {facts['instruction_set']}: run it "
             "on a CPU that has no more, or for avx2 under bench/as_avx2/run"
         )
-    if torch["baseline"]["ratio"] is None:
-        raise ReceiptError(f"{what} is of {torch['model']}; expected OneAlign's sizes, as random:one-align has them")
+    if ours["baseline"]["ratio"] is None:
+        raise ReceiptError(f"{what} is of {ours['model']}; expected OneAlign's sizes, as random:one-align has them")
     ms = {engine: round(run["ms_p50"], 1) for engine, run in sorted(engines.items())}
     return Measured("cpu", kernels, precision, ms, facts["cpu"], facts["date"][:10], f"bench/results/{path.name}")
 

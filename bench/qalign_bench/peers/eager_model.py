@@ -127,7 +127,7 @@ class EagerDecoder(nn.Module):
         x = torch.cat((before, tokens, after), dim=1)  # [B, T, D]
         visual = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         visual[:, len(prompt.prefix) : -len(prompt.suffix)] = True
-        turns = turns_of(station.config, 0, x.shape[1], x.device).to(x.dtype)
+        turns = torch.from_numpy(turns_of(station.config, 0, x.shape[1])).to(x)
         places = torch.arange(x.shape[1], device=x.device)
         hidden = places > places.unsqueeze(1)  # [T, T]
         mask = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, torch.finfo(x.dtype).min)

@@ -27,8 +27,8 @@ from qalign_bench.profiling.launch_clock import Launch, clock_of, device_name
 from qalign_bench.profiling.model_products import BATCHES, Product, by_matrix, shrunk
 from qalign_bench.profiling.random_weights import make_weights
 from qalign_kernels.contract.attention import BACKENDS, attention_by
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.quantized_rows import E4M3
+from qalign_kernels.contract.weight import Weight
 
 Row: TypeAlias = dict[str, Any]  # what, by, shape, seconds, and tops or gbs; or an error
 _COPIED = 1 << 30  # bytes

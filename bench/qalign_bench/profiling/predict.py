@@ -43,10 +43,12 @@ from qalign_fast.engines.cuda_model import between_of
 from qalign_fast.engines.torch_weights import to_device
 from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
-from qalign_kernels.contract.linear import Modal, Weight, row_dtype
-from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.linear import row_dtype
+from qalign_kernels.contract.operations import Activation
+from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda.launch import Device, cdiv
 from qalign_kernels.cuda.linear import inputs_of, weight_type
 from qalign_kernels.cuda.linear_hopper import per_processor

@@ -6,8 +6,9 @@ import torch
 
 from qalign_bench.profiling.model_products import Product
 from qalign_bench.profiling.tile_candidates import STORED
-from qalign_kernels.contract.linear import Weight, pack_int4
+from qalign_kernels.contract.linear import pack_int4
 from qalign_kernels.contract.precisions import BLOCK, GROUP
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda.launch import cdiv
 
 _COLD = 256 << 20  # bytes of weights that are gone through before one is read again: five times an H100's cache

@@ -39,9 +39,9 @@ from qalign_bench.profiling.model_products import BATCHES, Product, Shape, by_ma
 from qalign_bench.profiling.random_weights import make_weights
 from qalign_bench.profiling.tile_candidates import ways
 from qalign_bench.profiling.tile_timings import Timing, summary, write_table
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda.ahead import Pool
 from qalign_kernels.cuda.launch import Device, Epilogue
 from qalign_kernels.cuda.linear import as_read, linear

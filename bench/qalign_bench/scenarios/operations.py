@@ -21,8 +21,9 @@ from qalign_bench.contestants.matrix_products import onnxruntime_product
 from qalign_bench.figures.runs import new_run, of_times
 from qalign_bench.figures.spread import median
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_kernels.contract.linear import Weight
-from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.operations import Operations
+from qalign_kernels.contract.ops import PLAIN
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu.ops import load_native
 
 Form: TypeAlias = Callable[[], object]  # a library's bare product gives no tensor to compare
@@ -44,7 +45,7 @@ def measure(session: Session) -> None:
     """Leaves a run for every operation and form."""
     config = session.models()[0].config
     native = load_native(session.options.instruction_set, threads=session.options.threads)
-    forms: dict[str, Ops] = {PLAIN.name: PLAIN, **({native.name: native} if native else {})}
+    forms: dict[str, Operations] = {PLAIN.name: PLAIN, **({native.name: native} if native else {})}
     cases = list(_cases(config, forms))
     rounds = session.options.repeat or _ROUNDS
     session.facts |= {"model": f"operations of {session.facts['model']}", "rounds": 0, "of_rounds": rounds}
@@ -89,7 +90,7 @@ def _difference(result: object, contract: object) -> float | None:
     return float((result - contract).abs().max() / contract.abs().max())
 
 
-def _cases(config: ModelConfig, forms: Mapping[str, Ops]) -> Iterator[Case]:
+def _cases(config: ModelConfig, forms: Mapping[str, Operations]) -> Iterator[Case]:
     """The operations of one picture, with the rows of a batch of one."""
     torch.manual_seed(0)
     vision, decoder = config.vision, config.decoder
@@ -121,11 +122,11 @@ def _cases(config: ModelConfig, forms: Mapping[str, Ops]) -> Iterator[Case]:
     yield _each("decoder swiglu", forms, lambda ops: ops.swiglu(both), 0)
 
 
-def _each(name: str, forms: Mapping[str, Ops], call: Callable[[Ops], Tensor], flop: int) -> Case:
+def _each(name: str, forms: Mapping[str, Operations], call: Callable[[Operations], Tensor], flop: int) -> Case:
     return Case(name, {form: lambda ops=ops: call(ops) for form, ops in forms.items()}, flop)  # type: ignore[misc]
 
 
-def _int8_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Ops]) -> Case:
+def _int8_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Operations]) -> Case:
     x, scale = torch.randn(m, k), torch.rand(n) / k
     weight = Weight(name, torch.randint(-127, 128, (n, k), dtype=torch.int8), scale)
     case = _each(name, forms, lambda ops: ops.linear(x, weight), 2 * m * k * n)
@@ -134,7 +135,7 @@ def _int8_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Ops]) ->
     return Case(name, {**case.forms, **peers}, case.flop)
 
 
-def _fp32_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Ops]) -> Case:
+def _fp32_linear(name: str, m: int, k: int, n: int, forms: Mapping[str, Operations]) -> Case:
     x, weight = torch.randn(m, k), Weight(name, torch.randn(n, k) / k)
     case = _each(name, forms, lambda ops: ops.linear(x, weight), 2 * m * k * n)
     return Case(name, {**case.forms, **_onnxruntime("fp32", m, k, n)}, case.flop)
@@ -147,7 +148,7 @@ def _onnxruntime(precision: str, *shape: int) -> dict[str, Form]:
     return {f"onnxruntime {precision}": onnxruntime_product(precision, (shape[0], shape[1], shape[2]))}
 
 
-def _attention(tokens: int, heads: int, width: int, forms: Mapping[str, Ops]) -> Case:
+def _attention(tokens: int, heads: int, width: int, forms: Mapping[str, Operations]) -> Case:
     q, k, v = (torch.randn(1, tokens, 3 * width) / 3).chunk(3, dim=-1)
     name, flop = f"vision attention, {heads} x {tokens} x {tokens}", 4 * tokens * tokens * width
     case = _each(name, forms, lambda ops: ops.attention(q, k, v, heads), flop)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from qalign_export.onnx_graphs.model import ModelGraph
-from qalign_fast.families.mplug_owl2.model.abstractor import NORM_EPS
-from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, ModelConfig, VisionConfig
+from qalign_fast.families.mplug_owl2.sizes import NORM_EPS, AbstractorConfig, ModelConfig, VisionConfig
 
 
 def build_vision(graph: ModelGraph, config: ModelConfig) -> None:

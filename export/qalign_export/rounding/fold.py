@@ -17,9 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qalign_fast.families.mplug_owl2.model.abstractor import NORM_EPS
 from qalign_fast.families.mplug_owl2.model.vision import fold_normalization
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig
+from qalign_fast.families.mplug_owl2.sizes import NORM_EPS, ModelConfig
 from qalign_fast.pixels.rule import SquareRule
 
 Tensors = dict[str, Tensor]

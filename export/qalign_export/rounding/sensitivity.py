@@ -20,9 +20,9 @@ from qalign_export.rounding.trace import Trace
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import WEIGHTS
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import PRECISIONS
+from qalign_kernels.contract.weight import Weight
 
 _OUTLIER = 8  # times the median linear's effect
 _HARMLESS = 1e-3  # on 1..5; an effect not worth a higher precision, however small the others are
@@ -65,7 +65,8 @@ def _effects(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor
 
 
 def _scores(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
-    return model.decode(model.encode(pixels), *constants).softmax(-1) @ torch.from_numpy(WEIGHTS)
+    logits: Tensor = model.decode(model.encode(pixels), *constants)
+    return logits.softmax(-1) @ torch.from_numpy(WEIGHTS)
 
 
 class _OneRounded(Ops):

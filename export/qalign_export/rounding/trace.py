@@ -13,11 +13,12 @@ from torch import Tensor
 
 from qalign_export.rounding.fold import Block, Tensors
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
-from qalign_fast.families.mplug_owl2.model.layout import Layout
+from qalign_fast.families.mplug_owl2.model.layout import Layout, turns_of
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.linear import Weight
-from qalign_kernels.contract.ops import Ops
+from qalign_kernels.contract.attention import rotate
+from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.weight import Weight
 
 _ROWS = 2048  # rows of a linear's input that are kept, spread over all that it reads
 
@@ -90,9 +91,9 @@ class Trace:
         chosen = [p for p in self._prompts if p.medium == "image"][: len(tokens)]
         for j, prompt in enumerate(chosen):
             part, suffix = tokens[j :: len(chosen)], self.suffixes[prompt.suffix]
-            sizes = len(part), part.shape[1], len(suffix), len(prompt.prefix)
-            layout = Layout.of(self._model.config.decoder, *sizes, part.device)
-            self._texts.append((prompt, layout.rows(part, suffix), layout))
+            turns = turns_of(self._model.config.decoder, len(prompt.prefix), part.shape[1] + len(suffix))
+            layout = Layout(len(part), part.shape[1], PLAIN.place(turns, part))
+            self._texts.append((prompt, layout.rows(part, suffix, PLAIN), layout))
 
     def _run_decoder_layer(self, i: int) -> None:
         self._texts = [
@@ -103,11 +104,18 @@ class Trace:
     def _advance_prefixes(self, i: int) -> None:
         config = self._model.config.decoder
         for ids, rows in self._prefix_rows.items():
-            layout = Layout.of(config, 1, 0, len(ids), 0, rows.device)
-            self.prefixes[ids].append(self._model.prefix_keys_values(i, rows, layout))
+            layout = Layout(1, 0, PLAIN.place(turns_of(config, 0, len(ids)), rows))
+            self.prefixes[ids].append(self._prefix_keys_values(i, rows, layout))
             if i < config.layers - 1:
                 nothing = rows.new_empty(2, 0, config.heads, config.width // config.heads)
                 self._prefix_rows[ids] = self._model.decoder_layer(i, rows, layout, nothing)
+
+    def _prefix_keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
+        """The text rows [P, D] of one prefix before layer i -> its keys (rotated) and values [2, P, H, Dh]."""
+        name = f"decoder.layers.{i}."
+        kv = self._model.linear(f"{name}kv_text", self._model.modal_norm(f"{name}attention_norm", rows, 0))
+        k, v = kv.unflatten(-1, (2, self._model.config.decoder.heads, -1)).unbind(1)
+        return torch.stack((rotate(k.unsqueeze(0), layout.turns)[0], v))
 
 
 class _Recorder(Ops):

@@ -20,52 +20,16 @@ Letters: M rows, K inputs, N output channels, B = ceil(K / 128) blocks, G = 4 B 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qalign_kernels.contract.precisions import BLOCK, GROUP
 from qalign_kernels.contract.quantized_rows import quantize_rows
+from qalign_kernels.contract.weight import Modal, Weight
 
 _EXACT = 1024  # inputs whose products float32 sums exactly: 1024 · 127² < 2²⁴
 _CHUNK = 1 << 24  # weights expanded to float32 at a time, 64 MB
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A linear's tensors under its name.
-
-    weight  float32, float16, bfloat16, int8 or e4m3 [N, K]; int4's are uint8 [N, B, 64]
-    scale   float32 [N], for int8, e4m3 and int4
-    groups  uint8 [N, G], for int4
-    bias    any float [N]
-    """
-
-    name: str
-    weight: Tensor
-    scale: Tensor | None = None
-    groups: Tensor | None = None
-    bias: Tensor | None = None
-
-    def part(self, first: int, end: int) -> Weight:
-        """Its output channels first .. end - 1."""
-        parts = (self.scale, self.groups, self.bias)
-        return Weight(self.name, self.weight[first:end], *(None if p is None else p[first:end] for p in parts))
-
-
-class Modal(NamedTuple):
-    """How one weight holds three linears: one that all rows read (q), one of visual and one of text rows (k and v).
-
-    The first `common` columns of y [M, N] are the weight's first `common` channels, for every row. The other N - common
-    columns are the weight's next N - common channels for the first `split` rows, which are visual, and its last
-    N - common channels for the other rows, which are text.
-    """
-
-    split: int
-    common: int
 
 
 def linear(x: Tensor, w: Weight) -> Tensor:

@@ -1,31 +1,26 @@
-"""The operations that an engine runs the model with, as one value. `PLAIN` is the contracts themselves, in plain torch.
-
-Faster sets keep the signatures, on tensors of their own device: `qalign_kernels.cpu.ops` and `qalign_kernels.cuda.ops`.
-"""
+"""The operations in plain torch, as one value: `PLAIN` is the contracts themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from qalign_kernels.contract.activation import quick_gelu, swiglu
 from qalign_kernels.contract.attention import attention, attention_by_modality
-from qalign_kernels.contract.linear import Modal, Weight, linear, modal_linear
+from qalign_kernels.contract.linear import linear, modal_linear
 from qalign_kernels.contract.norm import layer_norm, rms_norm
+from qalign_kernels.contract.operations import Activation, Operations
 from qalign_kernels.contract.patches import split_patches
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 
-Activation = Literal["quick_gelu"] | None
 
-
-class Ops:
-    """The operations in plain torch. A subclass that only multiplies in another way overrides `product`.
-
-    The operations called `..._for` make rows that only the linears `readers` read. A set may return them in 8 bits
-    already, as `QuantizedRows`; its own `linear` and `modal_linear` then take these. Plain torch never does.
-    """
+class Ops(Operations):
+    """The operations in plain torch. A subclass that only multiplies in another way overrides `product`."""
 
     name = "plain torch"
 
@@ -58,18 +53,14 @@ class Ops:
         """uint8 [B, S, S, 3] -> rows [B, n, p*p*3] that the linear w reads."""
         return split_patches(pixels, patch).float()
 
-    def layer_norm_for(
-        self, readers: Sequence[Weight], x: Tensor, gain: Tensor, bias: Tensor, eps: float
-    ) -> Tensor | QuantizedRows:
-        return self.layer_norm(x, gain, bias, eps)
+    def cat(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        return torch.cat(tuple(parts), dim)
 
-    def rms_norm_for(
-        self, readers: Sequence[Weight], x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float
-    ) -> Tensor | QuantizedRows:
-        return self.rms_norm(x, visual_gain, text_gain, split, eps)
+    def repeat(self, x: Tensor, batch: int) -> Tensor:
+        return x.expand(batch, *x.shape)
 
-    def swiglu_for(self, readers: Sequence[Weight], gate_up: Tensor) -> Tensor | QuantizedRows:
-        return self.swiglu(gate_up)
+    def place(self, values: npt.NDArray[np.float32], beside: Tensor) -> Tensor:
+        return torch.from_numpy(values).to(beside.device)
 
 
 PLAIN = Ops()

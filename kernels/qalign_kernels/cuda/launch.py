@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.ops import Activation
+from qalign_kernels.contract.operations import Activation
 
 _PER_WARP = 512  # elements of a row that a warp holds well: 16 a thread
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qalign_kernels.contract.linear import Modal, Weight, row_dtype
+from qalign_kernels.contract.linear import row_dtype
 from qalign_kernels.contract.precisions import BLOCK
 from qalign_kernels.contract.quantized_rows import E4M3, LARGEST, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda import linear_hopper, torch_product
 from qalign_kernels.cuda.epilogue import finish_product, finish_tile
 from qalign_kernels.cuda.launch import Epilogue, cdiv, row_stride, row_view

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qalign_kernels.contract.linear import Modal
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Modal
 from qalign_kernels.cuda.launch import cdiv, row_stride
 from qalign_kernels.cuda.runtime import (
     Pointer,

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from qalign_kernels.contract.attention import BACKENDS, attention_backends, attention_by
-from qalign_kernels.contract.linear import Modal, Weight, row_dtype
-from qalign_kernels.contract.ops import Activation, Ops
+from qalign_kernels.contract.linear import row_dtype
+from qalign_kernels.contract.operations import Activation
+from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import LARGEST, QuantizedRows
+from qalign_kernels.contract.weight import Modal, Weight
 from qalign_kernels.cuda import norm, patches
 from qalign_kernels.cuda.activation import swiglu, swiglu_rows
 from qalign_kernels.cuda.attention import attention_by_modality

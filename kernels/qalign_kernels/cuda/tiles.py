@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from qalign_kernels.contract.linear import Modal
+from qalign_kernels.contract.weight import Modal
 from qalign_kernels.cuda.launch import Device, cdiv
 from qalign_kernels.cuda.torch_product import by_cublas, has_product
 

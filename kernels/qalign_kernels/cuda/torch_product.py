@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.quantized_rows import E4M3, QuantizedRows
+from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cuda.launch import Epilogue, row_view
 
 _CUBLAS_BY_ROW = 90  # on other GPUs torch takes CUTLASS's products by rows and channels

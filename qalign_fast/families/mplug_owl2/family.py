@@ -23,7 +23,7 @@ FAMILY = Family(
     level_ids=LEVEL_IDS,
     prompts=ALL_PROMPTS,
     clip_frames=31,  # what 2048 positions hold at OneAlign's 65 tokens a frame
-    engines=("torch", "torch-cuda", "bitsandbytes", "onnx", "onnx-cuda", "tensorrt"),
+    engines=("native", "torch", "torch-cuda", "bitsandbytes", "onnx", "onnx-cuda", "tensorrt"),
     recognizes=_recognizes,
     read_config=read_config,
     sizes_to_json=sizes_to_json,
@@ -33,4 +33,5 @@ FAMILY = Family(
     schema=schema,
     interface=interface,
     model="qalign_fast.families.mplug_owl2.model.models",
+    folded="qalign_fast.families.mplug_owl2.model.folded",
 )

@@ -11,6 +11,7 @@ from qalign_fast.pixels.rule import SquareRule
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+NORM_EPS = 1e-5  # of the abstractor's norm1, normk and norm2, which keep upstream's default; ffn_ln takes the config's
 
 
 def pixel_rule(side: int, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD) -> SquareRule:

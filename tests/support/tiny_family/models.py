@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qalign_fast.families.prompt import Prompt
-from qalign_kernels.contract.linear import Weight
 from qalign_kernels.contract.ops import PLAIN, Ops
+from qalign_kernels.contract.weight import Weight
 from support.tiny_family.sizes import TinySizes, read_config
 
 TOKENS = 16  # in the vocabulary

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig
-
-NORM_EPS = 1e-5  # upstream's norm1, normk and norm2 keep the module default; only ffn_ln takes the config's
+from qalign_fast.families.mplug_owl2.sizes import NORM_EPS, AbstractorConfig
 
 
 class Abstractor(nn.Module):

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalign_fast.families.mplug_owl2.model.layout import Layout
+from qalign_fast.families.mplug_owl2.model.layout import Layout, turns_of
 from qalign_fast.families.mplug_owl2.sizes import DecoderConfig
 from qalign_fast.levels import LEVELS
 from qalign_kernels.contract.attention import rotate, sequence
 from qalign_kernels.contract.norm import rms_norm
+from qalign_kernels.contract.ops import PLAIN
 
 
 class Decoder(nn.Module):
@@ -45,8 +46,9 @@ class Decoder(nn.Module):
     def last_rows(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
         """The last row of every sequence, before layer 0 and after each layer: L + 1 tensors [B, D]."""
         batch, visual = tokens.shape[:2]
-        layout = Layout.of(self.config, batch, visual, len(suffix), len(prefix[0, 0]), tokens.device)
-        rows = layout.rows(tokens, suffix.to(tokens.dtype))  # [N, D]
+        turns = turns_of(self.config, len(prefix[0, 0]), visual + len(suffix))
+        layout = Layout(batch, visual, PLAIN.place(turns, tokens))
+        rows = layout.rows(tokens, suffix.to(tokens.dtype), PLAIN)  # [N, D]
         last = [rows[layout.last(len(rows))]]
         for i, layer in enumerate(self.layers):
             k, v = layer.keys_values(rows, layout)
@@ -58,7 +60,7 @@ class Decoder(nn.Module):
 
     def prefix(self, ids: Sequence[int]) -> Tensor:
         """Keys (rotated) and values [L, 2, P, H, Dh] of the tokens before the picture, which are constant."""
-        layout = Layout.of(self.config, 1, 0, len(ids), 0, self.embed.device)
+        layout = Layout(1, 0, PLAIN.place(turns_of(self.config, 0, len(ids)), self.embed))
         rows = self.suffix(ids)
         constant = []
         for layer in self.layers:

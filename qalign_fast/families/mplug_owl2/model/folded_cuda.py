@@ -8,9 +8,9 @@ from torch import Tensor
 
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_kernels.contract.linear import Modal
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import QuantizedRows
+from qalign_kernels.contract.weight import Modal
 
 
 class CudaModel(FoldedModel):

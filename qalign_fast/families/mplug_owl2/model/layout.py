@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from qalign_fast.families.mplug_owl2.sizes import DecoderConfig
+from qalign_kernels.contract.operations import Operations
+from qalign_kernels.contract.weight import Array
 
 
 class Layout(NamedTuple):
@@ -21,21 +23,17 @@ class Layout(NamedTuple):
 
     batch: int
     visual: int  # V
-    turns: Tensor  # [2, T, Dh]: cosines and sines of the positions
-
-    @classmethod
-    def of(cls, config: DecoderConfig, batch: int, visual: int, text: int, start: int, device: torch.device) -> Layout:
-        """The layout of `batch` sequences, whose first position is `start`."""
-        return cls(batch, visual, turns_of(config, start, visual + text, device))
+    turns: Array  # [2, T, Dh]: cosines and sines of the positions
 
     @property
     def split(self) -> int:
         """The first text row, B*V."""
         return self.batch * self.visual
 
-    def rows(self, visual: Tensor, text: Tensor) -> Tensor:
+    def rows(self, visual: Array, text: Array, ops: Operations) -> Array:
         """Visual rows [B, V, D] and text rows [S, D], which all sequences share -> rows [N, D]."""
-        return torch.cat((visual.flatten(0, 1), text.expand(self.batch, -1, -1).flatten(0, 1)))
+        width = text.shape[-1]
+        return ops.cat((visual.reshape(-1, width), ops.repeat(text, self.batch).reshape(-1, width)))
 
     def last(self, count: int) -> slice:
         """The slice of `count` rows that takes the last row of each sequence."""
@@ -43,10 +41,14 @@ class Layout(NamedTuple):
         return slice(self.split + text - 1, None, text)
 
 
-def turns_of(config: DecoderConfig, start: int, count: int, device: torch.device) -> Tensor:
-    """[2, T, Dh]: cosines and sines of `count` positions from `start`."""
+def turns_of(config: DecoderConfig, start: int, count: int) -> npt.NDArray[np.float32]:
+    """[2, T, Dh]: cosines and sines of `count` positions from `start`.
+
+    Frequencies and angles are rounded to float32, as upstream's are. Powers, cosines and sines are computed in float64
+    and rounded, so that every machine has the same bits.
+    """
     width = config.width // config.heads
-    frequency = config.rope_theta ** (-torch.arange(0, width, 2, device=device).float() / width)
-    positions = torch.arange(start, start + count, device=device).float()
-    angle = positions.outer(frequency).repeat(1, 2)  # both halves have the same angles
-    return torch.stack((angle.cos(), angle.sin()))
+    frequency = np.power(config.rope_theta, -np.arange(0, width, 2) / width).astype(np.float32)
+    angle = np.outer(np.arange(start, start + count, dtype=np.float32), frequency).astype(np.float64)
+    angle = np.tile(angle, 2)  # both halves have the same angles
+    return np.stack((np.cos(angle), np.sin(angle))).astype(np.float32)
