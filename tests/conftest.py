@@ -17,12 +17,17 @@ import torch
 from qalign_export.options import ExportOptions
 from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
+from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines import torch_cuda
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.native_cpu import load_native_engine
+from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.cpu import native
+from qalign_kernels.cpu.numpy_ops import load_numpy
+from qalign_kernels.cpu.plain_numpy import PLAIN
 from support.fake_streams import FakeCuda
-from support.goldens import FOLDERS, GOLDEN, Golden
+from support.goldens import FOLDERS, GOLDEN, Golden, Rounded
 
 # Hides kernels that this user has built: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
@@ -60,7 +65,7 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
     @cache
     def make(folder: str, precision: str) -> Path:
-        engines = ("torch",) if precision == "fp8" else ("onnx", "torch")
+        engines = [engine for engine in ("onnx", "torch") if engine in PRECISIONS[precision].engines]
         return export_artifact(
             GOLDEN / folder,
             out / f"{folder}-{precision}",
@@ -110,6 +115,11 @@ def copy(narrow: Golden, tmp_path: Path) -> Path:
     return Path(shutil.copytree(narrow.artifact, tmp_path / "artifact"))
 
 
-@pytest.fixture(params=["torch", "onnx"])
-def engine(request: pytest.FixtureRequest, golden: Golden) -> Engine:
-    return load_engine(golden.checkpoint if request.param == "torch" else golden.artifact)
+@pytest.fixture(params=["torch", "onnx", "native", "plain numpy"])
+def engine(request: pytest.FixtureRequest, golden: Golden, rounded: Rounded) -> Engine:
+    if request.param in ("torch", "onnx"):
+        return load_engine(golden.checkpoint if request.param == "torch" else golden.artifact)
+    ops = PLAIN
+    if request.param == "native":
+        ops = load_numpy(library_path=request.getfixturevalue("library"))
+    return load_native_engine(open_artifact(rounded(golden.checkpoint.name, "fp32")), ops=ops)

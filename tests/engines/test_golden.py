@@ -1,4 +1,4 @@
-"""Both engines against upstream's own numbers, at every station."""
+"""The engines against upstream's own numbers, at every station."""
 
 from __future__ import annotations
 

@@ -1,0 +1,135 @@
+"""The native engine: the same bits as on torch's memory, for any batch and from many threads, and files refused."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qalign_fast import ArtifactError, Scorer
+from qalign_fast.artifact.manifest import Artifact, open_artifact
+from qalign_fast.artifact.mapped_tensors import map_tensors, weights_file
+from qalign_fast.engines import native_cpu
+from qalign_fast.engines.contract import Engine
+from qalign_fast.engines.native_cpu import NativeEngine, load_native_engine
+from qalign_fast.engines.torch_cpu import load_folded
+from qalign_kernels.cpu.numpy_ops import NumpyOps, load_numpy
+from qalign_kernels.cpu.ops import load_native
+from qalign_kernels.cpu.plain_numpy import PLAIN
+from qalign_kernels.cpu.table import exact_for
+from support.goldens import GOLDEN, PICTURES, ROOT, Rounded
+
+PRECISIONS = ["fp32", "fp16", "bf16", "int8", "int4"]
+
+
+@pytest.fixture(scope="module")
+def ops(library: Path) -> NumpyOps:
+    found = load_numpy(library_path=library)
+    assert found is not None
+    return found
+
+
+def results(engine: Engine, folder: str) -> list[np.ndarray]:
+    """Tokens, and logits of every prompt: the pictures' for an image's, of two clips for a clip's."""
+    tokens = engine.encode(np.load(GOLDEN / folder / "expected.npz")["resized_uint8"])
+    clips = [tokens[:3].reshape(1, -1, tokens.shape[-1]), tokens[2:3]]
+    inputs = {"image": [tokens], "video": clips}
+    return [np.asarray(tokens), *(engine.decode(x, p) for p in engine.prompts for x in inputs[p.medium])]
+
+
+def assert_same_bits(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert len(found) == len(expected) > 4
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("folder", ["narrow-112", "outlier-112"])
+def test_bits_are_those_of_torchs_memory(folder: str, precision: str, rounded: Rounded, library: Path) -> None:
+    artifact, exact = open_artifact(rounded(folder, precision)), exact_for(precision)
+    native = load_native_engine(artifact, ops=load_numpy(library_path=library, exact=exact))
+    torch = load_folded(artifact, ops=load_native(library_path=library, exact=exact))
+    assert (native.name, torch.name, native.kernels) == ("native", "torch", torch.kernels)
+    assert_same_bits(results(native, folder), results(torch, folder))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_pictures_at_a_time_change_no_bit(
+    precision: str, rounded: Rounded, ops: NumpyOps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_native_engine(open_artifact(rounded("narrow-112", precision)), ops=ops)
+    whole = results(engine, "narrow-112")
+    monkeypatch.setattr(native_cpu, "ROWS", 1)
+    assert_same_bits(results(engine, "narrow-112"), whole)
+
+
+def test_many_threads_on_one_scorer_give_equal_scores(ops: NumpyOps) -> None:
+    artifact = open_artifact(ROOT / "qalign_fast/mini")
+    scorer = Scorer(load_native_engine(artifact, ops=ops))
+    paths = sorted(PICTURES.iterdir())
+    expected = [score.logits for score in scorer.score(paths)]
+    wrong: list[object] = []
+
+    def work(first: int) -> None:
+        for i in range(first, first + 8):
+            found = scorer.score(paths[i % len(paths)]).logits
+            if found != expected[i % len(paths)]:
+                wrong.append((i, found))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_weights_are_mapped_and_cannot_be_written(rounded: Rounded) -> None:
+    tensors, found = map_tensors(weights_file(open_artifact(rounded("narrow-112", "bf16"))))
+    weight = tensors["decoder.layers.0.q.weight"]
+    assert (weight.dtype, found["decoder.layers.0.q.weight"].dtype) == (np.uint16, "bfloat16")
+    assert not weight.flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        weight[0] = 0
+
+
+def header(text: bytes, data: bytes = b"\0" * 16) -> bytes:
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not readable as safetensors"),
+        (b"\xff" * 64, "not readable as safetensors"),
+        (header(b"[]"), "not readable as safetensors"),
+        (header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 17]}}'), "not readable as safetensors"),
+        (header(b'{"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}'), "not readable as safetensors"),
+        (header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [4, 20]}}'), "not readable as safetensors"),
+        (header(b'{"a": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}}'), "a is I64; expected one of F32"),
+        (header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}'), "has no tensor 'vision.patch"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused(content: bytes, says: str, rounded: Rounded, tmp_path: Path) -> None:
+    found = open_artifact(rounded("narrow-112", "int8"))
+    artifact = Artifact(Path(shutil.copytree(found.directory, tmp_path / "a")), found.manifest)
+    weights_file(artifact).write_bytes(content)
+    with pytest.raises(ArtifactError, match=says) as caught:
+        load_native_engine(artifact, ops=PLAIN)
+    assert str(weights_file(artifact)) in str(caught.value)
+
+
+def test_the_embedded_model_scores_without_kernels_as_with_them(ops: NumpyOps) -> None:
+    """Plain numpy sums in another order, so that some numbers are rounded to another of 255."""
+    artifact = open_artifact(ROOT / "qalign_fast/mini")
+    paths = sorted(PICTURES.iterdir())
+    found, plain = (
+        [score.value for score in Scorer(load_native_engine(artifact, ops=one)).score(paths)] for one in (ops, PLAIN)
+    )
+    np.testing.assert_allclose(plain, found, rtol=0, atol=5e-3)
+    assert NativeEngine.name == "native"
