@@ -134,6 +134,67 @@ def _golden_report(found: Found) -> str:
     return f"{markdown_table(['what', 'measured', 'on'], rows)}\n\n`bench/results/golden_report.json`: {machine}."
 
 
+def _slim_install(found: Found) -> str:
+    """What an environment of the wheel alone takes, and what it gives with the embedded model and with large ones."""
+    packages = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in found["packages_bytes"].items())
+    start, calls = found["start"], found["calls"]["anonymous_bytes_after"]
+    threads = found["threads"]
+    rows = [
+        ["the wheel", f"{found['wheel_bytes'] / 1e6:.1f} MB"],
+        ["the environment on disk", f"{found['environment_bytes'] / 1e6:.0f} MB: {packages}"],
+        ["process start to the embedded model's first score", _seconds(start["total_s"])],
+        [
+            "of it: import, load, score",
+            ", ".join(f"{start[part][1]:.3f} s" for part in ("import_s", "load_s", "score_s")),
+        ],
+        [
+            f"{threads['threads']} threads with {threads['calls_each']} calls each on one scorer",
+            f"{threads['different']} scores differ, {threads['s']:.0f} s",
+        ],
+        [
+            "memory of its own after " + ", ".join(calls) + " calls",
+            ", ".join(f"{n / 1e6:.0f} MB" for n in calls.values()),
+        ],
+    ]
+    for model in found["full"]:
+        rows += _full_rows(model)
+    machine = _machine(found["environment"], ("numpy", "Pillow", "torch"))
+    return f"{markdown_table(['what', 'measured'], rows)}\n\n`bench/results/slim_install.json`: {machine}."
+
+
+def _full_rows(model: Found) -> list[list[str]]:
+    name = next(precision for precision in ("int8", "int4") if f"-{precision}-" in model["artifact"])
+    native, torch = model["native"], model["torch"]
+    own, whole = ("anonymous_peak_bytes", "resident_peak_bytes")
+    interrupted = max(model["interrupt_s"])
+    return [
+        [
+            f"full size, {name}: load, hashes remembered",
+            f"{native['load_s']:.2f} s; on torch's memory {torch['load_s']:.2f} s",
+        ],
+        [
+            f"full size, {name}: one picture",
+            f"{_seconds(native['score_s'])}; on torch's memory {_seconds(torch['score_s'])}",
+        ],
+        [
+            f"full size, {name}: time beside torch's memory, in turn",
+            f"{model['ratio'][1]:.3f}; bits {'equal' if model['equal_bits'] else 'DIFFER'}",
+        ],
+        [
+            f"full size, {name}: peak memory of its own; with the mapped weights",
+            "; ".join(
+                f"{native[part] / 1e9:.2f} GB, on torch's memory {torch[part] / 1e9:.2f} GB" for part in (own, whole)
+            ),
+        ],
+        [f"full size, {name}: from Ctrl-C to the process's end", f"{interrupted:.2f} s at most"],
+    ]
+
+
+def _seconds(spread: list[float]) -> str:
+    low, median, high = spread
+    return f"{median:.3f} s ({low:.3f}..{high:.3f})"
+
+
 def _machine(facts: Found, packages: tuple[str, ...]) -> str:
     versions = ", ".join(f"{package} {facts[package]}" for package in packages)
     cores = f"{facts['cores']} cores, " if "cores" in facts else ""
@@ -149,6 +210,7 @@ _FORMS: Mapping[str, Callable[[Found], str]] = {
     "full_size": _full_size,
     "golden_report": _golden_report,
     "real_weights": _real_weights,
+    "slim_install": _slim_install,
 }
 
 if __name__ == "__main__":
