@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 MACHINES = ("x86_64", "aarch64")
 OLDEST = (2, 28)  # of glibc: what wheels of numpy need
 _PREBUILT = "qalign_kernels/cpu/prebuilt"
-_AUDITED = re.compile(r'following\s+platform tag:\s+"manylinux_(\d+)_(\d+)_(\w+)"')
+_AUDITED = re.compile(r'following\s+platform\s+tag:\s+"manylinux_(\d+)_(\d+)_(\w+)"')
 
 
 class WheelError(Exception):
