@@ -5,7 +5,7 @@ DEV := .venv
 # The newest torch that pyproject.toml allows; TORCH=path/or/url picks another build, such as a CPU-only wheel.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench tables mini embed clean
+.PHONY: demo test check bench tables wheels mini embed clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table
@@ -26,6 +26,10 @@ bench: $(DEV)/.installed
 # The tables of README.md and docs/measured.md, made anew from bench/results.
 tables: $(DEV)/.installed
 	$(DEV)/bin/python -m qalign_bench.figures.tables
+
+# The pure wheel, and one with compiled kernels for each kind of Linux machine that there is a compiler for.
+wheels: $(DEV)/.installed
+	$(DEV)/bin/python kernels/wheels.py dist
 
 # Trains the embedded model from scratch (half an hour on two cores) and exports it; `make embed` only exports.
 mini: $(DEV)/.installed

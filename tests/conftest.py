@@ -23,9 +23,10 @@ from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.native_cpu import load_native_engine
 from qalign_kernels.contract.precisions import PRECISIONS
-from qalign_kernels.cpu import native
+from qalign_kernels.cpu import building
 from qalign_kernels.cpu.numpy_ops import load_numpy
 from qalign_kernels.cpu.plain_numpy import PLAIN
+from qalign_kernels.cpu.sources import BuildError, this_machine
 from support.fake_streams import FakeCuda
 from support.goldens import FOLDERS, GOLDEN, Golden, Rounded
 
@@ -76,17 +77,28 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ kernels. The first process that asks builds them, once in a run."""
-    folder = tmp_path_factory.getbasetemp() / (".." if processes else ".")
-    try:
-        with (folder / "kernels.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return native.build(folder.resolve() / "kernels.so")
-    except native.BuildError as error:
-        if "cannot be run" not in str(error):
-            raise
-        pytest.skip(str(error))
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The C++ kernels of a kind of machine. The first process that asks builds them, once in a run."""
+    folder = (tmp_path_factory.getbasetemp() / (".." if processes else ".")).resolve()
+
+    def build(machine: str) -> Path:
+        path = folder / machine / "kernels.so"
+        try:
+            with (folder / "kernels.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                return path if path.exists() else building.build(path, machine)
+        except BuildError as error:
+            if "cannot be run" not in str(error):
+                raise
+            pytest.skip(str(error))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def library(compiled: Callable[[str], Path]) -> Path:
+    """The C++ kernels of this machine."""
+    return compiled(this_machine())
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def place_of(path: Path) -> Place | None:
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for folder in ("kernels/qalign_kernels", "qalign_fast", "export", "bench"):
+    for folder in ("kernels", "qalign_fast", "export", "bench"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield path, ast.parse(path.read_text("utf-8"))
 

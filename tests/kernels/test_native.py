@@ -5,7 +5,6 @@ Every instruction set is tested that this CPU runs, and ARM's under an emulator 
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from qalign_kernels.contract.precisions import BLOCK, GROUP
 from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu import native
 from qalign_kernels.cpu.ops import NativeOps, load_native
+from qalign_kernels.cpu.sources import this_machine
 from support.emulated import ARM, X64, EmulatedTable, Program, build_program, build_stand_in, instructions
 from support.goldens import FOLDERS, GOLDEN, Rounded, assert_goldens
 
@@ -67,14 +67,14 @@ MULTIPLIES = {
 }
 ARM_SETS = list(native.instruction_sets(ARM))
 STOOD_IN = [f"{name}, stood in for" for name in ("avxvnni", "avx512bf16", "amx")]
-HERE = [*native.instruction_sets(), *(STOOD_IN if platform.machine().lower() == X64 else [])]
+HERE = [*native.instruction_sets(), *(STOOD_IN if this_machine() == X64 else [])]
 WEIGHTS = ["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory, library: Path) -> Callable[[str], Program]:
+def programs(tmp_path_factory: pytest.TempPathFactory, compiled: Callable[[str], Path]) -> Callable[[str], Program]:
     """The program of a machine's kernels, for its emulator."""
-    return cache(lambda machine: build_program(tmp_path_factory.mktemp(machine), machine, library))
+    return cache(lambda machine: build_program(tmp_path_factory.mktemp(machine), machine, compiled(machine)))
 
 
 @pytest.fixture(scope="module")
@@ -353,13 +353,9 @@ def test_the_best_copy_that_a_cpu_runs_is_chosen(
 
 
 @pytest.mark.parametrize("machine", [ARM, X64])
-def test_a_copy_multiplies_by_the_instructions_it_is_named_for(
-    programs: Callable[[str], Program], library: Path, machine: str
-) -> None:
+def test_a_copy_multiplies_by_the_instructions_it_is_named_for(compiled: Callable[[str], Path], machine: str) -> None:
     """Compilers name features in different ways. A copy that misses one computes correctly, but slowly."""
-    if machine != platform.machine().lower():
-        library = programs(machine).path
-    found = instructions(library, machine)
+    found = instructions(compiled(machine), machine)
     for name, wanted in MULTIPLIES[machine].items():
         assert not wanted - found[name], name
 

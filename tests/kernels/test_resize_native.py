@@ -16,9 +16,10 @@ from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
 from qalign_fast.pixels.paths import PLAIN, native_path
 from qalign_fast.pixels.picture import load_pixels
-from qalign_kernels.cpu import native, resize
+from qalign_kernels.cpu import resize
 from qalign_kernels.cpu.pillow_memory import decode_whole
 from qalign_kernels.cpu.resize import isas, resize_native, windows
+from qalign_kernels.cpu.sources import SOURCES
 from support.goldens import ROOT
 from support.pictures import RULE, pad_then_resize, random_picture, sizes_300
 
@@ -30,7 +31,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("g++ is not installed")
     path = tmp_path_factory.mktemp("native") / "resize.so"
-    source = native.SOURCES / "resize.cpp"
+    source = SOURCES / "resize.cpp"
     subprocess.run([compiler, "-O3", "-std=c++17", "-fPIC", "-shared", "-o", path, source], check=True)
     return ctypes.CDLL(str(path))
 

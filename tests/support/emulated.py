@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -21,12 +20,14 @@ from typing import Any
 import pytest
 
 from qalign_kernels.contract.precisions import BLOCK, GROUP
-from qalign_kernels.cpu import native
+from qalign_kernels.cpu.building import compiler, identity
+from qalign_kernels.cpu.description import write_description
+from qalign_kernels.cpu.sources import FLAGS, SOURCES, instruction_sets, this_machine
 
 ARM, X64 = "aarch64", "x86_64"
 _SIZE = 96 << 20  # bytes of arguments at most
 _LINE = 64
-_FLAGS = ["-std=c++17", "-O1", "-pthread", f"-I{native.SOURCES}"]
+_FLAGS = ["-std=c++17", "-O1", "-pthread", f"-I{SOURCES}"]
 _ONLY = """#include "table.h"
 namespace qk {{ extern const Table table_{name}; }}
 extern "C" const qk::Table* qk_table(const char*) {{ return &qk::table_{name}; }}
@@ -49,31 +50,27 @@ class Program:
 
 
 def build_program(folder: Path, machine: str, library: Path) -> Program:
-    """The program of this machine's kernels, which are in `library`, or of another machine's, which it compiles.
+    """The program of a machine's kernels, which are in `library`.
 
     Skips the test where a tool is not installed: Debian's g++-aarch64-linux-gnu and qemu-user have them.
     """
-    here = machine == platform.machine().lower()
-    compiler = native.compiler() if here else [f"{machine}-linux-gnu-g++"]
-    for tool in (compiler[0], emulator := f"qemu-{machine}"):
+    command = compiler(machine)
+    for tool in (command[0], emulator := f"qemu-{machine}"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    if here:
-        kernels = [str(library), f"-Wl,-rpath,{library.parent}"]
-    else:
-        kernels = ["-static", *map(str, native.compile_objects(folder, compiler, native.instruction_sets(machine)))]
     path, source = folder / "program", Path(__file__).with_name("emulated.cpp")
-    subprocess.run([*compiler, *_FLAGS, "-o", path, source, *kernels], check=True)
+    subprocess.run([*command, *_FLAGS, "-o", path, source, library], check=True)
+    system = [] if machine == this_machine() else ["-L", f"/usr/{machine}-linux-gnu"]  # its C library
     # libraries that are preloaded here, as bench/as_avx2 does, are not for the emulated CPU
-    return Program((emulator, "-U", "LD_PRELOAD"), path)
+    return Program((emulator, *system, "-U", "LD_PRELOAD"), path)
 
 
 def instructions(path: Path, machine: str) -> dict[str, set[str]]:
-    """The instructions of each copy in a program or a library, by its name. Skips the test without a disassembler."""
-    tool = "objdump" if machine == platform.machine().lower() else f"{machine}-linux-gnu-objdump"
+    """The instructions of each copy in a library, by its name. Skips the test without a disassembler."""
+    tool = "objdump" if machine == this_machine() else f"{machine}-linux-gnu-objdump"
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    names = native.instruction_sets(machine)
+    names = instruction_sets(machine)
     found: dict[str, set[str]] = {name: set() for name in names}
     spaces = {f"2qk{len(name)}{name}": name for name in names}  # as the compiler writes qk::name
     of: str | None = None
@@ -89,22 +86,24 @@ def instructions(path: Path, machine: str) -> dict[str, set[str]]:
 def build_stand_in(folder: Path, name: str) -> Path:
     """A library of one copy, for a CPU with AVX512-VNNI that lacks the copy's other instructions."""
     if name == "avxvnni":  # replaces its one new instruction by that of AVX512-VNNI
-        kernels = _compile(folder / "kernels.s", name, ["-S", *native.instruction_sets(X64)[name].split()])
+        kernels = _compile(folder / "kernels.s", name, ["-S", *instruction_sets(X64)[name].split()])
         kernels.write_text(kernels.read_text().replace("{vex}", "{evex}"))
     else:  # its new instructions as plain C++
         header = Path(__file__).parent / "stand_in_cpu" / f"{name}.h"
-        flags = ["-c", "-include", str(header), *native.instruction_sets(X64)["avx512vnni"].split()]
+        flags = ["-c", "-include", str(header), *instruction_sets(X64)["avx512vnni"].split()]
         kernels = _compile(folder / "kernels.o", name, flags)
     only, path = folder / "only.cpp", folder / "alone.so"
     only.write_text(_ONLY.format(name=name))
-    sources = only, kernels, native.SOURCES / "pool.cpp"
-    subprocess.run([*native.compiler(), *_FLAGS, "-fPIC", "-shared", "-o", path, *sources], check=True)
+    sources = only, kernels, SOURCES / "pool.cpp", SOURCES / "identity.cpp"
+    command = [*compiler(), *_FLAGS, identity(X64), "-fPIC", "-shared", "-o", path, *sources]
+    subprocess.run(command, check=True)
+    write_description(path, X64)
     return path
 
 
 def _compile(to: Path, name: str, flags: list[str]) -> Path:
-    command = [*native.compiler(), *native.FLAGS.split(), *flags, f"-DQK_ISA={name}"]
-    subprocess.run([*command, "-o", to, native.SOURCES / "kernels.cpp"], check=True)
+    command = [*compiler(), *FLAGS.split(), *flags, f"-DQK_ISA={name}"]
+    subprocess.run([*command, "-o", to, SOURCES / "kernels.cpp"], check=True)
     return to
 
 

@@ -1,6 +1,8 @@
 // The thread pool. Workers look for a new job for a moment, then they sleep. There is one job at a time; callers queue.
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -10,9 +12,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
 #if defined(__GLIBC__)
 #include <malloc.h>
 #include <sys/mman.h>
@@ -62,8 +61,10 @@ struct Pool {
       while (generation.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {
       }
       if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+        std::lock_guard<std::mutex> lock(mutex);
+        // What `wake.wait` does. Its symbol is as new as GCC 12, and the library must run beside an older libstdc++.
+        while (generation.load(std::memory_order_acquire) == seen)
+          pthread_cond_wait(wake.native_handle(), mutex.native_handle());
       }
       seen = generation.load(std::memory_order_acquire);
       if (stopping) return;
