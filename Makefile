@@ -33,14 +33,14 @@ wheels: $(DEV)/.installed
 
 # Trains the embedded model from scratch (half an hour on two cores) and exports it; `make embed` only exports.
 mini: $(DEV)/.installed
-	$(DEV)/bin/python -m qalign_train.train work/mini
+	PYTHONPATH=export $(DEV)/bin/python -m qalign_train.train work/mini
 	rm -rf models/mini && cp -r work/mini/checkpoint models/mini
 	$(MAKE) embed
 
 embed: $(DEV)/.installed
 	rm -rf qalign_fast/mini
 	$(DEV)/bin/qalign-fast export models/mini qalign_fast/mini --precision int8 --engine torch --calibration-count 16 --task quality --license Apache-2.0
-	$(DEV)/bin/python -m qalign_train.evaluate
+	PYTHONPATH=export $(DEV)/bin/python -m qalign_train.evaluate
 
 clean:
 	rm -rf $(DEMO) $(DEV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

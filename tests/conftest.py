@@ -8,12 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import wheels
 from qalign_export.options import ExportOptions
 from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
@@ -99,6 +101,23 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def library(compiled: Callable[[str], Path]) -> Path:
     """The C++ kernels of this machine."""
     return compiled(this_machine())
+
+
+@pytest.fixture(scope="session")
+def pure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel without kernels."""
+    for module in ("build", "setuptools", "wheel", "auditwheel"):
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: the extra `wheels` has it")
+    return wheels.build_pure(tmp_path_factory.mktemp("pure"))
+
+
+@pytest.fixture(scope="session")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, pure: Path, compiled: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """A machine's wheel."""
+    return cache(lambda machine: wheels.add_library(pure, compiled(machine), machine, tmp_path_factory.mktemp(machine)))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from qalign_bench.peers.measured_process import random_pictures
 from qalign_bench.scenarios import forwards
 from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.load import load_engine
+from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.levels import score_of
 from qalign_fast.references import EMBEDDED
@@ -33,7 +34,7 @@ BOTH = (prompt("quality"), prompt("aesthetics"))
 @pytest.fixture(scope="module")
 def compared() -> dict[str, Any]:
     """The embedded model beside the same with an engine that sleeps, in two rounds of one forward of two pictures."""
-    made = session(scenario="latency", repeat=2, batches=(2,))
+    made = session(scenario="latency", repeat=2, batches=(2,), engines=("native",))
     models = made.models()
     ours = our_contestant(models[0], made.options)
     slow = dataclasses.replace(ours, name="slow", argv=(sys.executable, str(ROOT / "tests/support/slow_worker.py")))
@@ -51,7 +52,7 @@ def test_a_slowed_engine_is_reported_slower(compared: dict[str, Any]) -> None:
 
 
 def test_scores_are_the_engines_own_for_the_pictures_of_the_seed(compared: dict[str, Any]) -> None:
-    engine = load_engine(EMBEDDED)
+    engine = load_engine(EMBEDDED, LoadOptions(engine="native"))
     pixels = random_pictures(SEED, 2, engine.config.pixels.side)
     logits = engine.decode(engine.encode(pixels), engine.prompts[0])
     expected = [score_of(row, "quality").value for row in logits]
@@ -82,7 +83,7 @@ def test_tables_say_what_belongs_beside_a_number(compared: dict[str, Any]) -> No
     text, markdown = report.as_text(compared), report.as_markdown(compared)
     for shown in (text, markdown):
         assert "against the 23 fps RTX 3090 baseline of the paper's summary: not compared" in shown
-        assert "int8 onnx computes with onnxruntime" in shown
+        assert "int8 native computes with plain numpy" in shown
         assert "SRCC" in shown
         assert "measured peak, int8:" in shown
         assert environment()["cpu"] in shown

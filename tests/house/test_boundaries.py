@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import python
-from support.goldens import PICTURES, ROOT
+from support.goldens import PICTURES, ROOT, Golden
 
 STRACE = shutil.which("strace")
 
@@ -24,20 +24,20 @@ def test_a_torch_artifact_loads_without_torchs_compiler(rounded: Callable[[str, 
     assert python(code).strip() == "False"
 
 
-def test_scoring_with_the_embedded_model_needs_no_torch() -> None:
+def test_scoring_with_the_embedded_model_needs_no_runtime() -> None:
     picture = str(PICTURES / "chelsea_small.png")
     code = (
         "import sys\n"
-        "for name in ('torch', 'onnx', 'huggingface_hub', 'av', 'typer'): sys.modules[name] = None\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'huggingface_hub', 'av', 'typer'): sys.modules[name] = None\n"
         f"from qalign_fast import Scorer; print(Scorer.load().score({picture!r}).value)"
     )
     assert 1 <= float(python(code)) <= 5
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "torch", "av"])
-def test_an_extra_that_is_missing_is_one_line_that_helps(missing: str) -> None:
+def test_an_extra_that_is_missing_is_one_line_that_helps(missing: str, goldens: dict[str, Golden]) -> None:
     use = {
-        "onnxruntime": "Scorer.load()",
+        "onnxruntime": f"Scorer.load({str(goldens['narrow-112'].artifact)!r})",
         "torch": f"Scorer.load({str(ROOT / 'tests/golden/narrow-112')!r})",
         "av": "Scorer.load().score_video('clip.mp4')",
     }[missing]

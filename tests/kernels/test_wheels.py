@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from zipfile import ZipFile
@@ -32,22 +31,6 @@ from support.emulated import ARM, X64, EmulatedTable, build_program
 
 PREBUILT = "qalign_kernels/cpu/prebuilt/"
 LIBSTDCXX = {"GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}  # of GCC 8, which systems with glibc 2.28 have
-
-
-@pytest.fixture(scope="module")
-def pure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for module in ("build", "setuptools", "wheel", "auditwheel"):
-        if find_spec(module) is None:
-            pytest.skip(f"{module} is not installed: the extra `wheels` has it")
-    return wheels.build_pure(tmp_path_factory.mktemp("pure"))
-
-
-@pytest.fixture(scope="module")
-def made(
-    tmp_path_factory: pytest.TempPathFactory, pure: Path, compiled: Callable[[str], Path]
-) -> Callable[[str], Path]:
-    """A machine's wheel."""
-    return cache(lambda machine: wheels.add_library(pure, compiled(machine), machine, tmp_path_factory.mktemp(machine)))
 
 
 @pytest.fixture(scope="module")

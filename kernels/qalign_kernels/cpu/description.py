@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qalign_kernels.cpu.sources import fingerprint, this_machine
 
+REFUSED, _SKIPPED = "refused", "skipped"
 _FIELDS = ("system", "machine", "libc", "sources", "sha256")
 _NO_GLIBC = "no glibc"
 # Where an ELF file says what it is: 64 bits and little-endian; a shared library; the machine's number.
@@ -33,11 +34,11 @@ def objection(library: Path) -> str | None:
     """
     said = read_description(library)
     if said is None:
-        return f"refused: {library} has no whole description, {described_in(library).name}, beside it"
+        return f"{REFUSED}: {library} has no whole description, {described_in(library).name}, beside it"
     try:
         return _misfit(library, said) or _damage(library, said)
     except OSError as error:
-        return f"refused: {library} cannot be read: {error.strerror}"
+        return f"{REFUSED}: {library} cannot be read: {error.strerror}"
 
 
 def read_description(library: Path) -> Description | None:
@@ -81,18 +82,18 @@ def _misfit(library: Path, said: Description) -> str | None:
     here = {"system": sys.platform, "machine": this_machine(), "libc": this_libc()}
     same = (said["system"], said["machine"]) == (here["system"], here["machine"])
     if not (same and _runs_on(said["libc"], here["libc"])):
-        return f"skipped: {library} is for {_place(said)}, and this is {_place(here)}"
+        return f"{_SKIPPED}: {library} is for {_place(said)}, and this is {_place(here)}"
     if said["sources"] != fingerprint():
-        return f"skipped: {library} was compiled from other sources than this package has"
+        return f"{_SKIPPED}: {library} was compiled from other sources than this package has"
     return None
 
 
 def _damage(library: Path, said: Description) -> str | None:
     data = library.read_bytes()
     if hashlib.sha256(data).hexdigest() != said["sha256"]:
-        return f"refused: {library} has another SHA-256 than its description says"
+        return f"{REFUSED}: {library} has another SHA-256 than its description says"
     if said["system"] == "linux" and said["machine"] in _ELF_MACHINES and not _is_elf(data, said["machine"]):
-        return f"refused: {library} is no shared library for {said['machine']}, which its description says it is"
+        return f"{REFUSED}: {library} is no shared library for {said['machine']}, which its description says it is"
     return None
 
 

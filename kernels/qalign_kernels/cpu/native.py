@@ -11,12 +11,13 @@ the package's library is loaded: wheels for Linux have one. No library is loaded
 from __future__ import annotations
 
 import ctypes
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from qalign_kernels.cache_folder import cache_folder
-from qalign_kernels.cpu.description import objection, read_description
+from qalign_kernels.cpu.description import REFUSED, objection, read_description
 from qalign_kernels.cpu.sources import SLOW, BuildError, fingerprint, instruction_sets
 
 __all__ = ["BuildError", "build", "chosen", "describe", "instruction_sets", "is_built", "library_path", "load"]
@@ -91,6 +92,8 @@ def _find(path: Path | None) -> _Found:
             if isinstance(opened, ctypes.CDLL):
                 return _Found(opened, place, tuple(objections))
             objections.append(opened)
+            if opened.startswith(REFUSED):  # no library should ever be so: whoever scores slowly must hear of it
+                warnings.warn(f"C++ kernels {opened}", RuntimeWarning, stacklevel=3)
     return _Found(None, None, tuple(objections))
 
 
@@ -106,10 +109,10 @@ def _open(path: Path) -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(path))
         sources = ctypes.CFUNCTYPE(ctypes.c_char_p)(("qk_sources", library))()
     except (OSError, AttributeError) as error:
-        return f"refused: {path} cannot be loaded: {error}"
+        return f"{REFUSED}: {path} cannot be loaded: {error}"
     said = read_description(path)
     if said is None or sources.decode() != said["sources"]:
-        return f"refused: {path} says of itself that it was compiled from other sources than its description says"
+        return f"{REFUSED}: {path} says of itself that it was compiled from other sources than its description says"
     return library
 
 

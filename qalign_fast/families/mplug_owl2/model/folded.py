@@ -102,7 +102,8 @@ class FoldedModel:
         name, config = f"abstractor.layers.{i}.", self.config.abstractor
         if i == 0:
             x, q, k, v = (self.ops.repeat(self.tensors[f"{name}{part}"], len(keys)) for part in ("x", "q", "k", "v"))
-            q = self.ops.cat([q[:1]] * len(keys))  # cuDNN's attention cannot run on a batch stride of 0
+            if len(keys) > 1:
+                q = self.ops.cat([q[:1]] * len(keys))  # cuDNN's attention cannot run on a batch stride of 0
         else:
             x = self.norm(f"{name}query_norm", x, NORM_EPS)
             q, k, v = _split(self.linear(f"{name}qkv", x) + self.tensors[f"{name}qkv_table"], 3)

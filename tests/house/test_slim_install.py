@@ -1,0 +1,135 @@
+"""The wheel with kernels in an environment of numpy, Pillow and safetensors: no torch, no onnxruntime, no compiler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+
+from qalign_fast import Scorer
+from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.engines.torch_cpu import load_folded
+from qalign_kernels.cpu.ops import load_native
+from qalign_kernels.cpu.sources import this_machine
+from qalign_kernels.cpu.table import exact_for
+from support.goldens import FOLDERS, GOLDEN, PICTURES, Rounded
+
+STRACE = shutil.which("strace")
+PACKAGES = ("numpy", "numpy.libs", "PIL", "pillow.libs", "safetensors")
+SCORE = """
+import json, sys
+from qalign_fast import Scorer
+scorer = Scorer.load(sys.argv[1] if len(sys.argv) > 1 else None)
+scores = scorer.score(json.loads(sys.stdin.read()))
+facts = {"engine": scorer.engine.name, "kernels": scorer.engine.kernels, "logits": [score.logits for score in scores]}
+print(json.dumps(facts | {"values": [score.value for score in scores]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory: pytest.TempPathFactory, made: Callable[[str], Path]) -> Path:
+    """The Python of that environment. The packages are this one's, by links, so that no network is needed."""
+    folder = tmp_path_factory.mktemp("slim")
+    venv.create(folder, with_pip=False)
+    [site] = folder.glob("lib/python*/site-packages")
+    with ZipFile(made(this_machine())) as wheel:
+        wheel.extractall(site)
+    [here] = (Path(place).parent for place in find_spec("numpy").submodule_search_locations)
+    for name in PACKAGES:
+        if (here / name).exists():
+            (site / name).symlink_to(here / name)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> dict[str, str]:
+    """An environment without programs, whose home is empty."""
+    (tmp_path / "home").mkdir()
+    return {"HOME": str(tmp_path / "home"), "PATH": str(tmp_path), "TMPDIR": str(tmp_path / "home")}
+
+
+def score(slim: Path, environment: dict[str, str], pictures: list[Path], *model: Path) -> dict[str, Any]:
+    command = [str(slim), "-c", SCORE, *map(str, model)]
+    given = json.dumps([str(path) for path in pictures])
+    run = subprocess.run(command, env=environment, input=given, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout))
+
+
+def test_it_has_no_runtime_and_no_compiler(slim: Path, nowhere: dict[str, str]) -> None:
+    code = (
+        "import shutil; from importlib.util import find_spec\n"
+        "print([m for m in ('torch', 'onnxruntime', 'onnx', 'av', 'typer') if find_spec(m)],"
+        " [tool for tool in ('g++', 'c++', 'gcc', 'clang') if shutil.which(tool)])"
+    )
+    run = subprocess.run([slim, "-c", code], env=nowhere, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[] []"
+
+
+def test_the_embedded_model_runs_on_the_wheels_kernels(slim: Path, nowhere: dict[str, str], library: Path) -> None:
+    pictures = sorted(PICTURES.iterdir())
+    found = score(slim, nowhere, pictures)
+    assert (found["engine"], found["kernels"]) == ("native", load_native(library_path=library).name)
+    here = Scorer(
+        load_folded(
+            open_artifact(GOLDEN.parents[1] / "qalign_fast/mini"), ops=load_native(library_path=library, exact=False)
+        )
+    )
+    assert found["logits"] == [list(one.logits) for one in here.score(pictures)]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_goldens(slim: Path, nowhere: dict[str, str], rounded: Rounded, folder: str) -> None:
+    expected = np.load(GOLDEN / folder / "expected.npz")
+    pictures = [PICTURES / name for name in expected["picture_names"]]
+    found = score(slim, nowhere, pictures, rounded(folder, "fp32"))
+    np.testing.assert_allclose(found["logits"], expected["logits_quality_image"], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(found["values"], expected["score_quality_image"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
+def test_bits_are_those_of_torchs_memory(
+    slim: Path, nowhere: dict[str, str], rounded: Rounded, library: Path, precision: str
+) -> None:
+    artifact, pictures = rounded("narrow-112", precision), sorted(PICTURES.iterdir())
+    ops = load_native(library_path=library, exact=exact_for(precision))
+    expected = [list(one.logits) for one in Scorer(load_folded(open_artifact(artifact), ops=ops)).score(pictures)]
+    assert score(slim, nowhere, pictures, artifact)["logits"] == expected
+
+
+def test_scoring_writes_nothing_and_opens_no_socket(slim: Path, nowhere: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "trace"
+    trace = [STRACE, "-f", "-e", "trace=socket,connect,openat,mkdir,mkdirat", "-o", str(log)] if STRACE else []
+    code = "import sys; from qalign_fast import Scorer; print(Scorer.load().warm().score(sys.argv[1]).value)"
+    picture = str(PICTURES / "chelsea_small.png")
+    run = subprocess.run(
+        [*trace, slim, "-B", "-c", code, picture], env=nowhere, capture_output=True, text=True, check=True
+    )
+    assert 1 <= float(run.stdout) <= 5
+    assert list(Path(nowhere["HOME"]).rglob("*")) == []
+    if STRACE:
+        calls = log.read_text().splitlines()
+        assert any("prebuilt/kernels.so" in call for call in calls)
+        assert not [c for c in calls if "socket(" in c or "connect(" in c]
+        writes = [c for c in calls if any(flag in c for flag in ("O_WRONLY", "O_RDWR", "O_CREAT", "mkdir"))]
+        assert not [c for c in writes if '"/dev/' not in c and '"/proc/' not in c and '"/sys/' not in c]
+
+
+def test_what_is_missing_is_one_line_that_helps(slim: Path, nowhere: dict[str, str], rounded: Rounded) -> None:
+    for model, extra in ((GOLDEN / "narrow-112", "torch"), (rounded("narrow-112", "fp8"), "torch")):
+        code = (
+            "import sys; from qalign_fast import QAlignError, Scorer\n"
+            "try: Scorer.load(sys.argv[1])\nexcept QAlignError as error: print(error)"
+        )
+        run = subprocess.run([slim, "-c", code, model], env=nowhere, capture_output=True, text=True, check=True)
+        assert len(run.stdout.splitlines()) == 1
+        assert f"pip install 'qalign-fast[{extra}]'" in run.stdout
