@@ -47,7 +47,7 @@ clean:
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/pip install --quiet --disable-pip-version-check '.[cli,cpu]'
+	$(DEMO)/bin/pip install --quiet --disable-pip-version-check '.[cli]'
 	touch $@
 
 $(DEV)/.installed: pyproject.toml

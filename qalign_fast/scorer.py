@@ -50,6 +50,8 @@ class Scorer:
     ) -> Self:
         """A scorer for a model: None (the embedded mini model), an artifact or checkpoint directory, or a Hub id.
 
+        `engine` is "auto" or one that the model has weights for: "native" (torch weights on a CPU, without torch),
+        "torch", "onnx", "onnx-cuda", "tensorrt".
         `precision` is a checkpoint's "fp32", "bnb-int8" or "bnb-nf4" (bitsandbytes'); an artifact has one of its own.
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError
         or MissingExtraError.

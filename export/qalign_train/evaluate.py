@@ -1,6 +1,6 @@
 """A model in, the figures of MODEL_CARD.md out: how well it ranks damage on photographs that it never saw.
 
-    python -m qalign_train.evaluate [MODEL]
+    PYTHONPATH=export python -m qalign_train.evaluate [MODEL]
 
 They are Spearman's correlation of score and severity, over five severities of each held-out picture and family. -1 is
 perfect.

@@ -1,6 +1,6 @@
 """Photographs in, a small trained checkpoint of exactly OneAlign's architecture out: the model the package embeds.
 
-    python -m qalign_train.train work/mini --steps 6000
+    PYTHONPATH=export python -m qalign_train.train work/mini --steps 6000
 
 It trains from scratch on distorted photographs (data.py). The loss is cross-entropy on the five level tokens, as in
 the paper, with the quality prompts for images and videos. A clip's frames are samples of similar ratings; the clip's

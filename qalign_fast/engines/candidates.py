@@ -7,6 +7,8 @@ objection is chosen. If every candidate has one, the error lists them all. A new
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -94,7 +96,7 @@ def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterat
 
 def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
     """The engines for a GPU that find one here, as far as that is known before anything is loaded."""
-    if "torch" in has and find_spec("torch"):
+    if "torch" in has and find_spec("torch") and _driver_is_there():
         place = _place_of_torch("auto", manifest)
         if place != "cpu":
             why = f"{place}, the first CUDA device that its kernels run on"
@@ -191,6 +193,17 @@ def _not_installed(engine: str) -> MissingExtraError | None:
     return MissingExtraError(
         f"an artifact's engine {engine} runs on {package}, which is not installed: pip install 'qalign-fast[{extra}]'"
     )
+
+
+def _driver_is_there() -> bool:
+    """Whether NVIDIA's driver is installed, as far as can be told without torch, whose import takes seconds."""
+    if "torch" in sys.modules:
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _place_of_torch(device: str, manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from threading import Lock
 
@@ -42,21 +43,28 @@ class NativeEngine:
         """`tensors` and `constants`: as `map_tensors` and `load_constants` return them."""
         self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
         self.prompts, self.kernels = manifest.task_prompts, ops.name
-        self._constants, self._turn = constants, Lock()
+        self._constants = constants
+        self._lock, self._process = Lock(), os.getpid()
         self._model = manifest.family.folded_model()(manifest.config, tensors, ops)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         """As `Engine.encode`, a few pictures at a time."""
-        with self._turn:
+        with self._turn():
             parts = _parts(pixels, self.config.vision_rows(*pixels.shape[1:3]))
             return _whole([self._model.encode(part) for part in parts])
 
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
         """As `Engine.decode`, a few sequences at a time."""
         given, constants = np.asarray(tokens), self._constants[prompt.name]
-        with self._turn:
+        with self._turn():
             parts = _parts(given, given.shape[1] + len(prompt.suffix))
             return _whole([self._model.decode(part, *constants) for part in parts])
+
+    def _turn(self) -> Lock:
+        """This process's lock. What a fork copied may be held by a thread that the child does not have."""
+        if self._process != os.getpid():
+            self._lock, self._process = Lock(), os.getpid()
+        return self._lock
 
 
 def load_native_engine(artifact: Artifact, threads: int | None = None, ops: Operations | None = None) -> NativeEngine:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.engines import bitsandbytes_linears
 from qalign_fast.engines.contract import Tokens
+from qalign_fast.engines.native_cpu import ROWS
 from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
 from qalign_fast.families.family import Constants, Family, Folded, Reference
@@ -31,8 +32,6 @@ from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.quantized_rows import E4M3, fake_rows
 from qalign_kernels.contract.weight import Weight
 from qalign_kernels.cpu.ops import exact_for, load_native
-
-_ROWS = 2048  # of the vision tower at a time; with more, activations leave the cache and nothing is gained
 
 
 class TorchEngine:
@@ -63,7 +62,7 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         """As `Engine.encode`, a few pictures at a time."""
-        size = max(1, _ROWS // self.config.vision_rows(*pixels.shape[1:3]))
+        size = max(1, ROWS // self.config.vision_rows(*pixels.shape[1:3]))
         chunks = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).split(size)
         return torch.cat([self._model.encode(chunk.to(self.device)) for chunk in chunks])
 

@@ -23,6 +23,7 @@ from qalign_fast.engines.candidates import choose
 from qalign_fast.engines.engine_times import Measured, rank, read_times
 from qalign_fast.engines.options import LoadOptions
 from qalign_kernels.cpu import native
+from support.command_line import python
 from support.goldens import GOLDEN, ROOT, Rounded
 
 
@@ -99,6 +100,22 @@ def test_an_engine_that_is_not_installed_is_passed_over(
         choose(both, LoadOptions("cpu", engine="torch"))
     on(None)
     assert str(choose(both, LoadOptions("cpu", engine="auto"))).startswith("native on plain numpy")
+
+
+def test_looking_for_a_gpu_where_there_is_no_driver_imports_no_torch() -> None:
+    code = (
+        "import ctypes, sys\n"
+        "class NoLibrary:\n"
+        "    def __init__(self, name): raise OSError(name)\n"
+        "ctypes.CDLL = NoLibrary\n"
+        "from qalign_fast.artifact.manifest import open_artifact\n"
+        "from qalign_fast.engines.candidates import candidates\n"
+        "from qalign_fast.engines.options import LoadOptions\n"
+        "from qalign_fast.references import EMBEDDED\n"
+        "found = [(one.engine, one.place) for one in candidates(open_artifact(EMBEDDED), LoadOptions())]\n"
+        "print(found, 'torch' in sys.modules)"
+    )
+    assert python(code).strip() == "[('torch', 'cpu'), ('native', 'cpu')] False"
 
 
 def test_if_no_engine_can_run_each_says_why(

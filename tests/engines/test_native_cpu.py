@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -87,6 +89,25 @@ def test_many_threads_on_one_scorer_give_equal_scores(ops: NumpyOps) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+FORK = """
+import os, sys
+from qalign_fast import Scorer
+scorer = Scorer.load(engine="native")
+expected = scorer.score(sys.argv[1]).logits
+scorer.engine._lock.acquire()  # as if another thread were scoring
+child = os.fork()
+if child == 0:
+    os._exit(0 if scorer.score(sys.argv[1]).logits == expected else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    command = [sys.executable, "-c", FORK, str(PICTURES / "chelsea_small.png")]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_weights_are_mapped_and_cannot_be_written(rounded: Rounded) -> None:
