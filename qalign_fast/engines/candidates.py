@@ -71,7 +71,7 @@ def candidates(artifact: Artifact, options: LoadOptions) -> Iterator[Candidate]:
 def engines_of(manifest: Manifest) -> tuple[str, ...]:
     """The engines that read what an artifact has. Two engines run torch weights: one without torch, and torch."""
     has = tuple(manifest.engines)
-    return ("native", *has) if "torch" in has and "native" in manifest.family.engines else has
+    return (*has, "native") if "torch" in has and "native" in manifest.family.engines else has
 
 
 def weights_of(engine: str) -> str:

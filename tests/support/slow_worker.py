@@ -14,7 +14,7 @@ from qalign_fast.engines.contract import Engine, Tokens
 from qalign_fast.engines.load import load_engine
 from qalign_fast.families.prompt import Prompt
 
-SLEEP_S = 0.5
+SLEEP_S = 2.0  # far more than a forward takes on a busy machine
 
 
 class Slow:
