@@ -91,6 +91,41 @@ def test_many_threads_on_one_scorer_give_equal_scores(ops: NumpyOps) -> None:
     assert wrong == []
 
 
+RELOAD = """
+import sys, threading
+from pathlib import Path
+from qalign_fast import Scorer
+from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.engines.native_cpu import load_native_engine
+from qalign_fast.references import EMBEDDED
+from qalign_kernels.cpu.numpy_ops import load_numpy
+
+def scorer(threads):
+    ops = load_numpy(threads=threads, library_path=Path(sys.argv[1]))
+    return Scorer(load_native_engine(open_artifact(EMBEDDED), ops=ops))
+
+one = scorer(2)
+expected, different = one.score(sys.argv[2]).logits, []
+done = threading.Event()
+def work():
+    while not done.is_set():
+        different.extend(found for found in [one.score(sys.argv[2]).logits] if found != expected)
+workers = [threading.Thread(target=work) for _ in range(2)]
+[worker.start() for worker in workers]
+for i in range(40):
+    scorer(1 + i % 3)
+done.set()
+[worker.join() for worker in workers]
+sys.exit(len(different))
+"""
+
+
+def test_a_model_may_be_loaded_for_other_threads_while_one_scores(library: Path) -> None:
+    """The kernels' threads are one pool for the process. It is replaced between two operations."""
+    command = [sys.executable, "-c", RELOAD, str(library), str(PICTURES / "chelsea_small.png")]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 0
+
+
 FORK = """
 import os, sys
 from qalign_fast import Scorer

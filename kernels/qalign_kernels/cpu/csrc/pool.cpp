@@ -38,7 +38,6 @@ struct Pool {
   }
 
   void run(Task task, const void* context, int64_t count) {
-    std::lock_guard<std::mutex> one_job(callers);
     this->task = task, this->context = context, this->count = count;
     next.store(0, std::memory_order_relaxed);
     busy.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
@@ -74,7 +73,7 @@ struct Pool {
   }
 
   std::vector<std::thread> workers;
-  std::mutex callers, mutex;
+  std::mutex mutex;
   std::condition_variable wake;
   std::atomic<uint64_t> generation{0};
   std::atomic<int64_t> next{0};
@@ -85,20 +84,19 @@ struct Pool {
   int64_t count = 0;
 };
 
-std::mutex pool_mutex;
-Pool* pool = nullptr;  // never destroyed at exit: its threads end with the process
-int wanted = 0;
+// One job at a time holds `turn`, and so does whoever replaces the pool.
+struct State {
+  std::mutex turn;
+  Pool* pool = nullptr;  // never destroyed at exit: its threads end with the process
+};
 
-Pool& current() {
-  std::lock_guard<std::mutex> lock(pool_mutex);
+State* state = new State;
+std::atomic<int> wanted{0};
+
 #if defined(__unix__) || defined(__APPLE__)
-  static const bool forks =
-      pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }) == 0;  // a forked child has no workers
-  (void)forks;
+// A forked child has no workers, and perhaps a copy of a lock that a thread of its parent holds.
+const int forks = pthread_atfork(nullptr, nullptr, [] { state = new State; });
 #endif
-  if (!pool) pool = new Pool(threads());
-  return *pool;
-}
 
 struct Scratch {
   ~Scratch() { std::free(data); }
@@ -110,11 +108,16 @@ struct Scratch {
 
 int threads() {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  return wanted > 0 ? wanted : (cores > 0 ? cores : 1);
+  const int asked = wanted;
+  return asked > 0 ? asked : (cores > 0 ? cores : 1);
 }
 
 void run(Task task, const void* context, int64_t count) {
-  if (count > 1 && threads() > 1) return current().run(task, context, count);
+  if (count > 1 && threads() > 1) {
+    std::lock_guard<std::mutex> one_job(state->turn);
+    if (!state->pool) state->pool = new Pool(threads());
+    return state->pool->run(task, context, count);
+  }
   for (int64_t i = 0; i < count; i++) task(context, i);
 }
 
@@ -148,9 +151,9 @@ extern "C" __attribute__((visibility("default"))) void qk_keep_memory() {
 }
 
 extern "C" __attribute__((visibility("default"))) void qk_set_threads(int count) {
-  std::lock_guard<std::mutex> lock(qk::pool_mutex);
+  std::lock_guard<std::mutex> no_job(qk::state->turn);
   if (count == qk::wanted) return;
-  delete qk::pool;
-  qk::pool = nullptr;
+  delete qk::state->pool;
+  qk::state->pool = nullptr;
   qk::wanted = count;
 }
