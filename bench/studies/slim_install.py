@@ -228,7 +228,8 @@ for _ in sys.stdin:
 """
 )
 FOREVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background is started without it
 from qalign_fast import Scorer
 scorer = Scorer.load(sys.argv[2])
 scorer.score(sys.argv[1])
