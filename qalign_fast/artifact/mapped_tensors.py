@@ -19,7 +19,7 @@ from qalign_fast.errors import ArtifactError, one_line
 from qalign_fast.families.schema import Found
 
 # By safetensors' names: torch's name, and the numpy dtype that holds it. numpy has neither bfloat16 nor 8-bit floats.
-_DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+_DTYPES: dict[str, tuple[str, np.dtype[Any] | None]] = {
     "F32": ("float32", np.dtype("<f4")),
     "F16": ("float16", np.dtype("<f2")),
     "BF16": ("bfloat16", np.dtype("<u2")),
@@ -39,9 +39,9 @@ def weights_file(artifact: Artifact) -> Path:
 
 
 def map_tensors(path: Path) -> tuple[dict[str, npt.NDArray], dict[str, Found]]:
-    """The tensors of a safetensors file, mapped read-only, and what they are.
+    """The tensors of a safetensors file, mapped read-only, and what all of its tensors are.
 
-    Raises ArtifactError for a file that cannot be read and for a dtype that no weight has.
+    The first leaves out a tensor whose dtype no weight has. Raises ArtifactError for a file that cannot be read.
     """
     try:
         with safe_open(path, "numpy"):  # checks the header, and that the tensors fill the file
@@ -55,11 +55,10 @@ def map_tensors(path: Path) -> tuple[dict[str, npt.NDArray], dict[str, Found]]:
     header.pop("__metadata__", None)
     found, tensors = {}, {}
     for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ArtifactError(f"{path}: {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
-        dtype, held = _DTYPES[entry["dtype"]]
+        dtype, held = _DTYPES.get(entry["dtype"], (entry["dtype"], None))
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-        count = (end - begin) // held.itemsize
         found[name] = Found(shape, dtype)
-        tensors[name] = np.frombuffer(mapped, held, count, 8 + length + begin).reshape(shape)
+        if held is not None:
+            count = (end - begin) // held.itemsize
+            tensors[name] = np.frombuffer(mapped, held, count, 8 + length + begin).reshape(shape)
     return tensors, found

@@ -51,18 +51,17 @@ def _engines(artifact: Artifact, options: LoadOptions) -> dict[str, str]:
     """The engine that would run, the others that could, and why the rest could not."""
     found = list(candidates(artifact, options))
     could = [one for one in found if one.objection is None]
-    if not could:
-        return {"engine": f"none here: {'; or '.join(str(one.objection) for one in found)}"}
-    facts = {"engine": str(could[0])}
-    if could[0].engine == "torch" and could[0].place.startswith("cuda"):
+    facts = {"engine": str(could[0]) if could else f"none here: {'; or '.join(str(one.objection) for one in found)}"}
+    if could and could[0].engine == "torch" and could[0].place.startswith("cuda"):
         from qalign_fast.engines.cuda_model import attention_of
 
         attention = attention_of(artifact.manifest.precision, could[0].place)
         facts["attention"] = f"torch's, {attention}"
     if could[1:]:
         facts["could also run"] = "; ".join(map(str, could[1:]))
-    refused = [f"{one.engine}: {one.objection}" for one in found if one.objection]
-    has = engines_of(artifact.manifest)
+    refused = [f"{one.engine}: {one.objection}" for one in found if one.objection and could]
+    has, named = engines_of(artifact.manifest), [one.engine for one in found]
+    refused += [f"{name}: not on device {options.device!r}" for name in has if name not in named]
     refused += [f"{name}: the artifact has no weights for it" for name in ENGINES if name not in has]
     return facts | ({"cannot run": "; ".join(refused)} if refused else {})
 

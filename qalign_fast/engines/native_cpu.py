@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from threading import Lock
+from contextlib import contextmanager
+from threading import BoundedSemaphore
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from qalign_fast.errors import ArtifactError
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import check_tensors
 from qalign_kernels.contract.operations import Operations
+from qalign_kernels.cores import cores
 from qalign_kernels.cpu.numpy_ops import load_numpy
 from qalign_kernels.cpu.table import exact_for
 
@@ -26,7 +28,8 @@ ROWS = 2048  # of a model at a time; with more, activations leave the cache and 
 class NativeEngine:
     """A folded model on numpy arrays. Tokens are numpy arrays, float32 [B, V, D].
 
-    Calls from several threads take turns: each has every core, and the memory of one is all that there is.
+    Calls from several threads take turns, because each has every core; so there is the memory of one. With one thread a
+    call, as many run at once as there are cores.
     """
 
     name = "native"
@@ -39,12 +42,13 @@ class NativeEngine:
         tensors: Mapping[str, npt.NDArray],
         constants: Mapping[str, tuple[npt.NDArray[np.float32], ...]],
         ops: Operations,
+        at_once: int = 1,
     ) -> None:
-        """`tensors` and `constants`: as `map_tensors` and `load_constants` return them."""
+        """`tensors` and `constants`: as `map_tensors` and `load_constants` return them. `at_once`: calls, at most."""
         self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
         self.prompts, self.kernels = manifest.task_prompts, ops.name
         self._constants = constants
-        self._lock, self._process = Lock(), os.getpid()
+        self._at_once, self._turns, self._process = at_once, BoundedSemaphore(at_once), os.getpid()
         self._model = manifest.family.folded_model()(manifest.config, tensors, ops)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
@@ -60,11 +64,16 @@ class NativeEngine:
             parts = _parts(given, given.shape[1] + len(prompt.suffix))
             return _whole([self._model.decode(part, *constants) for part in parts])
 
-    def _turn(self) -> Lock:
-        """This process's lock. What a fork copied may be held by a thread that the child does not have."""
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of this process's turns. Those that a fork copied may be held by threads that the child does not have."""
         if self._process != os.getpid():
-            self._lock, self._process = Lock(), os.getpid()
-        return self._lock
+            self._turns, self._process = BoundedSemaphore(self._at_once), os.getpid()
+        with self._turns:
+            try:
+                yield
+            finally:
+                self._model.ops.end_turn()
 
 
 def load_native_engine(artifact: Artifact, threads: int | None = None, ops: Operations | None = None) -> NativeEngine:
@@ -79,8 +88,11 @@ def load_native_engine(artifact: Artifact, threads: int | None = None, ops: Oper
         check_tensors(manifest.family.schema(manifest.config), found)
     except ValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
+    for name, tensor in found.items():
+        if tensor.dtype == "float8_e4m3fn":
+            raise ArtifactError(f"{path}: {name} is {tensor.dtype}, which engine native has no kernels for")
     ops = ops or load_numpy(threads=threads, exact=exact_for(manifest.precision)) or _plain()
-    return NativeEngine(manifest, tensors, load_constants(artifact), ops)
+    return NativeEngine(manifest, tensors, load_constants(artifact), ops, cores() if threads == 1 else 1)
 
 
 def _plain() -> Operations:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qalign_fast.errors import DeviceError
 
+_MOST_THREADS = 4096
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
@@ -14,7 +15,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 class LoadOptions:
     """The options of `qalign_fast.engines.load.load_engine`, which says what they mean.
 
-    Raises DeviceError for `threads` below 1 and for a `device` that no machine has.
+    Raises DeviceError for `threads` below 1 or over 4096 and for a `device` that no machine has.
     """
 
     device: str = "auto"  # or "cpu", "cuda", "cuda:1" (and so on), "mps"
@@ -24,7 +25,7 @@ class LoadOptions:
     verify: bool = True  # whether the SHA-256 of an artifact's files is checked
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise DeviceError(f"threads is {self.threads}; expected 1 or more")
-        if not _DEVICE.fullmatch(self.device):
+        if self.threads is not None and (not isinstance(self.threads, int) or not 1 <= self.threads <= _MOST_THREADS):
+            raise DeviceError(f"threads is {self.threads!r}; expected a whole number, 1 to {_MOST_THREADS}")
+        if not _DEVICE.fullmatch(str(self.device)):
             raise DeviceError(f"device {self.device!r} is not one; there are: auto, cpu, cuda, cuda:1 and so on, mps")

@@ -90,8 +90,16 @@ def _check_linear(linear: Linear, found: Mapping[str, Found]) -> None:
         _check(f"{name}.weight", found, (outputs, linear.inputs), (*_FLOATS, *_SCALED))
         if weight.dtype in _SCALED:
             _check(f"{name}.scale", found, (outputs,))
+        _refuse(linear, weight.dtype, ("groups",) if weight.dtype in _SCALED else ("scale", "groups"), found)
     if f"{name}.bias" in found:
         _check(f"{name}.bias", found, (outputs,))
+
+
+def _refuse(linear: Linear, dtype: str, parts: tuple[str, ...], found: Mapping[str, Found]) -> None:
+    """Kernels read every part that is there, as long as the weight's dtype asks for."""
+    for part in parts:
+        if f"{linear.name}.{part}" in found:
+            raise ValueError(f"has {linear.name}.{part}, which a weight of {dtype} does not have")
 
 
 def _check_int4(linear: Linear, found: Mapping[str, Found]) -> None:

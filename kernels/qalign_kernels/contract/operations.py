@@ -78,6 +78,9 @@ class Operations(ABC):
     def swiglu_for(self, readers: Sequence[Weight], gate_up: Array) -> Array:
         return self.swiglu(gate_up)
 
+    def end_turn(self) -> None:  # noqa: B027 (most sets keep nothing)
+        """The calling thread computes no more for now: what the set keeps for it may be another thread's."""
+
     @abstractmethod
     def cat(self, parts: Sequence[Array], dim: int = 0) -> Array:
         """Arrays end to end."""

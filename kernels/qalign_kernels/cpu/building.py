@@ -21,11 +21,18 @@ from qalign_kernels.cpu.sources import FLAGS, SOURCES, BuildError, fingerprint, 
 def build(path: Path, machine: str | None = None) -> Path:
     """Compiles the library of a kind of machine, by default this one's, into a path, and returns the path.
 
-    A file that is there is kept where it could be loaded here. Raises BuildError.
+    A file that is there is kept where it could be loaded here. Raises BuildError, also where nothing can be written.
     """
     machine = machine or this_machine()
     if path.exists() and objection(path) is None:
         return path
+    try:
+        return _build(path, machine)
+    except OSError as error:
+        raise BuildError(f"{path}: {error.strerror}") from error
+
+
+def _build(path: Path, machine: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as work:
         made, command = Path(work) / path.name, compiler(machine)
@@ -60,7 +67,11 @@ def compiler(machine: str | None = None) -> list[str]:
     """
     if machine and machine != this_machine():
         return [f"{machine}-linux-gnu-g++"]
-    return shlex.split(os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++"))
+    asked = os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++")
+    try:
+        return shlex.split(asked)
+    except ValueError as error:
+        raise BuildError(f"$CXX is {asked!r}, which is no command ({error})") from error
 
 
 def identity(machine: str) -> str:

@@ -45,7 +45,7 @@ def read_description(library: Path) -> Description | None:
     """What the file beside a library says; None where it is missing or not whole."""
     try:
         said = json.loads(described_in(library).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(said, dict) and all(isinstance(said.get(field), str) for field in _FIELDS)
     return said if whole else None

@@ -11,6 +11,7 @@ the package's library is loaded: wheels for Linux have one. No library is loaded
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -54,7 +55,7 @@ def build(path: Path | None = None) -> Path:
 def is_built() -> bool:
     """Whether this user has built the library of these sources."""
     try:
-        return library_path().exists()
+        return os.path.exists(library_path())  # noqa: PTH110 (False where the folder may not be entered)
     except BuildError:
         return False
 
@@ -87,7 +88,7 @@ def describe(path: Path | None = None) -> str:
 def _find(path: Path | None) -> _Found:
     objections: list[str] = []
     for place in _places() if path is None else [path]:
-        if place.exists():
+        if os.path.exists(place):  # noqa: PTH110
             opened = _open(place)
             if isinstance(opened, ctypes.CDLL):
                 return _Found(opened, place, tuple(objections))

@@ -29,7 +29,12 @@ struct Features {
   explicit Features(unsigned part) { __get_cpuid_count(7, part, &a, &b, &c, &d); }
 };
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __get_cpuid(1, &a, &b, &c, &d);
+  const bool f16c = c >> 29 & 1;  // clang 12 has no name for it
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+}
 
 // GCC 12 has no name for this feature.
 bool has_avxvnni() { return has_avx2() && Features(1).a >> 4 & 1; }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,8 +24,12 @@ namespace {
 constexpr auto kLook = std::chrono::microseconds(50);  // longer than the time between two operations
 
 struct Pool {
+  // With fewer workers where the system gives no more threads.
   explicit Pool(int count) {
-    for (int i = 1; i < count; i++) workers.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < count; i++) workers.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -84,10 +89,14 @@ struct Pool {
   int64_t count = 0;
 };
 
+struct Pieces;
+
 // One job at a time holds `turn`, and so does whoever replaces the pool.
 struct State {
   std::mutex turn;
   Pool* pool = nullptr;  // never destroyed at exit: its threads end with the process
+  std::mutex lending;
+  std::vector<Pieces*> free;
 };
 
 State* state = new State;
@@ -99,10 +108,40 @@ const int forks = pthread_atfork(nullptr, nullptr, [] { state = new State; });
 #endif
 
 struct Scratch {
-  ~Scratch() { std::free(data); }
   void* data = nullptr;
   int64_t bytes = 0;
 };
+
+struct Pieces {
+  Scratch of[kSlots];
+};
+
+// A thread takes pieces when it first asks for memory. When it ends, or its turn does, the next thread gets them: there
+// are as many as threads that computed at the same time.
+struct Lease {
+  Pieces* pieces = nullptr;
+
+  ~Lease() { end(); }
+
+  Pieces& get() {
+    if (!pieces) {
+      std::lock_guard<std::mutex> lock(state->lending);
+      if (state->free.empty()) return *(pieces = new Pieces);
+      pieces = state->free.back();
+      state->free.pop_back();
+    }
+    return *pieces;
+  }
+
+  void end() {
+    if (!pieces) return;
+    std::lock_guard<std::mutex> lock(state->lending);
+    state->free.push_back(pieces);
+    pieces = nullptr;
+  }
+};
+
+thread_local Lease lease;
 
 }  // namespace
 
@@ -122,13 +161,16 @@ void run(Task task, const void* context, int64_t count) {
 }
 
 void* scratch(int slot, int64_t bytes) {
-  static thread_local Scratch slots[kSlots];
-  Scratch& s = slots[slot];
+  Scratch& s = lease.get().of[slot];
   if (s.bytes < bytes) {
     std::free(s.data);
+    s = {};
     s.bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
     s.data = std::aligned_alloc(4096, s.bytes);
-    if (!s.data) throw std::bad_alloc();
+    if (!s.data) {
+      s = {};
+      throw std::bad_alloc();
+    }
   }
   return s.data;
 }
@@ -143,12 +185,16 @@ extern "C" __attribute__((visibility("default"))) void qk_keep_memory() {
   mallopt(M_MMAP_THRESHOLD, kMapped);
   mallopt(M_TRIM_THRESHOLD, 2 * kRoom);
   mallopt(M_TOP_PAD, kRoom);
+  mallopt(M_ARENA_MAX, 1);  // else each thread that computes keeps such room of its own
   void* end = std::malloc(kMapped - kHuge);  // from the heap, with the room behind it
   const auto first = (reinterpret_cast<uintptr_t>(end) + kHuge - 1) / kHuge * kHuge;
   madvise(reinterpret_cast<void*>(first), kRoom, MADV_HUGEPAGE);
   std::free(end);
 #endif
 }
+
+// The calling thread computes no more for now: its scratch memory may be another's.
+extern "C" __attribute__((visibility("default"))) void qk_end_turn() { qk::lease.end(); }
 
 extern "C" __attribute__((visibility("default"))) void qk_set_threads(int count) {
   std::lock_guard<std::mutex> no_job(qk::state->turn);
