@@ -1,6 +1,6 @@
 """Fills the tables of the documents from bench/results/*.json: python -m qalign_bench.figures.tables
 
-What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the three files that
+What stands between `<!-- table: NAME -->` and `<!-- end -->` is made from bench/results/NAME.json: the files that
 have a form of their own by it, every other as what `qalign-fast bench --json` printed, in short.
 """
 
@@ -18,7 +18,7 @@ Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/measured.md")
+DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md")
 _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
