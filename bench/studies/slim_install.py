@@ -28,6 +28,7 @@ _STARTS, _ROUNDS = 15, 11
 
 
 def main() -> None:
+    """Measures one part after another, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("work", type=Path)
@@ -120,6 +121,7 @@ class Worker:
 
 @contextmanager
 def worker(python: Path | str, artifact: Path, engine: str) -> Iterator[Worker]:
+    """A process with the artifact on that engine, whose files' hashes are remembered. It ends with the block."""
     remember = "import sys; from qalign_fast import Scorer; Scorer.load(sys.argv[2])"
     run(python, remember, artifact)  # the hashes of its files
     command = [str(python), "-c", WORKER, str(PICTURE), str(artifact), engine]

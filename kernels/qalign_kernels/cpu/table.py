@@ -13,6 +13,8 @@ KINDS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "uint8": 4}  # of
 
 
 class Linear(Structure):
+    """One product: `qalign_kernels.contract.linear`."""
+
     _fields_ = [
         *((name, c_int64) for name in ("kind", "rows", "inputs", "outputs")),
         *((name, c_void_p) for name in ("x", "weight", "scale", "groups", "bias", "residual")),
@@ -22,6 +24,8 @@ class Linear(Structure):
 
 
 class Attention(Structure):
+    """Attention over a picture's rows; strides are in values."""
+
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "queries", "keys", "width")),
         *((name, c_void_p) for name in "qkv"),
@@ -31,6 +35,8 @@ class Attention(Structure):
 
 
 class AttentionByModality(Structure):
+    """Attention over a prompt's prefix and rows by modality."""
+
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "width", "visual", "text", "prefix", "last")),
         *((name, c_void_p) for name in ("q", "kv_visual", "kv_text", "prefix_kv", "turns", "out")),
