@@ -86,7 +86,7 @@ def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterat
     elif device == "cpu" and has != ("tensorrt",):
         yield from _on_cpu(artifact.manifest, has)
     elif has == ("native",):
-        error = DeviceError(f"device {device!r}: engine native runs on a CPU; --engine torch runs on other devices")
+        error = DeviceError(f"device {device!r}: engine native runs on a CPU; engine torch runs on other devices too")
         yield Candidate("native", device, _load_native, "native", objection=error)
     elif "torch" in has:
         yield _torch_on(device, artifact.manifest)

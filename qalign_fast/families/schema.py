@@ -96,7 +96,7 @@ def _check_linear(linear: Linear, found: Mapping[str, Found]) -> None:
 
 
 def _refuse(linear: Linear, dtype: str, parts: tuple[str, ...], found: Mapping[str, Found]) -> None:
-    """Kernels read every part that is there, as long as the weight's dtype asks for."""
+    """Refuses a part that the dtype has not: kernels would read it, at the length that the weight asks for."""
     for part in parts:
         if f"{linear.name}.{part}" in found:
             raise ValueError(f"has {linear.name}.{part}, which a weight of {dtype} does not have")

@@ -23,6 +23,7 @@ from qalign_fast.engines.native_cpu import load_native_engine
 from qalign_fast.engines.torch_cpu import load_folded
 from qalign_fast.references import EMBEDDED
 from qalign_kernels.cores import cores
+from qalign_kernels.cpu import native
 from qalign_kernels.cpu.numpy_ops import NumpyOps, load_numpy
 from qalign_kernels.cpu.ops import load_native
 from qalign_kernels.cpu.plain_numpy import PLAIN
@@ -58,10 +59,20 @@ def assert_same_bits(found: list[np.ndarray], expected: list[np.ndarray]) -> Non
 @pytest.mark.parametrize("folder", ["narrow-112", "outlier-112"])
 def test_bits_are_those_of_torchs_memory(folder: str, precision: str, rounded: Rounded, library: Path) -> None:
     artifact, exact = open_artifact(rounded(folder, precision)), exact_for(precision)
-    native = load_native_engine(artifact, ops=load_numpy(library_path=library, exact=exact))
+    ours = load_native_engine(artifact, ops=load_numpy(library_path=library, exact=exact))
     held = load_folded(artifact, ops=load_native(library_path=library, exact=exact))
-    assert (native.name, held.name, native.kernels) == ("native", "torch", held.kernels)
-    assert_same_bits(results(native, folder), results(held, folder))
+    assert (ours.name, held.name, ours.kernels) == ("native", "torch", held.kernels)
+    assert_same_bits(results(ours, folder), results(held, folder))
+
+
+@pytest.mark.parametrize("name", native.instruction_sets())
+def test_bits_are_those_of_torchs_memory_on_each_instruction_set(name: str, rounded: Rounded, library: Path) -> None:
+    ours = load_numpy(name, library_path=library)
+    if ours is None:
+        pytest.skip(f"this CPU has no {name}")
+    artifact = open_artifact(rounded("narrow-112", "int8"))
+    held = load_folded(artifact, ops=load_native(name, library_path=library))
+    assert_same_bits(results(load_native_engine(artifact, ops=ours), "narrow-112"), results(held, "narrow-112"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -136,6 +147,7 @@ from qalign_fast.artifact.manifest import open_artifact
 from qalign_fast.engines.native_cpu import load_native_engine
 from qalign_fast.references import EMBEDDED
 from qalign_kernels.cores import cores
+from qalign_kernels.cpu import native
 from qalign_kernels.cpu.numpy_ops import load_numpy
 
 def scorer(threads):

@@ -98,5 +98,8 @@ class NativeCalls(Operations):
         )
         return out
 
+    def end_turn(self) -> None:
+        self._table.end_turn()
+
     def _addresses(self, *arrays: Array | None) -> list[int | None]:
         return [None if x is None else self.address(x) for x in arrays]

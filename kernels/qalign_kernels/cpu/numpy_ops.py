@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from qalign_kernels.contract.operations import Operations
 from qalign_kernels.contract.weight import Weight
-from qalign_kernels.cpu import native
 from qalign_kernels.cpu.calls import NativeCalls
 from qalign_kernels.cpu.table import KINDS, find_table
 
@@ -36,7 +35,7 @@ def load_numpy(
     `exact` says whether attention must be exact: see its contract.
     """
     table = find_table(instruction_set, threads, library_path)
-    return None if table is None else NumpyOps(table, exact, native.load(library_path))
+    return None if table is None else NumpyOps(table, exact)
 
 
 class NumpyArrays(Operations):
@@ -63,15 +62,6 @@ class NumpyArrays(Operations):
 
 class NumpyOps(NumpyArrays, NativeCalls):
     """The operations in C++. Weights of e4m3 have no kernel, and no dtype in numpy."""
-
-    def __init__(self, table: Any, exact: bool = True, library: ctypes.CDLL | None = None) -> None:
-        """As `NativeCalls`; and the library that the table is of."""
-        super().__init__(table, exact)
-        self._library = library
-
-    def end_turn(self) -> None:
-        if self._library is not None:
-            self._library.qk_end_turn()
 
     def empty(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
         return _empty(shape)

@@ -54,6 +54,7 @@ class Table(Structure):
         ("swiglu", CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_void_p)),
         ("attention", CFUNCTYPE(None, POINTER(Attention))),
         ("attention_by_modality", CFUNCTYPE(None, POINTER(AttentionByModality))),
+        ("end_turn", CFUNCTYPE(None)),
     ]
 
 

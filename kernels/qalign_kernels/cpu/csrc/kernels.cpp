@@ -2,6 +2,7 @@
 // QK_ISA.
 #include "attention.h"
 #include "linear.h"
+#include "pool.h"
 #include "rows.h"
 #include "table.h"
 
@@ -18,5 +19,6 @@ const Table QK_JOIN(table, QK_ISA) = {
     QK_ISA::swiglu,
     QK_ISA::attention,
     QK_ISA::attention_by_modality,
+    end_turn,
 };
 }  // namespace qk

@@ -175,6 +175,8 @@ void* scratch(int slot, int64_t bytes) {
   return s.data;
 }
 
+void end_turn() { lease.end(); }
+
 }  // namespace qk
 
 // Activations are allocated and freed all the time. Their pages must not go back to the system each time, to be zeroed
@@ -192,9 +194,6 @@ extern "C" __attribute__((visibility("default"))) void qk_keep_memory() {
   std::free(end);
 #endif
 }
-
-// The calling thread computes no more for now: its scratch memory may be another's.
-extern "C" __attribute__((visibility("default"))) void qk_end_turn() { qk::lease.end(); }
 
 extern "C" __attribute__((visibility("default"))) void qk_set_threads(int count) {
   std::lock_guard<std::mutex> no_job(qk::state->turn);

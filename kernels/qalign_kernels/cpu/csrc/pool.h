@@ -15,8 +15,11 @@ void parallel(int64_t count, const F& f) {
   run([](const void* context, int64_t index) { (*static_cast<const F*>(context))(index); }, &f, count);
 }
 
-// Memory that a thread keeps from call to call, one piece for each slot. Fresh pages cost more than most operations.
+// Memory that a thread keeps from call to call until its turn ends, one piece for each slot. Fresh pages cost more than most operations.
 constexpr int kSlots = 12;
 void* scratch(int slot, int64_t bytes);
+
+// The calling thread computes no more for now: its scratch memory may be another thread's.
+void end_turn();
 
 }  // namespace qk

@@ -46,6 +46,7 @@ struct Table {
   void (*swiglu)(const float* gate_up, int64_t rows, int64_t width, float* out);
   void (*attention)(const Attention&);
   void (*attention_by_modality)(const AttentionByModality&);
+  void (*end_turn)();
 };
 
 }  // namespace qk
