@@ -14,7 +14,7 @@ from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.artifact.mapped_tensors import map_tensors, weights_file
 from qalign_fast.artifact.prompt_tensors import load_constants
 from qalign_fast.engines.contract import Tokens
-from qalign_fast.errors import ArtifactError
+from qalign_fast.errors import ArtifactError, DeviceError
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import check_tensors
 from qalign_kernels.contract.operations import Operations
@@ -72,6 +72,8 @@ class NativeEngine:
         with self._turns:
             try:
                 yield
+            except MemoryError as error:
+                raise DeviceError(f"device 'cpu': no memory for one step of the model ({error})") from error
             finally:
                 self._model.ops.end_turn()
 

@@ -138,6 +138,51 @@ def test_memory_does_not_grow_with_threads_that_have_scored(library: Path) -> No
     assert int(run.stdout) < 16e6
 
 
+STARVED = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+from qalign_fast import DeviceError
+from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.engines.native_cpu import load_native_engine
+from qalign_fast.references import EMBEDDED
+from qalign_kernels.cpu.numpy_ops import load_numpy
+
+engine = load_native_engine(open_artifact(EMBEDDED), ops=load_numpy(library_path=Path(sys.argv[1])))
+pixels = np.zeros((1, 448, 448, 3), np.uint8)
+
+def encode(room):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used, -1))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(1 << 16))
+    except MemoryError:
+        del taken[:room]
+    try:
+        engine.encode(pixels)
+    except DeviceError as error:
+        return 4 if "C++ kernels" in str(error) else 3
+    return 0
+
+ends = set()
+for room in range(0, 400, 6):  # pieces of 64 KB that are left free
+    child = os.fork()
+    if child == 0:
+        os._exit(encode(room))
+    ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(*sorted(ends))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_too_little_memory_is_a_device_error_wherever_it_ends(library: Path) -> None:
+    """0: there was enough; 3: an array found none; 4: the kernels found none. A process that aborts ends below 0."""
+    run = subprocess.run([sys.executable, "-c", STARVED, library], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "3", "4"]
+
+
 RELOAD = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor

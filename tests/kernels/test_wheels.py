@@ -166,3 +166,15 @@ def test_the_arm_wheels_library_computes_right(taken_out: Callable[[str], Path],
         ops = NativeOps(table)
         torch.testing.assert_close(ops.swiglu(x), PLAIN.swiglu(x), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ops.linear(x, weight), PLAIN.linear(x, weight), rtol=1e-4, atol=1e-4)
+
+
+def test_a_wheels_library_is_loaded_where_the_sources_were_left_out(
+    taken_out: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As by a tool that freezes a program and does not know that C++ files are wanted."""
+    package = Path(shutil.copytree(taken_out(this_machine()).parents[3], tmp_path / "frozen"))
+    shutil.rmtree(package / "qalign_kernels/cpu/csrc")
+    assert described_by(package, tmp_path).endswith(f", from {package / PREBUILT / 'kernels.so'}")
+    with (package / PREBUILT / "kernels.so").open("ab") as library:
+        library.write(b"\0")
+    assert "another SHA-256" in described_by(package, tmp_path)

@@ -29,6 +29,8 @@ class Operations(ABC):
 
     The operations called `..._for` make rows that only the linears `readers` read. A set may return them in 8 bits
     already, as `QuantizedRows`; its own `linear` and `modal_linear` then take these. By default they do not.
+
+    An operation on a CPU raises MemoryError where there is none for it.
     """
 
     name: str  # what computes, for people

@@ -54,13 +54,13 @@ class NativeCalls(Operations):
         rows = math.prod(x.shape[:-1])
         args = self.kind(w.weight), rows, inputs, outputs, *pointers, activation == "quick_gelu", self.address(out)
         self._table.linear(byref(Linear(*args)))
-        return out
+        return self._made(out)
 
     def layer_norm(self, x: Array, gain: Array, bias: Array, eps: float) -> Array:
         x, out = self.solid(x), self.empty(x.shape)
         rows, width = math.prod(x.shape[:-1]), x.shape[-1]
         self._table.layer_norm(*self._addresses(x, gain, bias), eps, rows, width, self.address(out))
-        return out
+        return self._made(out)
 
     def rms_norm(self, x: Array, visual_gain: Array, text_gain: Array, split: int, eps: float) -> Array:
         x, out = self.solid(x), self.empty(x.shape)
@@ -69,13 +69,13 @@ class NativeCalls(Operations):
             if len(rows):
                 addresses = self._addresses(rows, gain)
                 self._table.rms_norm(*addresses, eps, len(rows), x.shape[-1], self.address(out[part]))
-        return out
+        return self._made(out)
 
     def swiglu(self, gate_up: Array) -> Array:
         gate_up, width = self.solid(gate_up), gate_up.shape[-1] // 2
         out = self.empty((*gate_up.shape[:-1], width))
         self._table.swiglu(self.address(gate_up), math.prod(gate_up.shape[:-1]), width, self.address(out))
-        return out
+        return self._made(out)
 
     def attention(self, q: Array, k: Array, v: Array, heads: int) -> Array:
         q, k, v = (x if self.strides(x)[-1] == 1 else self.solid(x) for x in (q, k, v))
@@ -84,7 +84,7 @@ class NativeCalls(Operations):
         batches, rows, _ = zip(*(self.strides(x) for x in (q, k, v)), strict=True)
         addresses = self._addresses(q, k, v)
         self._table.attention(byref(Attention(*sizes, *addresses, *rows, *batches, self._exact, self.address(out))))
-        return out
+        return self._made(out)
 
     def attention_by_modality(
         self, q: Array, kv_visual: Array, kv_text: Array, prefix: Array, turns: Array, batch: int
@@ -96,10 +96,16 @@ class NativeCalls(Operations):
         self._table.attention_by_modality(
             byref(AttentionByModality(*sizes, *self._addresses(*inputs), self.address(out)))
         )
-        return out
+        return self._made(out)
 
     def end_turn(self) -> None:
         self._table.end_turn()
+
+    def _made(self, out: Array) -> Array:
+        """The result, unless the kernels found no memory for their work."""
+        if self._table.was_starved():
+            raise MemoryError("the C++ kernels found no memory for their work")
+        return out
 
     def _addresses(self, *arrays: Array | None) -> list[int | None]:
         return [None if x is None else self.address(x) for x in arrays]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from qalign_kernels.cache_folder import cache_folder
 from qalign_kernels.cpu.description import REFUSED, objection, read_description
-from qalign_kernels.cpu.sources import SLOW, BuildError, fingerprint, instruction_sets
+from qalign_kernels.cpu.sources import SLOW, BuildError, are_here, fingerprint, instruction_sets
 
 __all__ = ["BuildError", "build", "chosen", "describe", "instruction_sets", "is_built", "library_path", "load"]
 PREBUILT = Path(__file__).with_name("prebuilt") / "kernels.so"
@@ -34,8 +34,10 @@ class _Found(NamedTuple):
 def library_path() -> Path:
     """The path of the library that this user builds of these sources, built or not.
 
-    Raises BuildError for a user without a home folder.
+    Raises BuildError for a user without a home folder, and where the sources are not here.
     """
+    if not are_here():
+        raise BuildError("the C++ sources are not here; an installed package has them")
     try:
         return cache_folder() / f"kernels-{fingerprint()}.so"
     except RuntimeError as error:

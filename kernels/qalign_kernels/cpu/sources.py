@@ -56,6 +56,11 @@ def instruction_sets(machine: str | None = None) -> dict[str, str]:
     return _SETS.get(machine or this_machine(), {SLOW: ""})
 
 
+def are_here() -> bool:
+    """Whether the sources are. A program that was frozen into one folder may have left them out."""
+    return SOURCES.is_dir()
+
+
 @cache
 def fingerprint(machine: str | None = None) -> str:
     """A hash of the sources, the flags and the kind of machine, by default this one's: 16 hexadecimal digits."""

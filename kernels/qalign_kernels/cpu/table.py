@@ -55,6 +55,7 @@ class Table(Structure):
         ("attention", CFUNCTYPE(None, POINTER(Attention))),
         ("attention_by_modality", CFUNCTYPE(None, POINTER(AttentionByModality))),
         ("end_turn", CFUNCTYPE(None)),
+        ("was_starved", CFUNCTYPE(c_int64)),
     ]
 
 

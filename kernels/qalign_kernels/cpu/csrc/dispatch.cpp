@@ -1,6 +1,8 @@
 // What Python calls to get the best copy of the kernels that this CPU and system run, or another copy by its name.
 #include <cstring>
+#include <new>
 
+#include "pool.h"
 #include "table.h"
 
 #if defined(__x86_64__)
@@ -88,6 +90,34 @@ extern const Table table_avx2, table_avxvnni, table_avx512vnni, table_avx512bf16
 extern const Table table_neon_dotprod, table_neon_i8mm, table_neon_bf16;
 #endif
 
+// A function of a table that notes that there was no memory: no exception may reach C or Python.
+template <const Table& raw, auto member>
+struct Guard;
+
+template <const Table& raw, class... A, void (*Table::*member)(A...)>
+struct Guard<raw, member> {
+  static void call(A... a) {
+    try {
+      (raw.*member)(a...);
+    } catch (const std::bad_alloc&) {
+      note_starved();
+    }
+  }
+};
+
+template <const Table& raw>
+const Table guarded = {
+    raw.name,
+    Guard<raw, &Table::linear>::call,
+    Guard<raw, &Table::layer_norm>::call,
+    Guard<raw, &Table::rms_norm>::call,
+    Guard<raw, &Table::swiglu>::call,
+    Guard<raw, &Table::attention>::call,
+    Guard<raw, &Table::attention_by_modality>::call,
+    end_turn,
+    was_starved,
+};
+
 struct Copy {
   const Table* table;
   bool (*runs)();
@@ -96,17 +126,17 @@ struct Copy {
 // Best first.
 const Copy kCopies[] = {
 #if defined(__x86_64__)
-    {&table_amx, has_amx},
-    {&table_avx512bf16, has_avx512bf16},
-    {&table_avx512vnni, has_avx512vnni},
-    {&table_avxvnni, has_avxvnni},
-    {&table_avx2, has_avx2},
+    {&guarded<table_amx>, has_amx},
+    {&guarded<table_avx512bf16>, has_avx512bf16},
+    {&guarded<table_avx512vnni>, has_avx512vnni},
+    {&guarded<table_avxvnni>, has_avxvnni},
+    {&guarded<table_avx2>, has_avx2},
 #elif defined(__aarch64__)
-    {&table_neon_bf16, has_bf16},
-    {&table_neon_i8mm, has_i8mm},
-    {&table_neon_dotprod, has_dotprod},
+    {&guarded<table_neon_bf16>, has_bf16},
+    {&guarded<table_neon_i8mm>, has_i8mm},
+    {&guarded<table_neon_dotprod>, has_dotprod},
 #endif
-    {&table_portable, anywhere},
+    {&guarded<table_portable>, anywhere},
 };
 
 }  // namespace qk

@@ -20,5 +20,6 @@ const Table QK_JOIN(table, QK_ISA) = {
     QK_ISA::attention,
     QK_ISA::attention_by_modality,
     end_turn,
+    was_starved,
 };
 }  // namespace qk

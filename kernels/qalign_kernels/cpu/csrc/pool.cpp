@@ -11,6 +11,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__GLIBC__)
@@ -53,10 +54,15 @@ struct Pool {
     wake.notify_all();
     take();
     while (busy.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    if (starved.exchange(false)) throw std::bad_alloc();
   }
 
   void take() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+    } catch (const std::bad_alloc&) {
+      starved.store(true);
+    }
   }
 
   void work() {
@@ -83,6 +89,7 @@ struct Pool {
   std::atomic<uint64_t> generation{0};
   std::atomic<int64_t> next{0};
   std::atomic<int> busy{0};
+  std::atomic<bool> starved{false};  // a task found no memory
   bool stopping = false;
   Task task = nullptr;
   const void* context = nullptr;
@@ -142,6 +149,7 @@ struct Lease {
 };
 
 thread_local Lease lease;
+thread_local bool starved = false;
 
 }  // namespace
 
@@ -176,6 +184,10 @@ void* scratch(int slot, int64_t bytes) {
 }
 
 void end_turn() { lease.end(); }
+
+void note_starved() { starved = true; }
+
+int64_t was_starved() { return std::exchange(starved, false); }
 
 }  // namespace qk
 

@@ -22,4 +22,8 @@ void* scratch(int slot, int64_t bytes);
 // The calling thread computes no more for now: its scratch memory may be another thread's.
 void end_turn();
 
+// Whether a call of this thread found no memory, and gave no result, since this was last asked.
+int64_t was_starved();
+void note_starved();
+
 }  // namespace qk

@@ -47,6 +47,7 @@ struct Table {
   void (*attention)(const Attention&);
   void (*attention_by_modality)(const AttentionByModality&);
   void (*end_turn)();
+  int64_t (*was_starved)();
 };
 
 }  // namespace qk
