@@ -44,6 +44,13 @@ class MissingExtraError(QAlignError, ImportError):
     """An optional dependency that is not installed. The message says the command that installs it."""
 
 
+class InternalError(QAlignError):
+    """What should not happen while a picture or a clip is read: a fault of ours or of a library, in its place.
+
+    The text names the picture; `__cause__` is what was raised.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """The first line of another library's error, or the name of its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -54,6 +54,11 @@ def write_rows(rows: Iterable[Row], writer: Writer, seen: Callable[[Row], None])
     return done, failed
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal obeys, or what no encoding has: control characters, broken UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
 class Writer(Protocol):
     def write(self, row: Row) -> None: ...
 
@@ -71,11 +76,13 @@ def make_writer(kind: str, out: IO[str], scale: Scale = FIVE_LEVELS) -> Writer:
 
 
 class JsonLines:
+    """A name that is not UTF-8 comes back by `os.fsencode` of the string."""
+
     def __init__(self, out: IO[str]) -> None:
         self._out = out
 
     def write(self, row: Row) -> None:
-        self._out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._out.write(json.dumps(row) + "\n")  # ASCII: whatever a name holds, and whatever the locale is
         self._out.flush()
 
     def close(self) -> None:
@@ -83,16 +90,16 @@ class JsonLines:
 
 
 class Csv:
-    """Each level's probability is a column of its name."""
+    """Each level's probability is a column of its name. Warnings are one text."""
 
     def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS) -> None:
         self._out = out
-        fields = ("source", "task", "score", "level", *scale.words, "frames", "error")
+        fields = ("source", "task", "score", "level", *scale.words, "frames", "error", "warnings")
         self._writer = csv.DictWriter(out, fields, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, row: Row) -> None:
-        self._writer.writerow(row | (row["probabilities"] or {}))
+        self._writer.writerow(row | (row["probabilities"] or {}) | {"warnings": "; ".join(row.get("warnings", ()))})
         self._out.flush()
 
     def close(self) -> None:
@@ -125,10 +132,10 @@ class Table:
             if row["error"] is None:
                 shown = (f"{row['score']:.3f}", Text(row["level"]))
             else:
-                shown = ("-", Text(row["error"], style="red"))
-            table.add_row(Text(row["source"] + frames), row["task"], *shown)
+                shown = ("-", Text(printable(row["error"]), style="red"))
+            table.add_row(Text(printable(row["source"]) + frames), row["task"], *shown)
         console = Console(file=self._out, width=None if self._out.isatty() else 200, highlight=False)
         console.print(table)
         for row in self._rows:
             for warning in row.get("warnings", ()):
-                console.print(Text(f"{row['source']}: {warning}"))
+                console.print(Text(printable(f"{row['source']}: {warning}")))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Self, cast, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Literal, Self, TypeGuard, cast, overload
 
-from qalign_fast.errors import ImageError, OptionError, QAlignError
+from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.feed.items import ClipOptions, Item, Scores
 from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
 if TYPE_CHECKING:
-    import os
     from pathlib import Path
 
     from qalign_fast.engines.contract import Engine
@@ -35,6 +36,7 @@ class Scorer:
         self.engine: Engine = engine
         self.config: Sizes = engine.config
         self.feed: Feed = Feed(engine, limits)
+        self._load_again: Callable[[], Self] | None = None  # what pickle takes for this scorer
 
     @classmethod
     def load(
@@ -56,11 +58,29 @@ class Scorer:
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError
         or MissingExtraError.
         """
-        from qalign_fast.engines.load import load_engine
+        from qalign_fast.engines.load import from_anywhere, load_engine
         from qalign_fast.engines.options import LoadOptions
 
         options = LoadOptions(device, precision, engine, threads, verify)
-        return cls(load_engine(model, options), limits)
+        scorer = cls(load_engine(model, options), limits)
+        scorer._load_again = partial(cls.load, from_anywhere(model), **vars(options), limits=limits)
+        return scorer
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """For pickle: the copy is loaded anew by the arguments of `load`, in the process that unpickles it.
+
+        Raises PicklingError for a scorer that was made directly of an engine.
+        """
+        if self._load_again is None:
+            raise PicklingError("a scorer made of an engine cannot be pickled; one that Scorer.load made can")
+        return self._load_again, ()
+
+    def __copy__(self) -> Self:
+        """This scorer itself: a model is not worth a second place in memory."""
+        return self
+
+    def __deepcopy__(self, _: dict[int, object]) -> Self:
+        return self
 
     def warm(self) -> Self:
         """Scores a grey picture in every task, so that the next score takes no longer than those that follow it.
@@ -72,7 +92,7 @@ class Scorer:
 
         from PIL import Image
 
-        from qalign_fast.pixels.picture import formats
+        from qalign_fast.pixels.formats import formats
 
         formats()
         Image.new("RGB", (64, 64), "grey").save(grey := BytesIO(), "JPEG")
@@ -104,10 +124,13 @@ class Scorer:
     def score(self, images: Picture | Sequence[Picture], task: str = "quality") -> Score | list[Score]:
         """One picture in, one Score out; a list in, a list out, in order.
 
-        A picture is a path, encoded bytes, a binary file, a PIL image or a uint8 array [H, W, 3] or [H, W]. Raises
-        ImageError for one that cannot be read, TaskError for a task the model does not have.
+        A picture is a file (its path, its bytes, an open binary file, a data: URI, a data set's {"bytes": ..., "path":
+        ...}), a PIL picture, or pixels: an array [H, W] or [H, W, 1, 3 or 4], or a torch tensor, also [C, H, W], of
+        uint8 or of floats on 0..1. An array [N, ...] of N > 1 pictures is as a list of them. Raises ImageError for one
+        that cannot be read, MissingExtraError for a format whose parser is not installed, InternalError for what should
+        not happen, TaskError for a task the model does not have.
         """
-        if isinstance(images, list | tuple):
+        if _are_many(images):
             return [scores[task] for scores in self.score_tasks(images, (task,))]
         return self.score_tasks(cast("Picture", images), (task,))[task]
 
@@ -119,7 +142,7 @@ class Scorer:
         self, images: Picture | Sequence[Picture], tasks: Sequence[str] = ("quality", "aesthetics")
     ) -> Scores | list[Scores]:
         """As `score`, in several tasks: {task: Score} for each picture. The vision tower runs once."""
-        if not isinstance(images, list | tuple):
+        if not _are_many(images):
             return self.feed.score(Item(None, cast("Picture", images)), tasks).get()
         workers = max(1, min(len(images), 4))
         return [cast("Scores", scores) for scores in self.score_tasks_iter(images, tasks, workers=workers)]
@@ -132,11 +155,11 @@ class Scorer:
         batch_size: int = 16,
         workers: int = 4,
         errors: Literal["raise", "yield"] = "raise",
-    ) -> Iterator[Score | ImageError]:
+    ) -> Iterator[Score | QAlignError]:
         """Scores pictures as they come, in order, with bounded memory. Threads read at most three batches.
 
         A picture's or an array's pixels are those that it has when it is taken. With errors="yield" a picture that
-        cannot be read gives its ImageError in its place, and the rest go on.
+        cannot be read gives its error in its place, whatever it is, and the rest go on.
         """
         for item in self.score_tasks_iter(images, (task,), batch_size=batch_size, workers=workers, errors=errors):
             yield item if isinstance(item, QAlignError) else item[task]
@@ -149,7 +172,7 @@ class Scorer:
         batch_size: int = 16,
         workers: int = 4,
         errors: Literal["raise", "yield"] = "raise",
-    ) -> Iterator[Scores | ImageError]:
+    ) -> Iterator[Scores | QAlignError]:
         """As `score_iter`, in several tasks: {task: Score} for each picture."""
         if batch_size < 1 or workers < 1:
             raise OptionError(f"batch_size is {batch_size}, workers {workers}; both must be 1 or more")
@@ -159,28 +182,31 @@ class Scorer:
         self.require(tasks)
         items = (Item(None, image) for image in images)
         for scored in self.feed.run(items, tasks, batch_size=batch_size, workers=workers, strict=errors == "raise"):
-            yield cast("ImageError", scored.error) if scored.error else scored.get()
+            yield scored.error or scored.get()
 
     def score_video(
         self,
-        clip: str | os.PathLike[str] | Sequence[Picture],
+        clip: Picture | Iterable[Picture],
         task: str = "quality",
         *,
         fps: float = 1.0,
         max_frames: int | None = None,
         sampling: Sampling = "index",
     ) -> Score:
-        """One Score for a clip: a video file, sampled at `fps` frames a second, or a list of frames, all of them.
+        """One Score for a clip: a video file, sampled at `fps` frames a second, or frames, all of them.
 
-        At most max_frames are used, spread evenly, with a warning in the Score; by default the family's number, 31 for
-        OneAlign. `sampling` is "index", upstream's rule, or "time", by presentation time, for a varying frame rate.
+        A video file is a path, bytes, a binary file, a data: URI or a data set's dict; an animated GIF, WebP or PNG
+        counts as one, as does an animated PIL picture. Frames come in a list, an array [F, H, W, C], a tensor or any
+        iterable, which is read as a stream. At most max_frames are used, spread evenly, with a warning in the Score; by
+        default the family's number, 31 for OneAlign. `sampling` is "index", upstream's rule, or "time", by presentation
+        time, for a varying frame rate.
         Raises VideoError, ImageError, TaskError and OptionError.
         """
         return self.score_video_tasks(clip, (task,), fps=fps, max_frames=max_frames, sampling=sampling)[task]
 
     def score_video_tasks(
         self,
-        clip: str | os.PathLike[str] | Sequence[Picture],
+        clip: Picture | Iterable[Picture],
         tasks: Sequence[str] = ("quality", "aesthetics"),
         *,
         fps: float = 1.0,
@@ -189,3 +215,9 @@ class Scorer:
     ) -> Scores:
         """As `score_video`, in several tasks. The vision tower runs once."""
         return self.feed.score(Item(None, clip, "video", ClipOptions(fps, max_frames, sampling)), tasks).get()
+
+
+def _are_many(images: object) -> TypeGuard[list[Picture]]:
+    """Whether it is a list, or an array of several pictures."""
+    shape: Sequence[int] = getattr(images, "shape", ())
+    return isinstance(images, list | tuple) or (len(shape) == 4 and shape[0] != 1)

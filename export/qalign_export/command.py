@@ -15,10 +15,10 @@ from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast.errors import ImageError, TaskError
 from qalign_fast.families.prompt import Prompt
-from qalign_fast.pixels.clip import spread
+from qalign_fast.pixels.footage import spread
 from qalign_fast.pixels.picture import Picture
 from qalign_fast.references import find_model
-from qalign_fast.sources import find_sources, is_video
+from qalign_fast.sources import find_paths, is_video
 from qalign_kernels.contract.precisions import PRECISIONS
 
 _SMALL = 400 << 20  # bytes of an artifact; below, a comparison with the source takes seconds
@@ -61,7 +61,7 @@ def find_calibration(folder: str | None, count: int, precision: str) -> list[Pic
         return []
     if folder is None:
         return list(generate_pictures(count))
-    found = [source for source in find_sources([folder], io.StringIO(), recursive=True) if not is_video(source)]
+    found = [path for path in find_paths([folder], io.BytesIO(), recursive=True) if not is_video(path)]
     if not found:
         raise ImageError(f"{folder}: no pictures to calibrate on")
     return [found[i] for i in spread(len(found), count)]

@@ -28,12 +28,17 @@ def main() -> None:
     """Runs the command that the arguments name. An error of ours becomes one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them comes as an error of ours
     try:
-        make_app(sys.argv[1:2])()
+        try:
+            make_app(sys.argv[1:2])()
+        finally:
+            sys.stdout.flush()  # here, where its error can be told
     except QAlignError as error:
         remark("error: " + " ".join(str(error).split()))
         sys.exit(1)
-    except BrokenPipeError:  # the reader of stdout, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # stdout's: its reader, such as head, has gone, or its disk is full
+        if not isinstance(error, BrokenPipeError):
+            remark(f"error: {error.filename or 'stdout'}: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest of its buffer goes
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from qalign_fast.errors import QAlignError
+from qalign_fast.records import printable
 
 if TYPE_CHECKING:
     from qalign_fast.records import Row
@@ -33,7 +34,12 @@ NoVerify = Annotated[
 
 def remark(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
+
+
+def stdin_bytes() -> BufferedIOBase:
+    """stdin as bytes; empty where it is closed."""
+    return cast("BufferedIOBase", sys.stdin.buffer) if sys.stdin else BytesIO()
 
 
 @contextmanager
@@ -43,12 +49,13 @@ def rows_progress() -> Iterator[Callable[[Row], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn("{task.completed} rows, {task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("starting", total=None)
-        yield lambda row: progress.update(bar, advance=1, description=Path(row["source"]).name)
+        yield lambda row: progress.update(bar, advance=1, description=escape(printable(Path(row["source"]).name)))
 
 
 @contextmanager
@@ -64,19 +71,6 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda now, total: progress.update(bar, completed=now, total=total)
-
-
-@contextmanager
-def open_output(path: Path | None) -> Iterator[IO[str]]:
-    """The file, or stdout for None. Raises QAlignError where it cannot be written."""
-    if path is None:
-        yield sys.stdout
-        return
-    try:
-        with path.open("w", encoding="utf-8", newline="") as out:
-            yield out
-    except OSError as error:
-        raise QAlignError(f"{path}: {error.strerror or error}") from error
 
 
 def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

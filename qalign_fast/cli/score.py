@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections import Counter
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, open_output, remark, rows_progress
+from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, stdin_bytes
+from qalign_fast.cli.output import Format, choose_format, choose_mode, open_output
+from qalign_fast.engines.options import threads_remark
 from qalign_fast.feed.items import ClipOptions
-from qalign_fast.pixels.limits import PictureLimits
+from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
 from qalign_fast.scorer import Scorer
 from qalign_fast.sources import find_sources, to_items
@@ -21,12 +23,6 @@ from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
-
-
-class Format(StrEnum):
-    table = "table"
-    jsonl = "jsonl"
-    csv = "csv"
 
 
 Sampling = StrEnum("Sampling", ["index", "time"])
@@ -61,13 +57,21 @@ def score(
         typer.Option(min=1, help="Threads the engine computes with. Default: all cores.", show_default=False),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option(help="Default: table on a terminal and jsonl elsewhere.", show_default=False)
+        Format | None,
+        typer.Option(
+            help="Default: by the output's suffix; on stdout table on a terminal, else jsonl.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write rows to this file instead of stdout.", show_default=False),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add JSON lines to an output that is there.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders below folders.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="A null byte ends each name on stdin, as of find -print0.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Pictures scored at a time.")] = 16,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and resize pictures.")] = 4,
     fps: Annotated[float, typer.Option(min=0.001, help="Frames of a clip to score, a second.")] = 1.0,
@@ -83,16 +87,45 @@ def score(
     exif_rotate: Annotated[
         bool, typer.Option("--exif-rotate", help="Apply EXIF orientation; upstream ignores it.")
     ] = False,
+    allow_truncated: Annotated[
+        bool, typer.Option("--allow-truncated", help="Score pictures that are cut off as far as they go.")
+    ] = False,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            help="A colour behind transparent parts: white, '#8040ff'. Default: alpha is dropped, as upstream."
+        ),
+    ] = None,
+    tone_map: Annotated[bool, typer.Option("--tone-map", help="Turn HDR clips into SDR; upstream does not.")] = False,
+    formats: Annotated[
+        str,
+        typer.Option(help="Read these too: heic, jxl or heic,jxl; the extra `formats` has them.", show_default=False),
+    ] = "",
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture, or of a frame.")] = MAX_PIXELS,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of a file. Default: 64 MiB for a picture.", show_default=False)
+    ] = None,
     no_verify: NoVerify = False,
 ) -> None:
     """Score pictures and clips; a row for each and task, in order.
 
     \b
     qalign-fast score photo.jpg holiday/ 'frames/*.png'
-    find . -name '*.jpg' | qalign-fast score - --format jsonl -o scores.jsonl
+    find . -name '*.jpg' -print0 | qalign-fast score - -0 -o scores.jsonl
     qalign-fast score clip.mp4 --fps 2 --model path/to/artifact --task all
     """
-    limits = PictureLimits(exif_rotate=exif_rotate)
+    kind = choose_format(format, output)
+    mode = choose_mode(output, kind, overwrite=overwrite, append=append)
+    more = tuple(name.strip().lower() for name in formats.split(",") if name.strip())
+    limits = PictureLimits(
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        exif_rotate=exif_rotate,
+        allow_truncated=allow_truncated,
+        background=_colour(background),
+        tone_map=tone_map,
+        formats=more,
+    )
     scorer = Scorer.load(
         model,
         device=device,
@@ -106,19 +139,37 @@ def score(
     if task == "all":
         tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()] or list(scorer.tasks())
     scorer.require(tasks)
-    sources = find_sources(paths, sys.stdin, recursive=recursive)
+    skipped: Counter[str] = Counter()
+    sources = find_sources(
+        paths, stdin_bytes(), recursive=recursive, null=null, formats=more, skipped=lambda k: skipped.update([k])
+    )
     items = to_items(sources, ClipOptions(fps, max_frames, "time" if sampling == Sampling.time else "index"))
     started = time.perf_counter()
-    with scorer, open_output(output) as out:
-        kind = format or (Format.table if out.isatty() else Format.jsonl)
+    with scorer, open_output(output, kind, mode) as out:
         rows = make_rows(scorer.feed.run(items, tasks, batch_size=batch_size, workers=workers), tasks)
-        with closing(make_writer(str(kind), out, scorer.engine.family.scale)) as writer, rows_progress() as seen:
+        with closing(make_writer(kind, out, scorer.engine.family.scale)) as writer, rows_progress() as seen:
             done, failed = write_rows(rows, writer, seen)
     took = time.perf_counter() - started
     remark(f"{done} row{'' if done == 1 else 's'} in {took:.2f} s" + (f", {failed} failed" if failed else ""))
+    if skipped:
+        remark("skipped in folders: " + ", ".join(f"{count} {what}" for what, count in sorted(skipped.items())))
+    if bounded := threads_remark(threads):
+        remark(bounded)
     _remark_on(scorer.engine)
     if failed:
         raise typer.Exit(3)
+
+
+def _colour(text: str | None) -> tuple[int, int, int] | None:
+    """Red, green and blue, 0..255. Raises BadParameter for what is no colour."""
+    from PIL import ImageColor
+
+    try:
+        return None if text is None else ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no colour; expected a name, or #rrggbb", param_hint="--background"
+        ) from error
 
 
 def _remark_on(engine: Engine) -> None:

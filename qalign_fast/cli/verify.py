@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qalign_fast.cli.console import print_facts, remark
-from qalign_fast.sources import find_sources
+from qalign_fast.cli.console import print_facts, remark, stdin_bytes
+from qalign_fast.sources import find_paths
 
 
 def verify(
@@ -41,7 +40,7 @@ def verify(
         return
     from qalign_export.fidelity import verify as compare
 
-    chosen = list(find_sources(pictures or [], sys.stdin, recursive=False))
+    chosen = find_paths(pictures or [], stdin_bytes())
     reports = compare(artifact, against, chosen, count=count)
     by_engine = {engine: asdict(report) for engine, report in reports.items()}
     facts = {key: {e: report[key] for e, report in by_engine.items()} for key in next(iter(by_engine.values()))}

@@ -44,6 +44,9 @@ class Engine(Protocol):
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         """Pixels uint8 [B, H, W, 3], made by the rule `config.pixels` -> visual tokens [B, V, D].
 
+        An engine whose `takes_tensors` is true also takes a torch tensor on its device. What made the tensor is done,
+        or queued on the stream that is current in this thread. An engine without that attribute takes arrays alone.
+
         Raises DeviceError for a batch that the device has no room for, or otherwise cannot run.
         """
         ...

@@ -28,7 +28,10 @@ _WARM_UPS = 2  # the first compiles kernels and lets libraries allocate, which n
 
 
 class Runner(Protocol):
-    """How an engine moves batches to its device and runs its steps there."""
+    """How an engine moves batches to its device and runs its steps there.
+
+    Tensors that methods take and give belong to the caller's current stream. It may use them, and change them, at once.
+    """
 
     def scope(self) -> AbstractContextManager[object]:
         """The context in which the methods below are called."""
@@ -119,7 +122,7 @@ class Graphs:
         return wait
 
     def call(self, step: Step, x: Tensor) -> Tensor:
-        """step(x). x belongs to the caller's stream, and so does the result, which is a copy."""
+        """step(x). The result is a copy, because the next call overwrites what a graph has written."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache, partial
 from pathlib import Path
 
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_artifact
@@ -31,8 +33,27 @@ def load_engine(model: str | Path | None = None, options: LoadOptions | None = N
     Raises ArtifactError or CheckpointError for a model that cannot be read, DeviceError for an engine, device or
     precision that the model or the machine does not have, and MissingExtraError for a package that is not installed.
     """
-    options = options or LoadOptions()
-    directory = find_model(model)
+    engine = _load(find_model(model), options or LoadOptions())
+    if engine.name == "torch":
+        _one_thread_in_forks()
+    return engine
+
+
+def from_anywhere(model: str | Path | None) -> str | Path | None:
+    """The reference to a model that was found, for a process in another folder: a path becomes absolute."""
+    return str(Path(model).absolute()) if model is not None and Path(model).exists() else model
+
+
+@cache
+def _one_thread_in_forks() -> None:
+    """Has a forked child compute on one thread: it lacks torch's others, and would wait for them for ever."""
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+
+def _load(directory: Path, options: LoadOptions) -> Engine:
     if is_artifact(directory):
         return _load_artifact(open_artifact(directory, verify=options.verify, remembered=True), options)
     if not (directory / "config.json").is_file():
@@ -50,7 +71,7 @@ def _load_artifact(artifact: Artifact, options: LoadOptions) -> Engine:
     if options.engine not in ("auto", *runnable):
         available = ", ".join(runnable)
         raise DeviceError(f"{directory}: has no weights for engine {options.engine!r}; available: {available}")
-    return choose(artifact, options).load(artifact, options.threads)
+    return choose(artifact, options).load(artifact, options.usable_threads)
 
 
 def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
@@ -71,7 +92,7 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
 
     precision = "fp32" if options.precision in (None, "auto") else str(options.precision)
     place = _place_checkpoint(options.device, precision)
-    return load_checkpoint(family, directory, options.threads, place, precision)
+    return load_checkpoint(family, directory, options.usable_threads, place, precision)
 
 
 def checkpoint_precisions(family: Family) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ fill it up, and are cut off the result. Tokens stay on the device, where the dec
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
@@ -35,6 +35,7 @@ class CudaEngine:
 
     name = "torch"
     in_flight = 2  # while one is awaited, the pixels of the next are uploaded and its kernels are queued
+    takes_tensors = True  # pixels that lie on the GPU, too
 
     def __init__(
         self,
@@ -55,11 +56,13 @@ class CudaEngine:
         self._lock = Lock()  # one call at a time uses the buffers and graphs
 
     @torch.inference_mode()
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
-        """As `Engine.encode`. It returns before the GPU is done, because tokens are read there."""
-        batches = list(split_batch(pixels))
+    def encode(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Tokens:
+        """As `Engine.encode`. It returns before the GPU is done, because tokens are read there.
+
+        A tensor's pixels may be changed after it returns, on the stream that is current in this thread.
+        """
         with self._lock, self._runner.scope(), self._refusals(f"{len(pixels)} picture{'s' * (len(pixels) > 1)}"):
-            return torch.cat([self._run("encode", self.model.encode, x) for x in self._runner.upload(batches)])
+            return torch.cat([self._run("encode", self.model.encode, x) for x in self._there(pixels)])
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
@@ -79,6 +82,14 @@ class CudaEngine:
                 arrive = self._runner.download(torch.cat(parts))
             logits: npt.NDArray[np.float32] = arrive().numpy()
             return logits
+
+    def _there(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Iterable[Tensor]:
+        """Batches on the device. A tensor lies there already."""
+        if not isinstance(pixels, Tensor):
+            return self._runner.upload(list(split_batch(pixels)))
+        assert pixels.device == torch.device(self.device)
+        assert pixels.dtype == torch.uint8
+        return split_batch(pixels.contiguous())
 
     def _run(self, name: str, step: Step, x: Tensor) -> Tensor:
         size = bucket_of(len(x))

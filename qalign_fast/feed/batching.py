@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.reading import Read, ReadAhead, Reader
 from qalign_fast.feed.threads import Task, Threads, give_way
 from qalign_fast.levels import score_of
+from qalign_fast.pixels.arrays import is_tensor
 from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ _MOST_THREADS = 256  # of each kind of reader
 class Feed:
     """Scores items with an engine; several threads may use it. `close` ends its threads, as `with` does.
 
-    An error about an item (ImageError, VideoError, TaskError) is in its Scored, and the others go on. Errors of the
-    engine, and MissingExtraError, are raised.
+    Whatever is raised while an item is read is in its Scored, and the others go on; what is not one of our errors is
+    the cause of an InternalError. Errors of the engine, and of the iterable that gives the items, are raised.
     """
 
     def __init__(self, engine: Engine, limits: PictureLimits = LIMITS) -> None:
@@ -100,10 +101,10 @@ class Feed:
         for read in batch if strict else ():
             if read.error:
                 raise read.error
-        alike: dict[tuple[int, ...], list[int]] = {}  # by the shape of their frames: which of the batch
+        alike: dict[tuple[object, ...], list[int]] = {}  # by device and shape: which of the batch
         for i, read in enumerate(batch):
             if read.pixels is not None:
-                alike.setdefault(read.pixels.shape[1:], []).append(i)
+                alike.setdefault((str(getattr(read.pixels, "device", "cpu")), *read.pixels.shape[1:]), []).append(i)
         scores: list[Scores | None] = [None] * len(batch)
         for places in alike.values():
             for i, found in zip(places, self._scores([batch[i] for i in places]), strict=True):
@@ -113,7 +114,7 @@ class Feed:
     def _scores(self, batch: list[Read[Key]]) -> list[Scores]:
         """Of pictures of one size, or of one clip."""
         pixels = [read.pixels for read in batch if read.pixels is not None]
-        tokens = self._engine.encode(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
+        tokens = self._engine.encode(self._join(pixels))
         frames, scale = None, self._engine.family.scale
         if batch[0].medium == "video":
             frames = len(pixels[0])
@@ -126,3 +127,14 @@ class Feed:
             }
             for i, read in enumerate(batch)
         ]
+
+    def _join(self, pixels: list[Any]) -> Any:
+        """One batch [B, S, S, 3]: an array, or a tensor where the engine takes it as it lies."""
+        if not is_tensor(pixels[0]):
+            return pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+        import torch
+
+        batch = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+        engine = self._engine
+        stays = getattr(engine, "takes_tensors", False) and batch.device == torch.device(engine.device)
+        return batch if stays else batch.cpu().numpy()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
@@ -38,10 +37,14 @@ class ClipOptions:
 
 @dataclass(frozen=True, slots=True)
 class Item(Generic[Key]):
-    """A picture, or a clip as a file's path or as a list of frames. `key` is the caller's and comes back untouched."""
+    """A picture, or a clip: a video file as `load_clip` takes it, or frames in a list, an array or an iterable.
+
+    `key` is the caller's and comes back untouched. An error as `media` is the item's result: its source was not to be
+    had.
+    """
 
     key: Key
-    media: Picture | str | os.PathLike[str] | Sequence[Picture]
+    media: Picture | Iterable[Picture] | QAlignError
     medium: Medium = "image"
     clip: ClipOptions = ClipOptions()
 

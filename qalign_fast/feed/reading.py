@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias
 
-from qalign_fast.errors import MissingExtraError, QAlignError, VideoError
+from qalign_fast.errors import InternalError, QAlignError, VideoError, one_line
 from qalign_fast.feed.items import ClipOptions, Item, Key, Medium
 from qalign_fast.feed.prompts import check_frames, find_prompts
 from qalign_fast.feed.snapshots import Snapshot, as_it_is, snapshot
 from qalign_fast.feed.threads import Task, Threads
+from qalign_fast.pixels.arrays import is_tensor
+from qalign_fast.pixels.device_square import for_another_thread
+from qalign_fast.pixels.encoded import is_encoded, plain, read_bytes
 from qalign_fast.pixels.limits import PictureLimits
 from qalign_fast.pixels.picture import Picture, load_pixels, stack_frames
 from qalign_fast.pixels.rule import Pixels
@@ -30,6 +33,7 @@ _BATCHES = 3  # held at most, the next one included
 
 Frames: TypeAlias = "tuple[Pixels, tuple[str, ...]]"  # [F, S, S, 3], and warnings
 Keep: TypeAlias = Callable[[Picture, PictureLimits], Snapshot]
+_Label: TypeAlias = "str | os.PathLike[str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Read(Generic[Key]):
 
 
 class Reader:
-    """Reads items for some tasks of a model. Errors about an item are in its `Read`; MissingExtraError is raised."""
+    """Reads items for some tasks of a model. Whatever is raised while an item is read is in its `Read`."""
 
     def __init__(self, engine: Engine, limits: PictureLimits, tasks: Sequence[str]) -> None:
         self._engine, self._limits = engine, limits
@@ -59,16 +63,16 @@ class Reader:
     def take(self, item: Item[Key], keep: Keep = snapshot) -> tuple[Callable[[], Read[Key]], int]:
         """A function that reads the item later, in any thread, and the bytes that are held until it is called."""
         try:
+            if isinstance(item.media, QAlignError):
+                raise item.media
             prompts = find_prompts(self._engine, self._tasks, item.medium)
             if item.medium == "video":
                 load, held = self._take_clip(item, prompts, keep)
             else:
                 load, held = self._take([item.media], keep)
-        except QAlignError as error:
-            return partial(Read, item.key, item.medium, error=error), 0
-        except Exception as error:  # another library's, as of an open file: raised when the item's turn comes
-            return partial(_raise, error), 0
-        return partial(_read, item.key, item.medium, prompts, load), held
+        except Exception as error:
+            return partial(Read, item.key, item.medium, error=_as_ours(error, _label(item))), 0
+        return partial(_read, item.key, item.medium, _label(item), prompts, load), held
 
     def pixel_bytes(self, item: Item[Key]) -> int:
         """How many bytes its pixels take at most."""
@@ -79,47 +83,95 @@ class Reader:
 
     def _take(self, pictures: Sequence[Any], keep: Keep, *warnings: str) -> tuple[Callable[[], Frames], int]:
         kept = [keep(picture, self._limits) for picture in pictures]
-        return lambda: (self._load(kept), warnings), sum(picture.bytes for picture in kept)
+        return lambda: self._load(kept, warnings), sum(picture.bytes for picture in kept)
 
     def _take_clip(self, item: Item[Key], prompts: Sequence[Prompt], keep: Keep) -> tuple[Callable[[], Frames], int]:
+        from qalign_fast.pixels.frames import is_frames, is_listed, read_frames, spread_listed
+
         most = self._most_frames(item.clip)
         check_frames(self._engine, most, prompts)
-        if isinstance(item.media, str | os.PathLike):
-            return partial(self._load_file, item.media, item.clip), 0
-        from qalign_fast.pixels.clip import spread
+        media: Any = item.media
+        if not is_frames(media):
+            return self._take_file(media, item.clip, keep)
+        if is_listed(media):
+            frames, warnings = spread_listed(media, most, self._limits)
+            return self._take(frames, keep, *warnings)
+        found = read_frames(media, most, self._limits, lambda frame: self._load([Snapshot(frame)]))
+        return lambda: found, 0
 
-        frames = cast(Sequence[Picture], item.media)
-        if len(frames) == 0:
-            raise VideoError("a clip needs at least one frame; the list is empty")
-        chosen = spread(len(frames), most)
-        left_out = f"{len(chosen)} of {len(frames)} frames, spread evenly; max_frames is {most}"
-        return self._take([frames[i] for i in chosen], keep, *[left_out] * (len(chosen) < len(frames)))
+    def _take_file(self, media: Any, clip: ClipOptions, keep: Keep) -> tuple[Callable[[], Frames], int]:
+        """A caller's open file, and an animated picture, are read before the caller goes on."""
+        if isinstance(media, os.PathLike):
+            return partial(self._load_file, media, clip), 0
+        media, name = plain(media, None, VideoError)
+        if keep is as_it_is or isinstance(media, str | os.PathLike | bytes):
+            return partial(self._load_file, media, clip, name), 0
+        if is_encoded(media):
+            data = read_bytes(media, name, self._limits.stream_bytes, VideoError)
+            return partial(self._load_file, data, clip, name), len(data)
+        found = self._load_file(media, clip, name)
+        return lambda: found, 0
 
-    def _load(self, pictures: Sequence[Snapshot]) -> Pixels:
-        """[F, S, S, 3]"""
-        found = [load_pixels(p.picture, self._rule, limits=self._limits, name=p.name) for p in pictures]
-        return stack_frames(found, "a clip")
+    def _load(self, pictures: Sequence[Snapshot], warnings: Sequence[str] = ()) -> Frames:
+        said = dict.fromkeys(warnings)
 
-    def _load_file(self, path: str | os.PathLike[str], clip: ClipOptions) -> Frames:
+        def warn(text: str) -> None:
+            said[text] = None
+
+        for p in pictures:
+            p.ready()
+        found = [load_pixels(p.picture, self._rule, limits=self._limits, name=p.name, warn=warn) for p in pictures]
+        pixels: Any = stack_frames(found, "a clip")
+        if is_tensor(pixels):
+            for_another_thread(pixels)()  # the batch may be scored on another stream; and the snapshots are free now
+        return pixels, tuple(said)
+
+    def _load_file(self, media: Any, clip: ClipOptions, name: str | None = None) -> Frames:
         from qalign_fast.pixels.clip import load_clip
 
-        most, limits = self._most_frames(clip), self._limits
-        found = load_clip(path, self._rule, max_frames=most, fps=clip.fps, sampling=clip.sampling, limits=limits)
+        found = load_clip(
+            media,
+            self._rule,
+            max_frames=self._most_frames(clip),
+            fps=clip.fps,
+            sampling=clip.sampling,
+            limits=self._limits,
+            name=name,
+        )
         return found.pixels, found.warnings
 
 
-def _raise(error: Exception) -> Read[Any]:
-    raise error
-
-
-def _read(key: Key, medium: Medium, prompts: tuple[Prompt, ...], load: Callable[[], Frames]) -> Read[Key]:
+def _read(
+    key: Key, medium: Medium, label: _Label, prompts: tuple[Prompt, ...], load: Callable[[], Frames]
+) -> Read[Key]:
     try:
         pixels, warnings = load()
-    except MissingExtraError:
-        raise
-    except QAlignError as error:
-        return Read(key, medium, prompts, error=error)
+    except Exception as error:
+        return Read(key, medium, prompts, error=_as_ours(error, label))
     return Read(key, medium, prompts, pixels, warnings)
+
+
+def _as_ours(error: Exception, label: _Label) -> QAlignError:
+    """An error about an item as one of ours: itself, or an InternalError that names the item and keeps the cause."""
+    if isinstance(error, QAlignError):
+        return error
+    try:
+        name = os.fsdecode(label)
+    except Exception:  # a caller's own kind of path may be what is wrong
+        name = f"<{type(label).__name__}>"
+    found = InternalError(f"{name}: internal error ({type(error).__name__}: {one_line(error)})")
+    found.__cause__ = error
+    return found
+
+
+def _label(item: Item[Any]) -> _Label:
+    """What an item is called. A caller's path is not asked for its text yet: that may take long."""
+    if isinstance(item.media, os.PathLike):
+        return item.media
+    try:
+        return plain(item.media)[1]
+    except QAlignError:
+        return f"<{type(item.media).__name__}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,27 @@ average; "time", the frame on the screen at i / fps seconds, which is right wher
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal, cast
+from typing import IO, Any, Literal
 
-import numpy as np
+from PIL import Image
 
-from qalign_fast.errors import MissingExtraError, VideoError
-from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
+from qalign_fast.errors import VideoError, one_line
+from qalign_fast.pixels.animation import Animation
+from qalign_fast.pixels.damage import enough_memory
+from qalign_fast.pixels.encoded import is_encoded, open_path, plain, read_all
+from qalign_fast.pixels.footage import Footage, Shown, by_index, by_time, spread
+from qalign_fast.pixels.formats import loading, open_picture
+from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes
 from qalign_fast.pixels.paths import pixel_path
 from qalign_fast.pixels.picture import stack_frames
 from qalign_fast.pixels.rule import PixelRule, Pixels
-
-if TYPE_CHECKING:
-    import av
-    from av.video.frame import VideoFrame
+from qalign_fast.pixels.stream import VideoFile
 
 Sampling = Literal["index", "time"]
 
@@ -35,162 +37,145 @@ class Clip:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """The facts of a stream that one pass over its packets gives. Nothing is decoded."""
-
-    frames: int
-    start: Fraction  # seconds
-    duration: Fraction
-
-    @property
-    def rate(self) -> Fraction:
-        return self.frames / self.duration if self.duration else Fraction(0)
-
-
 def load_clip(
-    path: str | os.PathLike[str],
+    clip: Any,
     rule: PixelRule,
     *,
     max_frames: int,
     fps: float = 1.0,
     sampling: Sampling = "index",
     limits: PictureLimits = LIMITS,
+    name: str | None = None,
 ) -> Clip:
-    """The frames of a video file, `fps` a second, at most max_frames spread evenly; at least one.
+    """The frames of a video file or an animated picture, `fps` a second, at most max_frames spread evenly.
 
-    Raises VideoError naming the file for one over the limits, before a pixel is decoded, and for one that has no frame
-    to decode; MissingExtraError where PyAV is missing.
+    There is at least one. `clip` is a file's path, its bytes, an open binary file (from where it stands), a data: URI,
+    a data set's dict {"bytes": ..., "path": ...} or an animated PIL picture. A file that cannot be sought in, such as a
+    pipe, is held in memory. Raises VideoError naming the file for one over the limits, before a pixel is decoded, and
+    for one that has no frame to decode; ImageError for a damaged animated picture; MissingExtraError without PyAV.
     """
-    av = _import_av()
-    name = os.fspath(path)
+    clip, name = plain(clip, name, VideoError)
     if not fps > 0 or fps == float("inf"):
         raise VideoError(f"fps is {fps}; expected a positive number of frames a second")
+    with _opened(clip, name, limits) as footage:
+        return _sample(footage, rule, max_frames, Fraction(fps), sampling, name)
+
+
+@contextmanager
+def _opened(clip: Any, name: str, limits: PictureLimits) -> Iterator[Footage]:
+    if isinstance(clip, Image.Image):
+        with loading(clip), Animation(clip, name, limits) as animation:
+            yield animation
+        return
+    if not is_encoded(clip):
+        raise VideoError(f"{name}: not a clip; expected a path, bytes, a binary file, a PIL picture or frames")
+    with _sought(clip, name, limits) as file:
+        if picture := _animated(file, name, limits):
+            with Animation(picture, name, limits) as animation:
+                yield animation
+        else:
+            with VideoFile(file, name, limits) as video:
+                yield video
+
+
+@contextmanager
+def _sought(clip: Any, name: str, limits: PictureLimits) -> Iterator[IO[bytes]]:
+    """The clip as a file that can be sought in, checked against the limit of bytes. Closes what it opened."""
+    if isinstance(clip, bytes | bytearray | memoryview):
+        check_bytes(memoryview(clip).nbytes, name, limits.max_bytes, VideoError)
+        yield io.BytesIO(clip)
+    elif isinstance(clip, str | os.PathLike):
+        with open_path(clip, name, limits.max_bytes, VideoError) as file:
+            yield file if file.seekable() else _held(file, name, limits)
+    else:
+        yield clip if _check_file(clip, name, limits) else _held(clip, name, limits)
+
+
+def _held(file: Any, name: str, limits: PictureLimits) -> io.BytesIO:
+    data = read_all(file, name, limits.stream_bytes, VideoError)
+    check_bytes(len(data), name, limits.stream_bytes, VideoError)
+    return io.BytesIO(data)
+
+
+def _check_file(file: Any, name: str, limits: PictureLimits) -> bool:
+    """Whether a caller's file can be sought in; if so, its bytes are checked."""
     try:
-        if limits.max_bytes is not None:
-            check_bytes(Path(name).stat().st_size, name, limits.max_bytes, VideoError)
-        with av.open(name) as container:
-            extent = _measure(container, name, limits)
-        with av.open(name) as container:
-            return _sample(container, extent, rule, max_frames, Fraction(fps), sampling, name, limits)
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{name}: {error.strerror or error}") from error
-    except ValueError as error:  # PyAV's for a path with a null byte
-        raise VideoError(f"{name}: {error}") from error
+        if not (hasattr(file, "seek") and hasattr(file, "tell")) or not getattr(file, "seekable", lambda: True)():
+            return False
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        size = file.tell() if size is None else size
+        file.seek(start)
+        if isinstance(file.read(0), str):
+            raise VideoError(f"{name}: the file is open as text; open it in binary mode ('rb')")
+    except VideoError:
+        raise
+    except Exception as error:  # the file's own
+        raise VideoError(f"{name}: cannot be read ({one_line(error)})") from error
+    check_bytes(size - start, name, limits.max_bytes, VideoError)
+    return True
 
 
-def spread(total: int, most: int) -> list[int]:
-    """At most `most` of the indices 0..total-1, evenly, the first and last among them."""
-    if total <= most:
-        return list(range(total))
-    return [int(i) for i in np.linspace(0, total - 1, most).round()]
+def _animated(file: IO[bytes], name: str, limits: PictureLimits) -> Image.Image | None:
+    """The file, opened by Pillow, if it is an animated GIF, WebP or PNG. A PNG that is not may be a stream of them."""
+    start = file.tell()
+    begin = file.read(64)
+    file.seek(start)
+    png = begin.startswith(b"\x89PNG\r\n\x1a\n")
+    if not (png or begin.startswith(b"GIF8") or (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP")):
+        return None
+    data = read_all(file, name, limits.stream_bytes, VideoError)
+    check_bytes(len(data), name, limits.stream_bytes, VideoError)
+    file.seek(start)
+    if png and b"acTL" not in data[: data.find(b"IDAT")]:
+        return None
+    return open_picture(data, name, limits)
 
 
-def _import_av() -> ModuleType:
-    """PyAV, silenced: a damaged stream is told by its error, not by lines on stderr."""
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("reading video needs PyAV: pip install 'qalign-fast[video]'") from error
-    av.logging.set_level(None)
-    module: ModuleType = av
-    return module
-
-
-def _measure(container: av.container.InputContainer, name: str, limits: PictureLimits) -> _Extent:
-    """Frames are counted, not read from the header, which may be wrong or silent."""
-    if not container.streams.video:
-        raise VideoError(f"{name}: has no video stream")
-    stream = container.streams.video[0]
-    if stream.width and stream.height:  # a header without a size: each frame is checked all the same
-        check_size((stream.width, stream.height), name, limits.max_pixels, VideoError)
-    frames, first, last = 0, None, None
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            frames += 1
-            time = packet.pts if packet.pts is not None else packet.dts  # AVI has no presentation times
-            if time is not None:
-                first = time if first is None else min(first, time)
-                last = max(last or 0, time + (packet.duration or 0))
-    except _import_av().error.FFmpegError:
-        pass  # a broken stream: what came before the break counts
-    base = stream.time_base or Fraction(1)
-    if first is None or last is None:
-        return _Extent(frames, Fraction(0), Fraction(0))
-    return _Extent(frames, first * base, (last - first) * base)
-
-
-def _sample(
-    container: av.container.InputContainer,
-    extent: _Extent,
-    rule: PixelRule,
-    max_frames: int,
-    fps: Fraction,
-    sampling: Sampling,
-    name: str,
-    limits: PictureLimits,
-) -> Clip:
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    rate = stream.average_rate or extent.rate or Fraction(1)
-    total = max(1, int(extent.frames / rate * fps if sampling == "index" else extent.duration * fps))
-    chosen = spread(total, max_frames)
+def _sample(footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, sampling: Sampling, name: str) -> Clip:
+    again = True
+    while again:
+        chosen, total, taken, seen = _take(footage, rule, max_frames, fps, sampling, name)
+        again = footage.learn(seen, len(taken) < len(chosen))
+    if not taken:
+        raise VideoError(f"{name}: not a single frame can be decoded")
     warnings = []
     if len(chosen) < total:
         warnings.append(f"{len(chosen)} of {total} frames, spread evenly; max_frames is {max_frames}")
-    decoded = _decode(container, stream)
+    warnings += footage.remarks()
+    if len(taken) < len(chosen):
+        warnings.append(f"the stream breaks off: {len(taken)} of {len(chosen)} frames could be decoded")
+    return Clip(stack_frames(taken, name), tuple(warnings))
+
+
+def _take(
+    footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, sampling: Sampling, name: str
+) -> tuple[list[int], int, list[Pixels], int]:
+    """Which of how many frames are wanted; their pixels, as far as there are any; how many frames were decoded."""
+    extent, decoded = footage.extent, _Counted(footage.frames())
     if sampling == "index":
-        frames = _by_index(decoded, [int(rate * i / fps) for i in chosen])
+        rate = footage.rate()
+        chosen = spread(total := max(1, int(extent.frames / rate * fps)), max_frames)
+        frames = by_index(decoded, [int(rate * i / fps) for i in chosen])
     else:
-        frames = _by_time(decoded, [extent.start + i / fps for i in chosen])
-    pixels = [_resize(frame, rule, name, limits) for frame in frames]
-    if not pixels:
-        raise VideoError(f"{name}: not a single frame can be decoded")
-    if len(pixels) < len(chosen):
-        warnings.append(f"the stream breaks off: {len(pixels)} of {len(chosen)} frames could be decoded")
-    return Clip(stack_frames(pixels, name), tuple(warnings))
+        chosen = spread(total := max(1, int(extent.duration * fps)), max_frames)
+        frames = by_time(decoded, [extent.start + i / fps for i in chosen])
+    return chosen, total, [_resized(frame, rule, name) for frame in frames], decoded.seen
 
 
-def _resize(frame: VideoFrame, rule: PixelRule, name: str, limits: PictureLimits) -> Pixels:
-    """uint8 [S, S, 3] of a frame, whose size may be another than the header's."""
-    check_size((frame.width, frame.height), name, limits.max_pixels, VideoError)
-    return rule.apply(cast("Pixels", frame.to_ndarray(format="rgb24")), pixel_path())
+def _resized(frame: Shown, rule: PixelRule, name: str) -> Pixels:
+    rgb = frame.rgb()
+    with enough_memory(rgb.size if isinstance(rgb, Image.Image) else rgb.shape[1::-1], name):
+        return rule.apply(rgb, pixel_path())
 
 
-def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:
-    """Frames in presentation order, up to where the stream breaks."""
-    try:
-        yield from container.decode(stream)
-    except _import_av().error.FFmpegError:
-        return
+class _Counted:
+    """Frames, and how many of them were taken."""
 
+    def __init__(self, frames: Iterator[Shown]) -> None:
+        self._frames, self.seen = frames, 0
 
-def _by_index(frames: Iterator[VideoFrame], wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    """The frames with these ascending indices; an index may come twice."""
-    remaining = list(reversed(wanted))
-    for index, frame in enumerate(frames):
-        while remaining and remaining[-1] == index:
-            remaining.pop()
+    def __iter__(self) -> Iterator[Shown]:
+        for frame in self._frames:
+            self.seen += 1
             yield frame
-        if not remaining:
-            return
-
-
-def _by_time(frames: Iterator[VideoFrame], wanted: Sequence[Fraction]) -> Iterator[VideoFrame]:
-    """For each ascending time in seconds, the last frame shown by then; before the first frame, the first."""
-    remaining = list(reversed(wanted))
-    shown = None
-    for frame in frames:
-        if frame.pts is None or frame.time_base is None:
-            continue
-        while remaining and shown is not None and frame.pts * frame.time_base > remaining[-1]:
-            remaining.pop()
-            yield shown
-        if not remaining:
-            return
-        shown = frame
-    if shown is not None:
-        for _ in remaining:
-            yield shown

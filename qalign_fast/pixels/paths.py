@@ -8,14 +8,13 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from qalign_fast.pixels.rule import PixelPath
 from qalign_fast.pixels.square import pad_and_resize
 
 if TYPE_CHECKING:
     from ctypes import CDLL
+
+    from PIL import Image
 
     from qalign_fast.pixels.rule import Pixels
 
@@ -36,17 +35,9 @@ def native_path(library: CDLL) -> PixelPath:
     return PixelPath("native", _decode_whole, partial(resize_native, library))
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB as Pillow's convert: alpha is dropped, palettes looked up, CMYK inverted; 16-bit grey keeps its high byte."""
-    if picture.mode.startswith("I"):  # Pillow would clip, not scale, these to 8 bits
-        wide = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
 def _decode(picture: Image.Image) -> Image.Image:
     picture.load()
-    return to_rgb(picture)
+    return picture
 
 
 def _decode_whole(picture: Image.Image) -> Image.Image | Pixels:

@@ -1,52 +1,61 @@
 """A picture of any kind in, uint8 pixels [S, S, 3] out: padded to a square and resized, to the bit as upstream does it.
 
-Upstream pads with the mean colour and resizes with Pillow's antialiased bicubic on uint8. Every mode becomes RGB by one
-rule (`to_rgb`). Limits are checked on the header, before a pixel is decoded. Two paths give the same bits: Pillow alone
-and, where its library was built, a native resize.
+Upstream pads with the mean colour and resizes with Pillow's antialiased bicubic on uint8. Limits are checked on the
+header, before a pixel is decoded. The paths to pixels (paths.py, device_square.py) give the same bits.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import stat
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+import re
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from qalign_fast.errors import ImageError, VideoError, one_line
-from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_size
+from qalign_fast.errors import ImageError, VideoError
+from qalign_fast.pixels.arrays import (
+    array_bytes,
+    as_array,
+    check_array,
+    device_bytes,
+    has_alpha,
+    is_array,
+    is_tensor,
+    rgb_bytes,
+)
+from qalign_fast.pixels.damage import decoding, enough_memory, in_pillow
+from qalign_fast.pixels.encoded import is_encoded, plain, read_bytes
+from qalign_fast.pixels.formats import loading, open_picture
+from qalign_fast.pixels.frame_counts import count_frames
+from qalign_fast.pixels.limits import LIMITS, PictureLimits, Warn, check_size, unheard
 from qalign_fast.pixels.paths import PLAIN, pixel_path
+from qalign_fast.pixels.rgb import to_rgb, warn_of_dark
 from qalign_fast.pixels.rule import PixelPath
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from PIL import ImageFile
+
     from qalign_fast.pixels.rule import PixelRule, Pixels
 
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | npt.NDArray[np.uint8]"
-
-# What Pillow's parsers are known to raise on damaged files, beside OSError.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+Picture: TypeAlias = (
+    "str | os.PathLike[str] | bytes | IO[bytes] | Mapping[str, Any] | Image.Image | npt.NDArray[Any] | torch.Tensor"
 )
+
+_WIDE = re.compile(r"(RGB|LA)\w*;16")  # how Pillow calls colours of 16 bits in a file; BGR;16 has 16 for all three
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_pixels(
@@ -56,160 +65,144 @@ def load_pixels(
     limits: PictureLimits = LIMITS,
     path: PixelPath | None = None,
     name: str | None = None,
+    warn: Warn = unheard,
 ) -> Pixels:
-    """uint8 [S, S, 3] of a file's path, encoded bytes, an open binary file, a PIL image or an array.
+    """uint8 [S, S, 3] of a picture in any of these forms.
 
-    Arrays are uint8, [H, W, 3] RGB or [H, W] grey. Of a file with several frames the first counts. EXIF orientation is
-    ignored, as upstream does, unless the limits say otherwise. `path` is by default `pixel_path()`. `name` is what
-    errors call the picture, by default `picture_name(picture)`. Raises ImageError with the name and the cause.
+    - a file: its path, its bytes, an open binary file (from where it stands), a data: URI, or a data set's dict
+      {"bytes": ..., "path": ...}. Of several frames the first counts.
+    - a PIL picture, at the frame where it stands.
+    - an array, [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), uint8 or floats on 0..1; a torch tensor, also
+      with channels first. One more axis of length 1 may stand before them. A tensor on a GPU is resized there.
+
+    `path` is by default `pixel_path()`. `name` is what errors call the picture, by default its path or its kind. `warn`
+    hears what the reader of its score should know. Raises ImageError with the name and the cause, and MissingExtraError
+    for a format whose parser is not installed.
     """
-    name, path = name or picture_name(picture), path or pixel_path()
-    if isinstance(picture, np.ndarray):
-        check_array(picture, name, limits)
-        with enough_memory(picture.shape[1::-1], name):
-            return rule.apply(_rgb_array(picture), path)
-    own = not isinstance(picture, Image.Image)
-    opened = picture if isinstance(picture, Image.Image) else _open(read_bytes(picture, name, limits), name)
-    check_size(opened.size, name, limits.max_pixels)
-    with decoding(opened, name):
-        rgb = path.decode(opened) if own and not limits.exif_rotate else PLAIN.decode(upright(opened, limits))
-    with enough_memory(opened.size, name):
-        return rule.apply(rgb, path)
+    picture, name = plain(picture, name)
+    path = path or pixel_path()
+    if is_array(picture):
+        return _of_array(picture, rule, limits, path, name, warn)
+    if isinstance(picture, Image.Image):
+        decoded: Image.Image | Pixels = decode_callers(picture, limits, name, warn)
+        size = picture.size
+    elif is_encoded(picture):
+        decoded, size = _of_file(read_bytes(picture, name, limits.picture_bytes), limits, path, name, warn)
+    else:
+        raise ImageError(
+            f"{name}: not a picture; expected a path, bytes, a binary file, a PIL image, an array or a tensor"
+        )
+    with enough_memory(size, name):
+        return rule.apply(_rgb(decoded, limits, name, warn), path)
 
 
-def stack_frames(frames: Sequence[Pixels], name: str) -> Pixels:
-    """Each [H, W, 3] -> [F, H, W, 3]. Raises VideoError for frames of several sizes, where a rule leaves them so."""
+def decode_callers(picture: Image.Image, limits: PictureLimits, name: str, warn: Warn) -> Image.Image:
+    """A caller's PIL picture, loaded, and turned where the limits ask for it. Raises ImageError."""
+    check_size(picture.size, name, limits.max_pixels)
+    with loading(picture), decoding(picture, name):
+        picture.load()
+        return _upright(picture, limits, warn)
+
+
+def stack_frames(frames: Sequence[Any], name: str) -> Any:
+    """Each [H, W, 3] -> [F, H, W, 3]: an array, or a tensor where all of them lie on one device.
+
+    Raises VideoError for frames of several sizes, where a rule leaves them so.
+    """
     if len({frame.shape for frame in frames}) > 1:
         raise VideoError(f"{name}: its frames have several sizes; this model takes clips of one size")
-    return frames[0][None] if len(frames) == 1 else np.stack(frames)
+    if len(frames) == 1:
+        return frames[0][None]
+    if len({str(frame.device) if is_tensor(frame) else "" for frame in frames}) > 1:  # some lie on a device, some not
+        frames = [frame.cpu().numpy() if is_tensor(frame) else frame for frame in frames]
+    if is_tensor(frames[0]):
+        import torch
+
+        return torch.stack(list(frames))
+    return np.stack(frames)
 
 
-def upright(picture: Image.Image, limits: PictureLimits) -> Image.Image:
+def _of_file(
+    data: bytes, limits: PictureLimits, path: PixelPath, name: str, warn: Warn
+) -> tuple[Image.Image | Pixels, tuple[int, int]]:
+    opened = open_picture(data, name, limits)
+    is_wide = warn is not unheard and _is_wide(opened)
+    if warn is not unheard and (frames := count_frames(data, opened)) > 1:
+        warn(f"the first of its {frames} frames was scored")
+    decoded = _decoded(opened, data, limits, path, name, warn)
+    if is_wide and isinstance(decoded, Image.Image):
+        warn_of_dark(decoded, warn)
+    return decoded, opened.size
+
+
+def _decoded(
+    opened: ImageFile.ImageFile, data: bytes, limits: PictureLimits, path: PixelPath, name: str, warn: Warn
+) -> Image.Image | Pixels:
+    try:
+        with decoding(opened, name):
+            if not limits.exif_rotate:
+                return path.decode(opened)
+            return _upright(PLAIN.decode(opened), limits, warn)
+    except ImageError as error:
+        if not limits.allow_truncated or isinstance(error.__cause__, MemoryError):
+            raise
+    rest = _what_there_is(opened, data, limits, name)
+    warn("it is cut off or damaged, and was scored as far as it can be decoded")
+    return _upright(rest, limits, warn)
+
+
+def _what_there_is(opened: ImageFile.ImageFile, data: bytes, limits: PictureLimits, name: str) -> Image.Image:
+    """A picture as far as it can be decoded. Raises ImageError where nothing can be."""
+    if opened.format == "JPEG":  # its decoder waits for the end marker
+        opened = open_picture(data + b"\xff\xd9", name, limits)
+    try:
+        with decoding(opened, name):
+            opened.load()
+    except ImageError:
+        opened.tile = []  # nothing more to decode: what is there counts
+        with decoding(opened, name):
+            opened.load()
+            if opened.format == "TIFF":
+                opened.load_end()  # turns it
+    return opened
+
+
+def _is_wide(opened: ImageFile.ImageFile) -> bool:
+    """Whether its colours have 16 bits in the file, of which Pillow gives the high byte."""
+    return any(_WIDE.search(str(tile[3])) for tile in opened.tile[:1])
+
+
+def _upright(picture: Any, limits: PictureLimits, warn: Warn) -> Image.Image:
     """The picture, turned as its EXIF orientation says where the limits ask for it."""
     if not limits.exif_rotate:
-        return picture
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(picture)
-
-
-@contextmanager
-def decoding(picture: Image.Image, name: str) -> Iterator[None]:
-    """Around Pillow's decoding, and nothing else: what it raises on damaged files becomes an ImageError."""
+        return picture  # type: ignore[no-any-return]
     try:
-        with enough_memory(picture.size, name):
-            yield
-    except _DAMAGED as error:
-        raise ImageError(f"{name}: damaged or truncated {picture.format or 'picture'} ({one_line(error)})") from error
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception as error:
+        if not in_pillow(error):
+            raise
+        warn("its EXIF data cannot be read; it was not turned")
+        turn = None
+    return picture if turn is None else picture.transpose(turn)  # type: ignore[no-any-return]
 
 
-@contextmanager
-def enough_memory(size: tuple[int, ...], name: str) -> Iterator[None]:
-    """A picture that there is no memory for becomes an ImageError. `size`: width and height."""
-    try:
-        yield
-    except MemoryError as error:
-        width, height = size
-        raise ImageError(f"{name}: not enough memory for {width}x{height} pixels") from error
+def _rgb(decoded: Image.Image | Pixels, limits: PictureLimits, name: str, warn: Warn) -> Image.Image | Pixels:
+    if isinstance(decoded, np.ndarray):
+        return decoded
+    with decoding(decoded, name):
+        return to_rgb(decoded, limits, name=name, warn=warn)
 
 
-def picture_name(picture: object) -> str:
-    """What errors call a picture: its path, or what kind of thing it is."""
-    if isinstance(picture, str | os.PathLike):
-        return os.fspath(picture)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return f"<{len(picture)} bytes>"
-    if isinstance(picture, np.ndarray):
-        return f"<array {list(picture.shape)}>"
-    return str(getattr(picture, "filename", "") or getattr(picture, "name", "") or f"<{type(picture).__name__}>")
+def _of_array(array: Any, rule: PixelRule, limits: PictureLimits, path: PixelPath, name: str, warn: Warn) -> Pixels:
+    array = as_array(array, name)
+    check_array(array, name, limits.max_pixels)
+    if is_tensor(array) and array.device.type != "cpu" and not has_alpha(array, name):
+        from qalign_fast.pixels.device_square import ON_DEVICE
 
-
-@cache
-def formats() -> tuple[str, ...]:
-    """The formats read, as Pillow names them; WebP and AVIF where this Pillow was built with them.
-
-    Only these parsers ever see a file: Pillow has dozens more, one of which runs PostScript.
-    """
-    from PIL import (
-        AvifImagePlugin,
-        BmpImagePlugin,
-        GifImagePlugin,
-        JpegImagePlugin,
-        PngImagePlugin,
-        PpmImagePlugin,
-        TiffImagePlugin,
-        WebPImagePlugin,
-    )
-
-    plugins = (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        TiffImagePlugin.TiffImageFile,
-        BmpImagePlugin.BmpImageFile,
-        PpmImagePlugin.PpmImageFile,
-        AvifImagePlugin.AvifImageFile,
-    )
-    return tuple(plugin.format for plugin in plugins if plugin.format in Image.OPEN)
-
-
-def read_bytes(picture: object, name: str, limits: PictureLimits) -> bytes:
-    """The bytes of a path's or an open file's picture, not over the limit. Raises ImageError."""
-    if isinstance(picture, str | os.PathLike):
-        return _read_path(Path(picture), name, limits.picture_bytes)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        data = bytes(picture)
-    elif hasattr(picture, "read"):
-        try:
-            data = picture.read(limits.picture_bytes + 1)
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{name}: cannot be read ({one_line(error)})") from error
-        if not isinstance(data, bytes):
-            raise ImageError(f"{name}: the file is open as text; open it in binary mode ('rb')")
-    else:
-        raise ImageError(f"{name}: not a picture; expected a path, bytes, a binary file, a PIL image or a uint8 array")
-    check_bytes(len(data), name, limits.picture_bytes)
-    return data
-
-
-def _read_path(path: Path, name: str, most: int) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name}: not a file" if not path.is_dir() else f"{name}: a folder, not a picture")
-        check_bytes(status.st_size, name, most)
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or one_line(error)}") from error
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=_formats_of(data))
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image of a supported format ({', '.join(formats())})") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: over Pillow's own pixel limit ({one_line(error)})") from error
-    except (*_DAMAGED, MemoryError) as error:  # a header holds no pixels: what it asks memory for is not there
-        raise ImageError(f"{name}: damaged image header ({one_line(error)})") from error
-
-
-def _formats_of(data: bytes) -> tuple[str, ...]:
-    """As `formats`, but for a JPEG its own alone: no other format begins as it does.
-
-    Importing the other plugins would delay a first score.
-    """
-    return ("JPEG",) if data.startswith(b"\xff\xd8\xff") else formats()
-
-
-def check_array(array: npt.NDArray[np.uint8], name: str, limits: PictureLimits) -> None:
-    """Raises ImageError for an array that is no grey or RGB picture, and for one over the limits."""
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ImageError(f"{name}: {array.dtype} array; expected uint8 of shape [H, W, 3] (RGB) or [H, W] (grey)")
-    check_size((array.shape[1], array.shape[0]), name, limits.max_pixels)
-
-
-def _rgb_array(array: npt.NDArray[np.uint8]) -> Pixels:
-    """uint8 [H, W, 3] of a grey or RGB array."""
-    return np.ascontiguousarray(np.broadcast_to(array[..., None], (*array.shape, 3)) if array.ndim == 2 else array)
+        values: Any = device_bytes(array, name)
+        return rule.apply(values, ON_DEVICE)
+    with enough_memory(array.shape[1::-1], name):
+        values = array_bytes(array, name)
+        if values.ndim == 3 and values.shape[-1] == 4:
+            return rule.apply(to_rgb(Image.fromarray(values), limits, name=name, warn=warn), path)
+        return rule.apply(rgb_bytes(values), path)

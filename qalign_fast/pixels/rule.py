@@ -20,7 +20,8 @@ Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 class PixelPath:
     """One way from an opened file to pixels.
 
-    decode: takes a picture that was just opened and that nobody else uses. Returns Pillow's RGB, or uint8 [H, W, 4].
+    decode: takes a picture that was just opened and that nobody else uses. Returns it, decoded, or uint8 [H, W, 4],
+        RGB and a byte without meaning.
     square: Pillow's RGB or uint8 [H, W, 3 or 4], of which 3 count, a side and the padding's colour
         -> uint8 [side, side, 3], as `pad_and_resize`.
     """

@@ -11,8 +11,8 @@ import pytest
 
 from qalign_fast import PictureLimits, Scorer, VideoError
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels import clip as clips
 from qalign_fast.pixels.clip import load_clip
+from qalign_fast.pixels.stream import VideoFile
 from support.clips import constant, write_clip
 from support.goldens import Golden
 
@@ -118,7 +118,7 @@ def test_limits_hold_for_clips_before_a_pixel_is_decoded(
     clip: Path, limits: dict[str, int], narrow: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer.load(narrow.artifact, limits=PictureLimits(**limits))
-    monkeypatch.setattr("qalign_fast.pixels.clip._decode", None)
+    monkeypatch.setattr("qalign_fast.pixels.stream.VideoFile.frames", None)
     with pytest.raises(VideoError, match=r"c\.mkv.* over the limit of"):
         scorer.score_video(clip)
 
@@ -128,9 +128,9 @@ def test_a_clip_within_the_limits_scores(clip: Path) -> None:
     assert len(load_clip(clip, RULE, max_frames=31, limits=limits).pixels) == 4
 
 
-def test_frames_larger_than_the_header_says_are_over_the_limit(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = clips._measure
-    unlimited = PictureLimits()
-    monkeypatch.setattr(clips, "_measure", lambda container, name, _: measure(container, name, unlimited))
-    with pytest.raises(VideoError, match="64x64 is over the limit of 100 pixels"):
-        load_clip(clip, RULE, max_frames=31, limits=PictureLimits(max_pixels=100))
+def test_frames_larger_than_the_header_says_are_over_the_limit(clip: Path) -> None:
+    with clip.open("rb") as file, VideoFile(file, "c.mkv", PictureLimits()) as video:
+        video._limits = PictureLimits(max_pixels=100)
+        frame = next(video.frames())
+        with pytest.raises(VideoError, match="64x64 is over the limit of 100 pixels"):
+            frame.rgb()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
 from qalign_fast.engines.common import BUCKETS, bucket_of, fill_up
-from qalign_fast.engines.cuda_graphs import Direct, Graphs
+from qalign_fast.engines.cuda_graphs import Direct, Graphs, Pixels
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.quantized_rows import QuantizedRows
@@ -128,6 +128,55 @@ def test_two_callers_on_streams_of_their_own_get_their_own_scores(
             with torch.cuda.stream(caller):
                 logits = engine.decode(tokens, prompt(task))
             np.testing.assert_allclose(logits, expected[f"logits_{task}_image"][which], rtol=0, atol=1e-4)
+    assert not fake_cuda.races
+
+
+class NoUpload(Watched):
+    def upload(self, batches: Sequence[Pixels]) -> Iterator[Tensor]:
+        raise AssertionError("pixels on the device came from the host")
+
+
+@pytest.mark.parametrize("count", [1, 3, 70])
+def test_pixels_on_the_device_stay_there_and_give_the_same_logits(
+    folded: Path, expected: dict[str, np.ndarray], count: int
+) -> None:
+    """As they come, and as planes [B, 3, H, W] whose axes were moved."""
+    array = expected["resized_uint8"][some(expected, count)]
+    host, runner = engine_of(folded, Direct(torch.device("cpu"))), NoUpload()
+    engine, upstreams = engine_of(folded, runner), host.decode(host.encode(array), QUALITY)
+    for pixels in (
+        torch.from_numpy(array),
+        torch.from_numpy(array).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    ):
+        np.testing.assert_array_equal(engine.decode(engine.encode(pixels), QUALITY), upstreams)
+    assert all(x.is_contiguous() for _, x in runner.runs)  # a graph's kernels read its memory as it was captured
+
+
+def test_pixels_on_another_device_or_of_another_type_are_our_mistake(folded: Path) -> None:
+    engine, pixels = engine_of(folded, NoUpload()), torch.zeros(1, 112, 112, 3)
+    for wrong in (pixels, pixels.to("meta", torch.uint8)):
+        with pytest.raises(AssertionError, match=r"^$"):
+            engine.encode(wrong)
+
+
+def test_pixels_that_a_caller_s_stream_makes_and_changes_afterwards_are_those_between(
+    folded: Path, expected: dict[str, np.ndarray], fake_cuda: FakeCuda
+) -> None:
+    """The host waits for nothing. The first call captures a graph, the second runs it again."""
+    engine, callers = engine_of(folded, Graphs(torch.device("cpu"))), [FakeStream("a"), FakeStream("b")]
+    engine.decode(engine.encode(expected["resized_uint8"][:1]), QUALITY)  # as at load; then weights are there
+    waiting = []
+    for caller, count in zip(callers, (2, 2), strict=True):
+        which = some(expected, count, first=count)
+        with torch.cuda.stream(caller):
+            pixels = torch.from_numpy(255 - expected["resized_uint8"][which]).bitwise_not()
+            tokens = engine.encode(pixels)
+            pixels.fill_(0)
+            waiting.append((caller, which, tokens))
+    for caller, which, tokens in waiting:
+        with torch.cuda.stream(caller):
+            logits = engine.decode(tokens, QUALITY)
+        np.testing.assert_allclose(logits, expected["logits_quality_image"][which], rtol=0, atol=1e-4)
     assert not fake_cuda.races
 
 

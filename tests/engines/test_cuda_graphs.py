@@ -86,6 +86,19 @@ def test_an_upload_does_not_wait_for_what_is_computed_of_the_ones_before(fake_cu
     assert not fake_cuda.races
 
 
+def test_a_step_reads_what_its_caller_s_stream_made_before_the_caller_changes_it(fake_cuda: FakeCuda) -> None:
+    """In its first call, which captures it, and in the next ones. Nothing is uploaded."""
+    graphs, batches, found = Graphs(CPU), [pictures(2, n) for n in range(3)], []
+    for i, batch in enumerate(batches):
+        with torch.cuda.stream(FakeStream(f"caller {i}")):
+            x = torch.from_numpy(255 - batch).bitwise_not()
+            with graphs.scope():
+                found.append(graphs.run("brightness", brightness, x))
+            x.fill_(0)
+            close([found[i] + 0], [batch])
+    assert not fake_cuda.races
+
+
 def test_threads_that_wait_for_a_gpu_leave_their_core(fake_cuda: FakeCuda) -> None:
     graphs = Graphs(CPU)
     (y,) = run(graphs, [pictures(2)])

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from qalign_fast import ImageError, PictureLimits, Scorer, TaskError, VideoError
-from qalign_fast.errors import MissingExtraError, OptionError
+from qalign_fast import ImageError, PictureLimits, Score, Scorer, TaskError, VideoError
+from qalign_fast.errors import InternalError, MissingExtraError, OptionError
 from qalign_fast.feed import reading
 from qalign_fast.feed.batching import Feed
-from qalign_fast.feed.items import ClipOptions, Item
+from qalign_fast.feed.items import ClipOptions, Item, Medium
 from support.clips import constant, write_clip
 from support.feeds import GREYS, SAME, of_greys, values
 from support.goldens import Golden
@@ -163,10 +163,24 @@ def test_clips_are_decoded_on_the_pool(scorer: Scorer, tmp_path: Path, monkeypat
     assert seen == ["qalign-pixels"] * 3
 
 
-def test_what_is_no_item_s_fault_is_raised(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtraError, match="PyAV"):
-        list(scorer.feed.run([Item(0, "clip.mp4", "video")], ("quality",)))
+def test_a_missing_package_is_the_error_of_the_item_that_needs_it(
+    scorer: Scorer, narrow: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.mp4").write_bytes(b"junk")
+    (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    for module in ("av", "pillow_heif.as_plugin"):
+        monkeypatch.setitem(sys.modules, module, None)
+    heic = Scorer(scorer.engine, PictureLimits(formats=("heic",)))
+    items = [Item(0, narrow.pictures[0]), Item(1, tmp_path / "c.mp4", "video"), Item(2, tmp_path / "c.heic")]
+    found = [scored.error for scored in heic.feed.run([*items, items[0]], ("quality",))]
+    assert [type(error) for error in found] == [type(None), MissingExtraError, MissingExtraError, type(None)]
+    assert [str(error).partition("pip install ")[2] for error in found[1:3]] == [
+        "'qalign-fast[video]'",
+        "'qalign-fast[formats]'",
+    ]
+
+
+def test_what_is_no_item_s_fault_is_raised(scorer: Scorer) -> None:
     with pytest.raises(ZeroDivisionError):
         list(scorer.feed.run((Item(0, 1 // 0) for _ in range(3)), ("quality",)))  # the caller's own error
     [scored] = scorer.feed.run([Item(0, "a.jpg")], ("beauty",))
@@ -247,6 +261,8 @@ def test_what_was_scored_is_held_no_longer(scorer: Scorer) -> None:
 class BadFile(io.BytesIO):
     """A file of a library whose errors are its own."""
 
+    name = "a.zip/photo.jpg"
+
     def read(self, *_: object) -> bytes:
         raise zipfile.BadZipFile("no such member")
 
@@ -255,8 +271,45 @@ def test_another_librarys_error_comes_when_its_item_s_turn_comes(scorer: Scorer,
     pictures = [narrow.pictures[0], narrow.pictures[1], BadFile()]
     scores = scorer.score_iter(pictures, batch_size=1)
     assert len([next(scores) for _ in range(2)]) == 2
-    with pytest.raises(zipfile.BadZipFile):
+    with pytest.raises(ImageError, match=r"photo\.jpg: cannot be read \(no such member\)") as caught:
         next(scores)
+    assert isinstance(caught.value.__cause__, zipfile.BadZipFile)
+
+
+class Broken(os.PathLike):
+    def __fspath__(self) -> str:
+        raise RuntimeError("a path of somebody's")
+
+
+@pytest.mark.parametrize("medium", ["image", "video"])
+def test_whatever_is_raised_while_one_is_read_the_others_go_on(
+    scorer: Scorer, narrow: Golden, medium: Medium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(picture: object, *arguments: object, **options: object) -> np.ndarray:
+        if picture == "fault.jpg":
+            raise KeyError("a mistake of ours")
+        return load_pixels(picture, *arguments, **options)
+
+    load_pixels = reading.load_pixels
+    monkeypatch.setattr(reading, "load_pixels", load)
+    good, wrap = str(narrow.pictures[0]), (lambda x: [x]) if medium == "video" else (lambda x: x)
+    bad = [wrap("fault.jpg"), Broken(), ImageError("could not be had")]
+    items = [Item(i, media, medium) for i, media in enumerate([wrap(good), *bad, wrap(good)])]
+    first, fault, broken, given, last = scorer.feed.run(items, ("quality",), batch_size=2)
+    assert first.error is last.error is None
+    assert isinstance(fault.error, InternalError) and isinstance(fault.error.__cause__, KeyError)
+    assert "internal error (KeyError: 'a mistake of ours')" in str(fault.error)
+    assert medium == "video" or str(fault.error).startswith("fault.jpg: ")
+    assert isinstance(broken.error, InternalError) and "<Broken>: internal error (RuntimeError" in str(broken.error)
+    assert given.error is bad[2]
+
+
+def test_one_that_cannot_be_read_never_ends_a_run_of_a_scorer(scorer: Scorer, narrow: Golden) -> None:
+    good = narrow.pictures[0]
+    kinds = [type(found) for found in scorer.score_iter([good, Broken(), good], errors="yield")]
+    assert kinds == [Score, InternalError, Score]
+    with pytest.raises(InternalError, match="somebody"):
+        scorer.score(Broken())
 
 
 def test_the_next_batch_is_read_in_parallel_however_large_its_pixels_are(

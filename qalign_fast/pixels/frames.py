@@ -1,0 +1,70 @@
+"""A clip's frames, given one by one, in; those that are scored out. Memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from qalign_fast.errors import VideoError
+from qalign_fast.pixels.arrays import is_array
+from qalign_fast.pixels.encoded import is_encoded
+from qalign_fast.pixels.footage import check_extent, spread
+from qalign_fast.pixels.limits import PictureLimits
+from qalign_fast.pixels.picture import stack_frames
+from qalign_fast.pixels.rule import Pixels
+
+_SLACK = 4  # times as many frames are kept of a stream as are scored, because its end is not known
+
+Loaded: TypeAlias = "tuple[Pixels, tuple[str, ...]]"  # [F, S, S, 3], and warnings
+
+
+def is_frames(media: Any) -> bool:
+    """Whether a clip is given frame by frame: a list, an array [F, ...] or an iterable. A file is not."""
+    return not (is_encoded(media) or isinstance(media, Image.Image | Mapping)) and hasattr(media, "__iter__")
+
+
+def is_listed(frames: Any) -> bool:
+    """Whether any of the frames can be had by its number."""
+    return hasattr(frames, "__len__") and hasattr(frames, "__getitem__")
+
+
+def spread_listed(frames: Any, most: int, limits: PictureLimits) -> tuple[list[Any], list[str]]:
+    """At most `most` of the frames, spread evenly, and the warning that says so. Raises VideoError for none."""
+    if is_array(frames) and len(frames.shape) != 4:
+        raise VideoError(f"an array {list(frames.shape)} is no clip; expected [F, H, W, C], or a list of frames")
+    if len(frames) == 0:
+        raise VideoError("a clip needs at least one frame; the list is empty")
+    check_extent(len(frames), 0, "a clip", limits)
+    chosen = spread(len(frames), most)
+    return [frames[i] for i in chosen], _left_out(len(chosen), len(frames), most)
+
+
+def read_frames(frames: Iterable[Any], most: int, limits: PictureLimits, load: Callable[[Any], Loaded]) -> Loaded:
+    """Reads frames as they come and scores at most `most` of them, spread evenly. Raises VideoError for none.
+
+    While more come than are kept, every second one of those kept is dropped. So of a stream of more than _SLACK times
+    `most` frames, one that is scored may lie up to 1 / (_SLACK * most) of the clip away from where a list's would lie.
+    """
+    kept: list[Pixels] = []
+    said: dict[str, None] = {}
+    count, stride = 0, 1
+    for frame in frames:
+        if count % stride == 0:
+            pixels, warnings = load(frame)
+            kept.append(pixels)
+            said.update(dict.fromkeys(warnings))
+            if len(kept) > _SLACK * most:
+                kept, stride = kept[::2], 2 * stride
+        count += 1
+        check_extent(count, 0, "a clip", limits)
+    if not kept:
+        raise VideoError("a clip needs at least one frame; there was none")
+    chosen = spread(count, most)
+    found = [kept[min(round(i / stride), len(kept) - 1)] for i in chosen]
+    return stack_frames([frame[0] for frame in found], "a clip"), (*_left_out(len(chosen), count, most), *said)
+
+
+def _left_out(chosen: int, total: int, most: int) -> list[str]:
+    return [f"{chosen} of {total} frames, spread evenly; max_frames is {most}"] if chosen < total else []
