@@ -119,7 +119,8 @@ def fuzz(plan: Plan) -> dict[str, Any]:
     for told in hunt(plan):
         outcomes += told.outcomes
         slowest = max(slowest, told.slowest)
-        memory.setdefault(told.process, []).append((told.resident_mb, told.held_mb))
+        if told.process:
+            memory.setdefault(told.process, []).append((told.resident_mb, told.held_mb))
         for finding in told.findings:
             findings.add(finding)
     found = {
@@ -128,7 +129,7 @@ def fuzz(plan: Plan) -> dict[str, Any]:
         "findings": list(findings.rows.values()),
         "slowest_item": {"s": slowest[0], "number": slowest[1]},
         "processes": len(memory),
-        "memory_mb": growth(max(memory.values(), key=len)),
+        "memory_mb": growth(max(memory.values(), key=len, default=[])),
         "took_s": time.perf_counter() - began,
     }
     print(json.dumps({plan.medium: found}, indent=1), flush=True)
@@ -189,6 +190,8 @@ class Findings:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self._plan, self._seeds, self._folder = plan, read_seeds(plan.work, plan.medium), plan.work / "failures"
         self._folder.mkdir(exist_ok=True)
+        for old in self._folder.glob(f"{plan.medium}-*"):
+            old.unlink()
 
     def add(self, finding: Finding) -> None:
         """Counts it, and writes its item where that is the smallest until now."""
@@ -206,12 +209,19 @@ class Findings:
 
 
 def growth(samples: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
-    """MB of memory after a quarter of a child's groups and at its end: medians of a tenth of them, and what is held."""
+    """MB of memory after a quarter of a child's groups and at its end: what is held, and all that is resident.
+
+    malloc keeps memory that was freed, by what the largest pictures needed. So what is resident rises in steps; what is
+    held says whether memory is lost. The resident numbers are medians of the tenth of the groups before these points.
+    """
+    if not samples:
+        return {}
     resident, held = [one for one, _ in samples], [one for _, one in samples if one is not None]
-    tenth, quarter = max(1, len(samples) // 10), len(samples) // 4
-    ends = statistics.median(resident[quarter : quarter + tenth]), statistics.median(resident[-tenth:])
+    tenth, quarter = max(1, len(samples) // 10), max(1, len(samples) // 4)
+    ends = [statistics.median(resident[max(0, end - tenth) : end]) for end in (quarter, len(samples))]
     some = [round(one) for one in resident[:: max(1, len(samples) // 20)]]
-    return {"held": held, "held_growth": held[-1] - held[0], "resident": ends, "resident_some": some}
+    grown = held[1] - held[0] if len(held) == 2 else None  # None: no child came to its end
+    return {"held": held, "held_growth": grown, "resident": ends, "resident_some": some}
 
 
 # The child: it scores groups of items, each with one set of options.
