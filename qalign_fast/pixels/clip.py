@@ -18,6 +18,7 @@ from PIL import Image
 
 from qalign_fast.errors import VideoError, one_line
 from qalign_fast.pixels.animation import Animation
+from qalign_fast.pixels.container import import_av
 from qalign_fast.pixels.damage import enough_memory
 from qalign_fast.pixels.encoded import is_encoded, open_path, plain, read_all
 from qalign_fast.pixels.footage import Footage, Shown, by_index, by_time, spread
@@ -29,6 +30,7 @@ from qalign_fast.pixels.rule import PixelRule, Pixels
 from qalign_fast.pixels.stream import VideoFile
 
 Sampling = Literal["index", "time"]
+_BY_PILLOW = (".gif", ".webp", ".png", ".apng")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def _opened(clip: Any, name: str, limits: PictureLimits) -> Iterator[Footage]:
         return
     if not is_encoded(clip):
         raise VideoError(f"{name}: not a clip; expected a path, bytes, a binary file, a PIL picture or frames")
+    if isinstance(clip, str | os.PathLike) and not os.fsdecode(clip).lower().endswith(_BY_PILLOW):
+        import_av()  # what is to be installed is told even before a missing file
     with _sought(clip, name, limits) as file:
         if picture := _animated(file, name, limits):
             with Animation(picture, name, limits) as animation:

@@ -36,8 +36,8 @@ from support.processes import Named, Pictures, score, take
 
 PATHS = sorted(PICTURES.iterdir())
 METHODS = ["spawn"]
-# A test process holds torch's and onnxruntime's threads, whose locks a child would wait for. A fork needs a process of its
-# own, which these tests do not have yet.
+# A test process holds threads of torch and onnxruntime, whose locks a forked child waits for. A fork needs a process
+# of its own, which these tests do not have yet.
 forks = pytest.mark.skip(reason="hangs when the test process itself forks")
 
 
