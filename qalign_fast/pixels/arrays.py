@@ -119,7 +119,7 @@ def _picture_shape(array: Any, name: str) -> tuple[tuple[int, ...], bool]:
         first, last = shape[0] in _CHANNELS, shape[-1] in _CHANNELS
         if first and last and (is_tensor(array) or 1 not in (shape[0], shape[-1])):
             raise ImageError(f"{name}: its first or its last axis may be the channels; expected one that is 1, 3 or 4")
-        if last or (first and is_tensor(array)):
+        if last or (first and (is_tensor(array) or shape[0] == 1)):
             return shape, not last
         if first:
             raise ImageError(f"{name}: channels come first; expected {rules} (numpy.moveaxis(array, 0, -1) turns it)")

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import IO, Any, Literal
 
 from PIL import Image
 
-from qalign_fast.errors import VideoError, one_line
+from qalign_fast.errors import ImageError, VideoError
 from qalign_fast.pixels.animation import Animation
 from qalign_fast.pixels.container import import_av
 from qalign_fast.pixels.damage import enough_memory
@@ -54,19 +55,22 @@ def load_clip(
     There is at least one. `clip` is a file's path, its bytes, an open binary file (from where it stands), a data: URI,
     a data set's dict {"bytes": ..., "path": ...} or an animated PIL picture. A file that cannot be sought in, such as a
     pipe, is held in memory. Raises VideoError naming the file for one over the limits, before a pixel is decoded, and
-    for one that has no frame to decode; ImageError for a damaged animated picture; MissingExtraError without PyAV.
+    for one that has no frame to decode; MissingExtraError without PyAV.
     """
     clip, name = plain(clip, name, VideoError)
     if not fps > 0 or fps == float("inf"):
         raise VideoError(f"fps is {fps}; expected a positive number of frames a second")
-    with _opened(clip, name, limits) as footage:
-        return _sample(footage, rule, max_frames, Fraction(fps), sampling, name)
+    try:
+        with _opened(clip, name, limits) as footage:
+            return _sample(footage, rule, max_frames, Fraction(fps), sampling, name)
+    except ImageError as error:
+        raise VideoError(str(error)) from error
 
 
 @contextmanager
 def _opened(clip: Any, name: str, limits: PictureLimits) -> Iterator[Footage]:
     if isinstance(clip, Image.Image):
-        with loading(clip), Animation(clip, name, limits) as animation:
+        with loading(clip), Animation(lambda: clip, name, limits) as animation:
             yield animation
         return
     if not is_encoded(clip):
@@ -74,8 +78,8 @@ def _opened(clip: Any, name: str, limits: PictureLimits) -> Iterator[Footage]:
     if isinstance(clip, str | os.PathLike) and not os.fsdecode(clip).lower().endswith(_BY_PILLOW):
         import_av()  # what is to be installed is told even before a missing file
     with _sought(clip, name, limits) as file:
-        if picture := _animated(file, name, limits):
-            with Animation(picture, name, limits) as animation:
+        if data := _animated(file, name, limits):
+            with Animation(partial(open_picture, data, name, limits), name, limits) as animation:
                 yield animation
         else:
             with VideoFile(file, name, limits) as video:
@@ -87,7 +91,7 @@ def _sought(clip: Any, name: str, limits: PictureLimits) -> Iterator[IO[bytes]]:
     """The clip as a file that can be sought in, checked against the limit of bytes. Closes what it opened."""
     if isinstance(clip, bytes | bytearray | memoryview):
         check_bytes(memoryview(clip).nbytes, name, limits.max_bytes, VideoError)
-        yield io.BytesIO(clip)
+        yield io.BytesIO(bytes(clip))
     elif isinstance(clip, str | os.PathLike):
         with open_path(clip, name, limits.max_bytes, VideoError) as file:
             yield file if file.seekable() else _held(file, name, limits)
@@ -104,43 +108,41 @@ def _held(file: Any, name: str, limits: PictureLimits) -> io.BytesIO:
 def _check_file(file: Any, name: str, limits: PictureLimits) -> bool:
     """Whether a caller's file can be sought in; if so, its bytes are checked."""
     try:
-        if not (hasattr(file, "seek") and hasattr(file, "tell")) or not getattr(file, "seekable", lambda: True)():
+        if not getattr(file, "seekable", lambda: True)():
             return False
         start = file.tell()
-        size = file.seek(0, os.SEEK_END)
-        size = file.tell() if size is None else size
+        file.seek(0, os.SEEK_END)
+        size = file.tell() - start
         file.seek(start)
-        if isinstance(file.read(0), str):
-            raise VideoError(f"{name}: the file is open as text; open it in binary mode ('rb')")
-    except VideoError:
-        raise
-    except Exception as error:  # the file's own
-        raise VideoError(f"{name}: cannot be read ({one_line(error)})") from error
-    check_bytes(size - start, name, limits.max_bytes, VideoError)
+    except Exception:  # the file's own: what is wrong with it, if anything, reading it will tell
+        return False
+    check_bytes(size, name, limits.max_bytes, VideoError)
     return True
 
 
-def _animated(file: IO[bytes], name: str, limits: PictureLimits) -> Image.Image | None:
-    """The file, opened by Pillow, if it is an animated GIF, WebP or PNG. A PNG that is not may be a stream of them."""
+def _animated(file: IO[bytes], name: str, limits: PictureLimits) -> bytes | None:
+    """The file's content if it is a GIF, or a WebP or PNG with several frames. FFmpeg reads other stills."""
     start = file.tell()
-    begin = file.read(64)
+    begin = read_all(file, name, 31, VideoError)
     file.seek(start)
     png = begin.startswith(b"\x89PNG\r\n\x1a\n")
-    if not (png or begin.startswith(b"GIF8") or (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP")):
+    webp = begin.startswith(b"RIFF") and begin[8:16] == b"WEBPVP8X" and begin[20] & 2
+    if not (png or webp or begin.startswith(b"GIF8")):
         return None
     data = read_all(file, name, limits.stream_bytes, VideoError)
     check_bytes(len(data), name, limits.stream_bytes, VideoError)
     file.seek(start)
     if png and b"acTL" not in data[: data.find(b"IDAT")]:
         return None
-    return open_picture(data, name, limits)
+    return data
 
 
 def _sample(footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, sampling: Sampling, name: str) -> Clip:
     again = True
     while again:
-        chosen, total, taken, seen = _take(footage, rule, max_frames, fps, sampling, name)
-        again = footage.learn(seen, len(taken) < len(chosen))
+        chosen, total, frames = _choose(footage, max_frames, fps, sampling)
+        taken = [_resized(frame, rule, name) for frame in frames]
+        again = footage.learn(len(taken) < len(chosen))
     if not taken:
         raise VideoError(f"{name}: not a single frame can be decoded")
     warnings = []
@@ -152,34 +154,20 @@ def _sample(footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, s
     return Clip(stack_frames(taken, name), tuple(warnings))
 
 
-def _take(
-    footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, sampling: Sampling, name: str
-) -> tuple[list[int], int, list[Pixels], int]:
-    """Which of how many frames are wanted; their pixels, as far as there are any; how many frames were decoded."""
-    extent, decoded = footage.extent, _Counted(footage.frames())
+def _choose(
+    footage: Footage, max_frames: int, fps: Fraction, sampling: Sampling
+) -> tuple[list[int], int, Iterator[Shown]]:
+    """Which of how many samples are wanted, and their frames, as far as there are any."""
+    extent = footage.extent
     if sampling == "index":
         rate = footage.rate()
         chosen = spread(total := max(1, int(extent.frames / rate * fps)), max_frames)
-        frames = by_index(decoded, [int(rate * i / fps) for i in chosen])
-    else:
-        chosen = spread(total := max(1, int(extent.duration * fps)), max_frames)
-        frames = by_time(decoded, [extent.start + i / fps for i in chosen])
-    return chosen, total, [_resized(frame, rule, name) for frame in frames], decoded.seen
+        return chosen, total, by_index(footage.frames(), [int(rate * i / fps) for i in chosen])
+    chosen = spread(total := max(1, int(extent.duration * fps)), max_frames)
+    return chosen, total, by_time(footage.frames(), [extent.start + i / fps for i in chosen])
 
 
 def _resized(frame: Shown, rule: PixelRule, name: str) -> Pixels:
     rgb = frame.rgb()
     with enough_memory(rgb.size if isinstance(rgb, Image.Image) else rgb.shape[1::-1], name):
         return rule.apply(rgb, pixel_path())
-
-
-class _Counted:
-    """Frames, and how many of them were taken."""
-
-    def __init__(self, frames: Iterator[Shown]) -> None:
-        self._frames, self.seen = frames, 0
-
-    def __iter__(self) -> Iterator[Shown]:
-        for frame in self._frames:
-            self.seen += 1
-            yield frame

@@ -23,8 +23,9 @@ class DamageError(Exception):
 def decoding(picture: Image.Image, name: str) -> Iterator[None]:
     """Around Pillow's decoding: what Pillow or its plugin raises becomes an ImageError. A fault of ours passes."""
     try:
-        with enough_memory(picture.size, name):
-            yield
+        yield
+    except MemoryError as error:
+        raise _short_memory(picture.size, name) from error
     except Exception as error:
         if not in_pillow(error):
             raise
@@ -38,8 +39,7 @@ def enough_memory(size: Sequence[int], name: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        width, height = size
-        raise ImageError(f"{name}: not enough memory for {width}x{height} pixels") from error
+        raise _short_memory(size, name) from error
 
 
 def in_pillow(error: Exception) -> bool:
@@ -53,3 +53,8 @@ def in_pillow(error: Exception) -> bool:
     packages = [module.partition(".")[0] for module in modules]
     known = [package for package in packages if package in _PACKAGES or package.startswith("qalign_")]
     return bool(known) and known[-1] in _PACKAGES
+
+
+def _short_memory(size: Sequence[int], name: str) -> ImageError:
+    width, height = size
+    return ImageError(f"{name}: not enough memory for {width}x{height} pixels")

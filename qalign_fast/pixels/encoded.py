@@ -80,15 +80,15 @@ def open_path(path: str | os.PathLike[str], name: str, most: int | None, kind: t
 
     What this process has open already, such as /dev/stdin, may be a pipe or a socket.
     """
-    text = os.fsdecode(path)  # a path of a caller's own kind may be bytes
+    file = Path(os.fsdecode(path))  # a path of a caller's own kind may be bytes
     try:
-        status = Path(text).stat()
+        status = file.stat()
         if stat.S_ISREG(status.st_mode):
             check_bytes(status.st_size, name, most, kind)
-            return Path(text).open("rb")
+            return file.open("rb")
         if stat.S_ISDIR(status.st_mode):
             raise kind(f"{name}: a folder, not a file")
-        has_open = _OPEN_ALREADY.fullmatch(text)
+        has_open = _OPEN_ALREADY.fullmatch(str(file))
         if has_open and (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
             return os.fdopen(os.dup(int(has_open["number"] or 0)), "rb")  # opened by name, it may wait for a writer
         raise kind(f"{name}: not a regular file")

@@ -61,10 +61,10 @@ class Footage(Protocol):
         """All frames that can be decoded, in the order in which they are shown; from the first again at each call."""
         ...
 
-    def learn(self, seen: int, short: bool) -> bool:
+    def learn(self, short: bool) -> bool:
         """Whether the frames must be taken once more, because of what taking them has shown.
 
-        `seen` were decoded. `short`: they came to an end before all that were wanted had been found.
+        `short`: they came to an end before all that were wanted had been found.
         """
         ...
 
@@ -94,7 +94,7 @@ def check_extent(frames: int, seconds: Fraction | int, name: str, limits: Pictur
     """Raises VideoError for a clip with more frames, or more seconds, than the limits allow."""
     if limits.max_frames is not None and frames > limits.max_frames:
         raise VideoError(f"{name}: over the limit of {limits.max_frames} frames (max_frames)")
-    if limits.max_seconds is not None and seconds > limits.max_seconds:
+    if limits.max_seconds is not None and float(seconds) > limits.max_seconds:
         raise VideoError(f"{name}: {float(seconds):.1f} s is over the limit of {limits.max_seconds:g} s (max_seconds)")
 
 

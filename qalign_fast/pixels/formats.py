@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from threading import Lock
 
@@ -32,8 +31,7 @@ def open_picture(data: bytes, name: str, limits: PictureLimits) -> ImageFile.Ima
         if not found:
             continue
         try:
-            with _decoding_header(name):
-                opened = parser.open(data, limits)
+            opened = _opened(parser, data, name, limits)
         except _OTHER_FORMAT as error:
             if not in_pillow(error):
                 raise
@@ -73,11 +71,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_locks)
 
 
-@contextmanager
-def _decoding_header(name: str) -> Iterator[None]:
-    """As `decoding`, for a header. Leaves what says that a file is of another format."""
+def _opened(parser: Parser, data: bytes, name: str, limits: PictureLimits) -> ImageFile.ImageFile:
+    """Raises ImageError, or what says that a file is of another format."""
     try:
-        yield
+        return parser.open(data, limits)
     except _OTHER_FORMAT:
         raise
     except Image.DecompressionBombError as error:  # GIF's parser checks it itself, for a frame that is cleared

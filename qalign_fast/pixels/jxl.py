@@ -13,13 +13,8 @@ from typing import Any
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from qalign_fast.errors import MissingExtraError, one_line
+from qalign_fast.errors import one_line
 from qalign_fast.pixels.damage import DamageError
-
-try:
-    from pillow_jxl import Decoder
-except ImportError as error:
-    raise MissingExtraError("reading JPEG XL needs pillow-jxl-plugin: pip install 'qalign-fast[formats]'") from error
 
 _BARE = b"\xff\x0a"  # what a codestream begins with
 _BOXED = b"\0\0\0\x0cJXL "  # and a file whose codestream lies in boxes
@@ -52,6 +47,8 @@ class JxlFile(ImageFile.ImageFile):
         return super().load()
 
     def _decode(self, data: bytes) -> Image.Image:
+        from pillow_jxl import Decoder
+
         try:
             is_jpeg, info, decoded, *_ = Decoder(num_threads=-1)(data)
         except RuntimeError as error:

@@ -73,15 +73,11 @@ def added(format: str) -> Parser:
 
     Importing pillow-jxl-plugin registers it with Pillow, for the whole process. Importing pillow-heif does not.
     """
-    if format == "jxl":
-        from qalign_fast.pixels.jxl import JxlFile
-
-        return Parser("JXL", bool, lambda data, _: JxlFile(io.BytesIO(data), ""))
+    package, parser = ("pillow-jxl-plugin", _jxl) if format == "jxl" else ("pillow-heif", _heic)
     try:
-        from pillow_heif.as_plugin import HeifImageFile
+        return parser()
     except ImportError as error:
-        raise MissingExtraError("reading HEIC needs pillow-heif: pip install 'qalign-fast[formats]'") from error
-    return Parser("HEIC", bool, lambda data, _: HeifImageFile(io.BytesIO(data), ""))  # type: ignore[no-untyped-call]
+        raise MissingExtraError(f"reading {format} needs {package}: pip install 'qalign-fast[formats]'") from error
 
 
 def added_format(data: bytes) -> str | None:
@@ -90,6 +86,20 @@ def added_format(data: bytes) -> str | None:
         compatible = data[16 : int.from_bytes(data[:4], "big")]
         return None if b"avif" in compatible or b"avis" in compatible else "heic"
     return "jxl" if data.startswith(_JXL_BEGIN) else None
+
+
+def _heic() -> Parser:
+    from pillow_heif.as_plugin import HeifImageFile
+
+    return Parser("HEIC", bool, lambda data, _: HeifImageFile(io.BytesIO(data), ""))  # type: ignore[no-untyped-call]
+
+
+def _jxl() -> Parser:
+    import pillow_jxl  # noqa: F401
+
+    from qalign_fast.pixels.jxl import JxlFile
+
+    return Parser("JXL", bool, lambda data, _: JxlFile(io.BytesIO(data), ""))
 
 
 def _tiff() -> Opener:

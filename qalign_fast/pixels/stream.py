@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
 
     from qalign_fast.pixels.rule import Pixels
 
-# Decoders whose threads, with _STRICT, let no damage pass unseen. With those of VP8, FFV1 and others, the pixels of a
-# damaged frame depend on the number of cores.
-_THREADED = frozenset("h264 hevc vp9 av1 libdav1d mpeg4 prores mjpeg".split())
+# Decoders whose threads, with _STRICT, let no damage pass unseen. With those of VP8, FFV1, MPEG-4 and others, the
+# pixels of a damaged frame depend on the number of cores.
+_THREADED = frozenset("h264 hevc vp9 av1 libdav1d prores mjpeg".split())
 _STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
+_NOT_DECODED = "{count} packet{s} could not be decoded"
 _AHEAD = 8  # frames decoded behind the last one taken: only they may show that it is damaged
 _SLANT = 0.0175  # a display matrix may be off a right angle by 1 degree
 
@@ -46,8 +46,10 @@ class VideoFile:
         self._times: npt.NDArray[np.int64] = np.empty(0, np.int64)  # of all frames, ascending; empty: not all have one
         self._decoding: Iterator[VideoFrame] = iter(())
         self._damaged = False
-        self._lost = 0  # packets that could not be decoded since the last frame
-        self._container = Container(file, name)
+        self._seen = 0  # frames that were decoded
+        self._last = -1  # the number of the last of them
+        self._lost = 0  # packets that could not be decoded, and were not yet missed
+        self._container = Container(file, name, limits.max_pixels)
         self._threads = self._container.stream.codec_context.name in _THREADED
         try:
             self.extent = self._count()
@@ -63,39 +65,53 @@ class VideoFile:
 
     def rate(self) -> Fraction:
         """The header's average, or the measured one where the header's cannot be true."""
-        header, measured = self._container.stream.average_rate, self.extent.rate
-        if header and self.extent.denies(header):
-            said, found = float(header), float(measured)
+        header, extent = self._container.stream.average_rate, self.extent
+        if header and self._denies(extent):
+            said, found = float(header), float(extent.rate)
             self._say(f"its header says {said:.6g} frames a second; the {found:.4g} that were measured count")
-            return measured
-        return Fraction(header) if header else measured or Fraction(1)
+            return extent.rate
+        if header:
+            return Fraction(header)
+        return extent.rate or (extent.frames / extent.duration if extent.duration else Fraction(1))
 
     def frames(self) -> Iterator[Shown]:
         """As `Footage.frames`. A packet that cannot be decoded costs its own frames alone."""
-        index, self._decoding = -1, self._decode()
+        self._seen, self._last, self._lost, self._decoding = 0, -1, 0, self._decode()
         for frame in self._decoding:
-            index = self._index(frame, index)
+            index = self._number(frame)
             yield Shown(index, self._time(frame, index), partial(self._rgb, frame, index))
+        if self._seen == 0 and not self._threads and not self._container.stream.codec_context.width:
+            most = f"over the limit of {self._limits.max_pixels} pixels (max_pixels)"
+            raise VideoError(f"{self._name}: no frame can be decoded; their size is {most}, or damaged")
 
-    def learn(self, seen: int, short: bool) -> bool:
+    def learn(self, short: bool) -> bool:
         """As `Footage.learn`.
 
-        At damage, threads are given up: frames beside it would be lost, or come out otherwise elsewhere. Where nothing
-        is damaged and there are fewer frames than packets, some packets show none, as those of a second field.
+        At damage, threads are given up: frames beside it would be lost, or come out otherwise elsewhere. Where there
+        are fewer frames than packets, and the header knows, some packets show none, as those of second fields.
         """
         if self._threads:
-            deque(islice(self._decoding, _AHEAD), maxlen=0)
-        fewer = short and 0 < seen < self.extent.frames
-        if self._threads and (self._damaged or fewer):
+            for frame in islice(self._decoding, _AHEAD):
+                self._number(frame)
+        frames = self.extent.frames
+        shown = self._seen if short else round(frames * self._seen / (self._last + 1))
+        if self._threads and (self._damaged or shown < frames):
             self._threads = self._damaged = False
-        elif fewer and not self._damaged:
-            share = Fraction(seen, self.extent.frames)
+        elif 0 < shown < frames and not self._damaged and self._are_all(shown):
+            share, self._times = Fraction(shown, frames), np.empty(0, np.int64)
             rate, usual = self.extent.rate * share, self.extent.usual * share
-            self.extent = replace(self.extent, frames=seen, rate=rate, usual=usual)
+            self.extent = replace(self.extent, frames=shown, rate=rate, usual=usual)
         else:
             return False
         self._said.clear()
         return True
+
+    def _are_all(self, frames: int) -> bool:
+        """Whether the header's rate speaks for so many frames, and not for as many as there are packets."""
+        header, duration = self._container.stream.average_rate, self.extent.duration
+        if not (header and duration):
+            return len(self._times) == 0
+        return abs(float(header * duration) - frames) < abs(float(header * duration) - self.extent.frames)
 
     def remarks(self) -> Iterator[str]:
         """As `Footage.remarks`."""
@@ -111,13 +127,13 @@ class VideoFile:
         stream = self._container.stream
         if stream.width and stream.height:  # a header without a size: each frame is checked all the same
             check_size((stream.width, stream.height), self._name, self._limits.max_pixels, VideoError)
-        times, stamped = array("q"), True
+        times, stamped = array("q"), self._container.has_times
         frames, end, last = 0, None, 0  # when the last one begins to be shown, and for how long
         for packet in self._container.packets():
             if packet.is_discard or _is_hidden(packet, stream):
                 continue
             frames, stamped = frames + 1, stamped and packet.pts is not None
-            time = packet.pts if packet.pts is not None else packet.dts  # AVI has no presentation times
+            time = packet.pts if packet.pts is not None else packet.dts
             if time is not None:
                 times.append(time)
                 end, last = (time, packet.duration or 0) if end is None or time >= end else (end, last)
@@ -125,15 +141,23 @@ class VideoFile:
         ascending = np.sort(np.array(times, np.int64))
         if stamped and np.all(np.diff(ascending) > 0):
             self._times = ascending
-        extent = extent_of(frames, ascending, last, stream.time_base or Fraction(1))
+        base = stream.time_base or Fraction(1)
+        extent = extent_of(frames, ascending, last, base)
+        if self._denies(extent):  # the last frame's duration may come from the same header
+            extent = extent_of(frames, ascending, 0, base)
         check_extent(frames, extent.duration, self._name, self._limits)
         return extent
+
+    def _denies(self, extent: Extent) -> bool:
+        """Whether the header's rate cannot be true. What is cut off does not deny it: its times have gaps."""
+        header = self._container.stream.average_rate
+        return bool(header) and not self._container.remarks and extent.denies(header)
 
     def _decode(self) -> Iterator[VideoFrame]:
         """The frames of every packet, from the first again. With threads, up to the first sign of damage."""
         packets, stream = self._container.packets(), self._container.stream
         stream.thread_type = "FRAME" if self._threads else "NONE"
-        stream.codec_context.options = _STRICT if self._threads else {}
+        stream.codec_context.options = {**self._container.limit, **(_STRICT if self._threads else {})}
         for number, packet in enumerate(chain(packets, [None])):  # None: what the decoder still holds
             for frame in self._decoded(stream, packet, number):
                 self._damaged = self._damaged or frame.is_corrupt
@@ -151,21 +175,24 @@ class VideoFile:
         except self._container.av.error.FFmpegError:
             self._damaged = True
             self._lost += 1
-            self._say("{count} packet{s} could not be decoded", number)
+            self._say(_NOT_DECODED, number)
             return []
 
-    def _index(self, frame: VideoFrame, before: int) -> int:
-        """One more than that of the frame before it; behind damage, where it may be more, by its time."""
-        lost, self._lost = self._lost, 0
-        if not self._damaged:
-            return before + 1
+    def _number(self, frame: VideoFrame) -> int:
+        """A frame's number, by its time where each has one of its own; else one more, and one for each lost packet."""
+        index = self._last + 1 + self._lost
         if len(self._times) and frame.pts is not None:
-            return max(before + 1, int(np.searchsorted(self._times, frame.pts)))
-        return before + 1 + lost
+            index = max(self._last + 1, int(np.searchsorted(self._times, frame.pts)))
+        missing = index - self._last - 1
+        for unseen in range(self._lost, missing):  # more than there were errors
+            self._say(_NOT_DECODED, -1 - index + unseen)
+        self._seen, self._last, self._lost = self._seen + 1, index, max(0, self._lost - missing)
+        return index
 
     def _time(self, frame: VideoFrame, index: int) -> Fraction:
-        if frame.pts is not None and frame.time_base is not None:
-            return frame.pts * frame.time_base
+        base = self._container.stream.time_base  # the last frames, which no packet brings, have none of their own
+        if frame.pts is not None and base is not None:
+            return Fraction(frame.pts * base)
         return self.extent.start + index / (self.extent.rate or Fraction(1))
 
     def _rgb(self, frame: VideoFrame, index: int) -> Pixels:
@@ -178,20 +205,19 @@ class VideoFile:
             self._say("it is interlaced; each frame's two fields were scored as one picture")
         if frame.is_corrupt:
             self._say("{count} frame{s} of those scored may be damaged", index)
-        if hdr and self._limits.tone_map:
-            return self._turned(tone_mapped(frame), frame)
         try:
-            rgb = cast("Pixels", frame.to_ndarray(format="rgb24"))
+            rgb = tone_mapped(frame) if hdr and self._limits.tone_map else frame.to_ndarray(format="rgb24")
+        except VideoError as error:
+            raise VideoError(f"{self._name}: {error}") from error
         except (self._container.av.error.FFmpegError, ValueError) as error:
             raise VideoError(f"{self._name}: no RGB of {frame.format.name} frames ({one_line(error)})") from error
-        return self._turned(rgb, frame)
+        return self._turned(cast("Pixels", rgb), frame)
 
     def _turned(self, rgb: Pixels, frame: VideoFrame) -> Pixels:
         """By a display matrix: x' = a x + c y, y' = b x + d y, in 16.16 fixed point (ISO/IEC 14496-12, 6.2.2)."""
-        side = frame.side_data.get("DISPLAYMATRIX")
-        if side is None:
+        if self._container.is_picture and not self._limits.exif_rotate:  # what turns it is EXIF
             return rgb
-        a, b, _, c, d = (int(v) for v in np.frombuffer(cast("bytes", side), np.int32)[:5])
+        a, b, c, d = _matrix(frame)
         straight, across = max(abs(a), abs(d)), max(abs(b), abs(c))
         if min(straight, across) > _SLANT * max(straight, across):
             self._say("its display matrix turns it by another angle than a right one; it was not turned")
@@ -199,6 +225,18 @@ class VideoFile:
         if across > straight:
             rgb, a, d = rgb.transpose(1, 0, 2), c, b
         return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    try:
+        side = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV's, where a frame has side data of a kind that it does not know, as EXIF
+        turn = np.deg2rad(frame.rotation)
+        return np.cos(turn), -np.sin(turn), np.sin(turn), np.cos(turn)
+    if side is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = (float(v) for v in np.frombuffer(cast("bytes", side), np.int32)[:5])
+    return a, b, c, d
 
 
 def _is_hidden(packet: Any, stream: Any) -> bool:

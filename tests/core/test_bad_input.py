@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,8 @@ from PIL import Image
 
 from qalign_fast import ImageError, PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels import formats, parsers, picture, rgb
+from qalign_fast.pixels.paths import PLAIN
 from qalign_fast.pixels.picture import load_pixels
 from support.pictures import png_chunk
 
@@ -138,6 +143,10 @@ PATHS: dict[str, Callable[[Path], object]] = {
     "a name too long": lambda folder: "x" * 5000 + ".jpg",
     "an address": lambda folder: "https://example.com/photo.jpg",
     "an empty name": lambda folder: "",
+    "a device": lambda folder: "/dev/null",
+    "a name of two lines": lambda folder: "no\nsuch.jpg",
+    "a name that no system has": lambda folder: "a\ud800.jpg",
+    "a file of the system, of no size": lambda folder: "/proc/self/status",
 }
 
 
@@ -146,6 +155,24 @@ def test_paths_that_are_no_file(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         load_pixels(PATHS[kind](tmp_path), RULE)
     assert "\n" not in str(caught.value)
+
+
+class Reading:
+    """A file whose read gives this, or raises it."""
+
+    def __init__(self, given: object) -> None:
+        self._given = given
+
+    def read(self, _: int) -> object:
+        if isinstance(self._given, Exception):
+            raise self._given
+        return self._given
+
+
+def released() -> memoryview:
+    view = memoryview(bytearray(5))
+    view.release()
+    return view
 
 
 OBJECTS: dict[str, object] = {
@@ -168,6 +195,18 @@ OBJECTS: dict[str, object] = {
     "an empty PIL image": Image.new("RGB", (0, 0)),
     "a text file": io.StringIO("text"),
     "an empty file": io.BytesIO(),
+    "a file that cannot be read": Reading(KeyError("lost")),
+    "a file that has nothing yet": Reading(None),
+    "a file that gives numbers": Reading(5),
+    "a damaged archive": gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(encoded("PNG"))[:100])),
+    "a released memoryview": released(),
+    "a dict without a picture": {"image": {"bytes": encoded("PNG"), "path": None}, "label": 3},
+    "a dict of nothing": {},
+    "a dict of None": {"bytes": None, "path": None},
+    "a dict of no bytes": {"bytes": b"", "path": None},
+    "a dict of text": {"bytes": base64.b64encode(encoded("PNG")).decode()},
+    "a dict in a dict": {"bytes": {"bytes": encoded("PNG")}},
+    "a dict of a number": {"path": 5},
 }
 
 
@@ -176,6 +215,35 @@ def test_objects_that_are_no_picture(kind: str) -> None:
     with pytest.raises(ImageError) as caught:
         load_pixels(OBJECTS[kind], RULE)
     assert_one_line(caught.value, "<" if kind != "an endless device" else "")
+
+
+URIS = {
+    "damaged": "data:image/png;base64,iVBOR!!0KGgo",
+    "cut off": "data:image/png;base64,iVBOR",
+    "not ASCII": "data:image/png;base64,é",
+    "of no system": "data:image/png,\udcff",
+    "empty": "data:,",
+    "a text": "data:,this%20is%20no%20picture",
+    "5 MB of noise": "data:image/png;base64," + base64.b64encode(np.random.default_rng(2).bytes(5 << 20)).decode(),
+    "5 MB without a comma": "data:image/png;base64" + "iVBO" * (5 << 18),
+    "5 MB of base64 alone": "iVBO" * (5 << 18),
+    "over the limit": "data:image/png;base64," + "iVBO" * (23 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", list(URIS))
+def test_an_error_does_not_repeat_a_data_uri(kind: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(URIS[kind], RULE)
+    name = str(caught.value).partition(":")[0]
+    assert name in (f"<data URI of {len(URIS[kind])} characters>", f"<a name of {len(URIS[kind])} characters>")
+    assert_one_line(caught.value, name)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="pipe: not a regular file"):
+        load_pixels(make_fifo(tmp_path), RULE)
 
 
 def test_a_closed_file_is_an_image_error() -> None:
@@ -200,3 +268,67 @@ def test_damaged_files_score_or_give_an_image_error(kind: str, cut: float, flips
         assert pixels.shape == (112, 112, 3)
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+FAULTS = (TypeError, KeyError, OSError, SyntaxError, ValueError, struct.error, RecursionError, AttributeError, EOFError)
+OURS = (
+    (picture, "to_rgb"),
+    (picture, "_upright"),
+    (picture, "array_bytes"),
+    (picture, "rgb_bytes"),
+    (picture, "check_size"),
+    (picture, "open_picture"),
+    (picture, "count_frames"),
+    (picture, "read_bytes"),
+    (formats, "_parsers_of"),
+    (formats, "check_size"),
+    (parsers, "_without_metadata"),
+    (rgb, "_warn_of_hidden"),
+)
+
+
+def pictures() -> dict[str, object]:
+    clear = PICTURE.copy()
+    clear.putalpha(128)
+    files = {kind: encoded(kind) for kind in FORMATS}
+    return {
+        **files,
+        "PIL": clear,
+        "lazy": Image.open(io.BytesIO(files["PNG"])),
+        "RGBA": np.asarray(clear),
+        "RGB": np.asarray(PICTURE),
+    }
+
+
+@pytest.mark.parametrize("place", OURS, ids=lambda place: str(place[1]))
+def test_a_fault_of_ours_is_no_damaged_picture(place: tuple[object, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = 0
+    for fault in FAULTS:
+
+        def fail(*_: object, fault: type[Exception] = fault, **__: object) -> None:
+            raise fault("a fault of ours")
+
+        monkeypatch.setattr(*place, fail)
+        for each in pictures().values():
+            try:
+                load_pixels(each, RULE, path=PLAIN, warn=lambda _: None)
+            except fault as error:
+                assert str(error).strip("'") == "a fault of ours"
+                reached += 1
+    assert reached >= len(FAULTS)
+
+
+def test_a_caller_who_stands_deep_is_not_told_of_damage() -> None:
+    data = encoded("PNG")
+
+    def deep(calls: int) -> object:
+        return deep(calls - 1) if calls else load_pixels(data, RULE)
+
+    outcomes = set()
+    for calls in range(0, sys.getrecursionlimit(), 10):
+        try:
+            deep(calls)
+            outcomes.add("scored")
+        except RecursionError:
+            outcomes.add("too deep")
+    assert outcomes == {"scored", "too deep"}

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -41,14 +54,130 @@ def test_formats_give_what_pillow_decodes(kind: str) -> None:
         np.testing.assert_array_equal(load_pixels(file.getvalue(), RULE), expected)
 
 
-def test_all_forms_of_a_picture_are_one(tmp_path) -> None:
-    picture = random_picture(np.random.default_rng(3), 90, 60)
-    path = tmp_path / "p.png"
-    picture.save(path)
+class BytesPath:
+    """A path of a caller's own kind, which is bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self._path)
+
+
+class Trickle:
+    """A file that gives a few bytes at a time, as a socket does, as `kind`."""
+
+    def __init__(self, data: bytes, kind: type = bytes) -> None:
+        self._file, self._kind = io.BytesIO(data), kind
+
+    def read(self, size: int = -1) -> object:
+        return self._kind(self._file.read(min(size, 7)))
+
+
+def encoded_forms(data: bytes, folder: Path) -> Iterator[object]:
+    """A file in every form in which it may be given."""
+    path = folder / "p.png"
+    path.write_bytes(data)
+    odd = folder / os.fsdecode(b"latin\xe9 data:image,.png")
+    odd.write_bytes(data)
+    yield from (path, str(path), np.str_(path), BytesPath(path), odd, os.fspath(odd), BytesPath(odd))
+    yield from os.scandir(folder)
+    yield from os.scandir(os.fsencode(folder))
+    yield from (data, np.bytes_(data), bytearray(data), memoryview(data), memoryview(data.ljust(9996, b"\0")).cast("I"))
+    yield memoryview(bytes(byte for pair in zip(data, bytes(len(data)), strict=True) for byte in pair))[::2]
+    yield io.BytesIO(data)
+    behind = io.BytesIO(b"before" + data)
+    behind.seek(6)
+    yield behind
+    yield from (Trickle(data, kind) for kind in (bytes, bytearray, memoryview))
+    yield gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(data)))
+    with zipfile.ZipFile(io.BytesIO(), "w") as archive:
+        archive.writestr("p.png", data)
+        yield archive.open("p.png")
+    for buffering in (0, -1):
+        with path.open("rb", buffering) as file:
+            yield file
+    yield from ({"bytes": data, "path": None}, {"bytes": data, "path": "gone.png"}, {"bytes": None, "path": str(path)})
+    yield from ({"path": path}, {"bytes": bytearray(data)}, MappingProxyType({"bytes": data, "path": ""}))
+
+
+def uris(data: bytes) -> Iterator[str]:
+    text = base64.b64encode(data).decode()
+    yield f"data:image/png;base64,{text}"
+    yield f"data:image/png;base64,{text.rstrip('=')}"
+    yield "data:image/png;base64," + "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+    yield f"data:image/png;base64,{quote(text, safe='')}"
+    yield f"data:;base64,{text}"
+    yield f"data:image/svg+xml;charset=utf-8;base64,{text}"
+    yield f"DATA:IMAGE/PNG;BASE64,{text}"
+    yield np.str_(f"data:application/octet-stream;base64,{text}")
+    yield f"data:image/png,{quote(data, safe='')}"
+    yield f"data:,{quote(data, safe='')}"
+
+
+def test_all_forms_of_a_picture_are_one(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    picture = random_picture(np.random.default_rng(3), 60, 40)
+    picture.save(file, "PNG")
+    data = file.getvalue()
     expected = load_pixels(picture, RULE)
-    with path.open("rb") as file:
-        for form in (path, str(path), path.read_bytes(), file, np.asarray(picture), Image.open(path)):
-            np.testing.assert_array_equal(load_pixels(form, RULE), expected)
+    forms = (np.asarray(picture), Image.open(io.BytesIO(data)), *uris(data))
+    for form in chain(encoded_forms(data, tmp_path), forms):
+        np.testing.assert_array_equal(load_pixels(form, RULE), expected, str(type(form)))
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data:1.png", "data:1,2.png", "data:"):
+        random_picture(np.random.default_rng(3), 30, 20).save(tmp_path / name, "PNG")
+        assert load_pixels(name, RULE).shape == (448, 448, 3)
+
+
+READ_STDIN = """
+import sys
+from qalign_fast.families.mplug_owl2.sizes import pixel_rule
+from qalign_fast.pixels.picture import load_pixels
+sys.stdout.buffer.write(load_pixels(sys.argv[1], pixel_rule(30)).tobytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux names what a process has open")
+@pytest.mark.parametrize("kind", ["pipe", "file", "named pipe", "socket"])
+def test_stdin_is_read_whatever_it_is(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    picture = random_picture(np.random.default_rng(3), 30, 20)
+    picture.save(path)
+    for name in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
+        command = [sys.executable, "-c", READ_STDIN, name]
+        if kind == "pipe":
+            run = subprocess.run(command, input=path.read_bytes(), capture_output=True, timeout=60, check=True)
+        else:
+            with opened_as(kind, path) as file:
+                run = subprocess.run(command, stdin=file, capture_output=True, timeout=60, check=True)
+        assert run.stdout == load_pixels(picture, pixel_rule(30)).tobytes()
+
+
+@contextmanager
+def opened_as(kind: str, path: Path) -> Iterator[object]:
+    """A file's content, to be read from a file, from a pipe that has a name, or from a socket."""
+    if kind == "file":
+        with path.open("rb") as file:
+            yield file
+    elif kind == "socket":
+        mine, theirs = socket.socketpair()
+        with mine, theirs:
+            mine.sendall(path.read_bytes())
+            mine.shutdown(socket.SHUT_WR)
+            yield theirs
+    else:
+        pipe = path.with_suffix(".pipe")
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(reader, True)
+        pipe.write_bytes(path.read_bytes())  # the writer is gone when it is read
+        yield reader
+        os.close(reader)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from qalign_fast.families.mplug_owl2.config_json import read_config
@@ -32,26 +34,48 @@ def measure(code: str, *arguments: object) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_a_bomb_is_refused_without_pixel_memory(tmp_path: Path) -> None:
-    side = 12_000  # 432 MB as RGB, 140 KB as a file
-    row = b"\0" + bytes(3 * side)
+SIDE = 12_000  # 432 MB as RGB
+
+
+def png_bomb() -> bytes:
+    """140 KB."""
+    row = b"\0" + bytes(3 * SIDE)
     deflate = zlib.compressobj(9)
-    data = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
-    size = side.to_bytes(4, "big")
+    data = b"".join(deflate.compress(row) for _ in range(SIDE)) + deflate.flush()
+    size = SIDE.to_bytes(4, "big")
     png = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + png_chunk(b"IDAT", data)
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png + png_chunk(b"IEND", b""))
+    return png + png_chunk(b"IEND", b"")
+
+
+def other_bomb(kind: str) -> bytes:
+    file = io.BytesIO()
+    options = {"lossless": True, "effort": 1} if kind == "JXL" else {}
+    Image.new("L", (SIDE, SIDE)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JXL"])
+def test_a_bomb_is_refused_without_pixel_memory(kind: str, tmp_path: Path) -> None:
+    if kind == "JXL":
+        pytest.importorskip("pillow_jxl")
+    path = tmp_path / "bomb"
+    path.write_bytes(png_bomb() if kind == "PNG" else other_bomb(kind))
     code = """
 import warnings
-warnings.simplefilter("ignore")
+warnings.simplefilter("error")
 import resource
+from importlib.util import find_spec
+from qalign_fast import PictureLimits
 from qalign_fast.families.mplug_owl2.sizes import pixel_rule
-from qalign_fast.pixels.rule import SquareRule
+from qalign_fast.pixels.formats import formats
 from qalign_fast.pixels.picture import ImageError, load_pixels
+if find_spec("pillow_jxl"):
+    import pillow_jxl
+formats()
 load_pixels(bytes.fromhex("50360a31203120323535 0a000000".replace(" ", "")), pixel_rule(448))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load_pixels(sys.argv[1], pixel_rule(448))
+    load_pixels(sys.argv[1], pixel_rule(448), limits=PictureLimits(formats=("jxl",)))
 except ImageError as error:
     assert "over the limit" in str(error), error
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

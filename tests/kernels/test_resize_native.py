@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qalign_fast import ImageError, PictureLimits
@@ -187,7 +188,9 @@ def test_files_give_the_same_in_both_forms(library: ctypes.CDLL, kind: str, tmp_
 def test_pictures_and_arrays_give_the_same_in_both_forms(library: ctypes.CDLL) -> None:
     rgb = random_picture(np.random.default_rng(10), 301, 200)
     grey = np.asarray(rgb.convert("L"))
-    for source in (rgb, rgb.convert("RGBA"), rgb.convert("P"), np.asarray(rgb), grey, np.asarray(rgb)[:, ::-1]):
+    arrays = (np.asarray(rgb), np.asarray(rgb)[:, ::-1], grey, grey[..., None], np.asarray(rgb.convert("RGBA")))
+    tensor = torch.from_numpy(np.asarray(rgb) / 255).permute(2, 0, 1)
+    for source in (rgb, rgb.convert("RGBA"), rgb.convert("P"), *arrays, tensor, tensor.half()):
         plain, fast = (load_pixels(source, pixel_rule(112), path=f) for f in (PLAIN, native_path(library)))
         np.testing.assert_array_equal(fast, plain)
 
@@ -211,3 +214,14 @@ def test_a_damaged_jpeg_is_the_same_error(library: ctypes.CDLL) -> None:
                 load_pixels(data, RULE, path=each)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_a_jpeg_that_is_cut_off_gives_the_same_in_both_forms(library: ctypes.CDLL, options: dict) -> None:
+    file = io.BytesIO()
+    random_picture(np.random.default_rng(13), 200, 300).save(file, "JPEG", **options)
+    limits = PictureLimits(allow_truncated=True)
+    for share in (0.3, 0.7, 1):
+        data = file.getvalue()[: int(len(file.getvalue()) * share) - 2]
+        plain, fast = (load_pixels(data, RULE, path=f, limits=limits) for f in (PLAIN, native_path(library)))
+        np.testing.assert_array_equal(fast, plain)

@@ -1,0 +1,273 @@
+"""One scorer in many processes and threads: pickled, forked, in a data loader, awaited. All give the parent's bits."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import json
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from qalign_fast import DeviceError, ImageError, PictureLimits, QAlignError, Score, Scorer, errors
+from qalign_fast.engines import options
+from qalign_fast.engines.candidates import Candidate
+from qalign_fast.engines.load import from_anywhere, load_engine
+from qalign_fast.engines.options import LoadOptions, threads_remark
+from qalign_fast.feed.items import ClipOptions
+from qalign_kernels.cores import cores
+from qalign_kernels.cpu import native
+from qalign_kernels.cpu.description import described_in
+from support.feeds import SAME
+from support.goldens import GOLDEN, PICTURES, Golden
+from support.processes import Named, Pictures, score, take
+
+import faulthandler, signal; faulthandler.register(signal.SIGUSR1, file=open("/tmp/p5trace.txt","a"), all_threads=True)
+PATHS = sorted(PICTURES.iterdir())
+METHODS = ["spawn", "fork"]
+# A test process holds threads of torch and onnxruntime, whose locks a forked child waits for. A fork needs a process
+# of its own, which these tests do not have yet.
+forks = pytest.mark.skipif(False, reason="x")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_with_kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder of this process and its children: they all compute with the C++ kernels."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        place = native.library_path()
+        place.parent.mkdir()
+        shutil.copy(library, place)
+        shutil.copy(described_in(library), described_in(place))
+        native._find.cache_clear()
+        yield folder
+    native._find.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def scorer(cache_with_kernels: Path) -> Scorer:
+    scorer = Scorer.load()
+    assert scorer.engine.kernels.startswith("native ")
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: Scorer) -> list[Score]:
+    return scorer.score(PATHS)
+
+
+def logits(scores: list[Score]) -> list[tuple[float, ...]]:
+    return [score.logits for score in scores]
+
+
+# --- pickling
+
+
+def test_a_pickled_scorer_is_loaded_anew_by_the_same_arguments(expected: list[Score]) -> None:
+    small, large = PICTURES / "noise_37x91.png", PATHS[0]
+    limits = PictureLimits(exif_rotate=True, max_pixels=37 * 91)
+    asked = {"device": "cpu", "precision": "int8", "engine": "native", "threads": 1, "verify": False, "limits": limits}
+    loaded = Scorer.load(None, **asked)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        found = pickle.loads(pickle.dumps(loaded, protocol))
+        assert found._load_again.keywords == loaded._load_again.keywords == asked
+        assert found.engine is not loaded.engine
+    assert found.score(small) == expected[PATHS.index(small)]
+    with pytest.raises(ImageError, match="over the limit of 3367 pixels"):
+        found.score(large)
+    assert {"cls", "model", *asked} == {"cls", *inspect.signature(Scorer.load).parameters}
+
+
+def test_a_subclass_stays_one() -> None:
+    assert type(pickle.loads(pickle.dumps(Named.load()))) is Named
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_local_model_is_found_from_another_folder(
+    kind: type, narrow: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work" / "models").mkdir(parents=True)
+    (tmp_path / "work" / "models" / "narrow").symlink_to(narrow.artifact)
+    monkeypatch.chdir(tmp_path / "work")
+    loaded = Scorer.load(kind("models/narrow"))
+    pickled = pickle.dumps(loaded)
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickled).score(PATHS[0]).logits == loaded.score(PATHS[0]).logits
+    assert str(tmp_path / "work" / "models" / "narrow").encode() in pickled
+    assert [from_anywhere(one) for one in (None, "q-future/one-align")] == [None, "q-future/one-align"]
+
+
+def test_a_scorer_that_was_made_of_an_engine_says_why_it_cannot_be_pickled(scorer: Scorer) -> None:
+    with pytest.raises(pickle.PicklingError) as caught:
+        pickle.dumps(Scorer(scorer.engine))
+    assert str(caught.value) == "a scorer made of an engine cannot be pickled; one that Scorer.load made can"
+
+
+def test_a_copy_is_the_scorer_itself(scorer: Scorer) -> None:
+    held = {"scorer": scorer, "again": [scorer], "unpickled": Scorer(scorer.engine)}
+    copied = copy.deepcopy(held)
+    assert copied == held
+    assert copied is not held
+    assert copy.copy(scorer) is scorer
+
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QAlignError)]
+
+
+def test_what_goes_in_and_what_comes_out_can_be_pickled(expected: list[Score]) -> None:
+    clip = replace(expected[0], frames=2, warnings=("2 of 3 frames are scored",))
+    for value in (clip, PictureLimits(max_bytes=5), ClipOptions(2.0, 7, "time")):
+        assert pickle.loads(pickle.dumps(value)) == value
+    assert len(ERRORS) >= 10
+    for kind in ERRORS:
+        found = pickle.loads(pickle.dumps(kind("photo.jpg: what was found")))
+        assert (type(found), str(found)) == (kind, "photo.jpg: what was found")
+
+
+# --- processes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pool_of_processes_gives_the_parents_scores(method: str, scorer: Scorer, expected: list[Score]) -> None:
+    with multiprocessing.get_context(method).Pool(2, take, (scorer,)) as pool:
+        assert pool.map(score, PATHS, chunksize=1) == expected
+
+
+def test_a_task_may_carry_the_scorer(scorer: Scorer, expected: list[Score]) -> None:
+    """It is loaded for each task, so that this is no way to score many pictures."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(scorer.score, PATHS[:3])) == expected[:3]
+        error = pool.submit(scorer.score, b"junk").exception()
+    assert type(error).__name__ == "ImageError"
+    assert "4 bytes" in str(error)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_data_loaders_workers_give_the_parents_scores(method: str, scorer: Scorer, expected: list[Score]) -> None:
+    loader = DataLoader(
+        Pictures(scorer, PATHS),  # type: ignore[arg-type]
+        batch_size=2,
+        num_workers=2,
+        collate_fn=list,
+        multiprocessing_context=method,
+        timeout=60,
+    )
+    assert [item for batch in loader for item in batch] == list(zip(PATHS, logits(expected), strict=True))
+
+
+@forks
+def test_a_scorer_from_before_a_fork_serves_parent_and_children_at_once(scorer: Scorer, expected: list[Score]) -> None:
+    list(scorer.score_iter(PATHS))  # its readers are there, in the parent
+    take(scorer)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        under_way = pool.map_async(score, PATHS * 10, chunksize=1)
+        found = [scorer.score(path) for path in PATHS * 10]
+        assert found == under_way.get(timeout=60) == expected * 10
+
+
+FORK = """
+import json, os, signal, sys
+from qalign_fast import Scorer
+scorer = Scorer.load(sys.argv[1] or None, engine="torch")
+paths = sys.argv[2:]
+expected = scorer.score(paths)
+reading, writing = os.pipe()
+if os.fork() == 0:
+    signal.alarm(30)  # ends it if it waits
+    os.write(writing, json.dumps([scorer.score(path).value for path in paths]).encode())
+    os._exit(0)
+os.close(writing)
+found = json.loads(os.fdopen(reading).read() or "null")
+print(json.dumps([[score.value for score in expected], found]))
+"""
+
+
+@forks
+@pytest.mark.parametrize("model", ["", GOLDEN / "narrow-112"])
+def test_a_forked_child_does_not_wait_for_torchs_threads(model: str | Path) -> None:
+    """The folded mini model on the C++ kernels, and a checkpoint in plain torch."""
+    command = [sys.executable, "-c", FORK, str(model), *map(str, PATHS[:2])]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    parents, childs = json.loads(run.stdout)
+    assert childs == pytest.approx(parents, abs=SAME)
+
+
+# --- threads
+
+
+def test_scores_may_be_awaited(scorer: Scorer, expected: list[Score]) -> None:
+    async def many() -> list[Score]:
+        return list(await asyncio.gather(*(asyncio.to_thread(scorer.score, path) for path in PATHS * 3)))
+
+    assert asyncio.run(many()) == expected * 3
+
+
+def test_a_pool_of_threads_gives_the_same_scores(scorer: Scorer, expected: list[Score]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(scorer.score, PATHS * 3)) == expected * 3
+
+
+@pytest.mark.parametrize("threads", [0, -1, 4097, 1.5, "2"])
+def test_a_number_of_threads_that_is_none_is_refused(threads: Any) -> None:
+    with pytest.raises(DeviceError) as caught:
+        Scorer.load(threads=threads)
+    assert str(caught.value) == f"threads is {threads!r}; expected a whole number, 1 to 4096"
+
+
+def test_more_threads_than_cores_are_remarked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "cores", lambda: 3)
+    assert [threads_remark(count) for count in (None, 1, 3)] == [None] * 3
+    assert threads_remark(1000) == "threads: 1000 asked, 3 used, one for each core here"
+
+
+@pytest.fixture
+def three_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pretends that there are so many, and puts torch's threads back."""
+    monkeypatch.setattr(options, "cores", lambda: 3)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(2, 2), (1000, 3)])
+@pytest.mark.usefixtures("three_cores")
+def test_engines_compute_on_no_more_threads_than_cores(
+    asked: int, used: int, narrow: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    load = Candidate.load
+    monkeypatch.setattr(
+        Candidate, "load", lambda self, artifact, threads: taken.append(threads) or load(self, artifact, threads)
+    )
+    graphs = load_engine(narrow.artifact, LoadOptions(engine="onnx", threads=asked))
+    for session in (graphs._encoder, graphs._decoder):
+        assert session.get_session_options().intra_op_num_threads == used
+    for model, engine in ((None, "native"), (None, "torch"), (narrow.checkpoint, "torch")):
+        torch.set_num_threads(1)
+        load_engine(model, LoadOptions(engine=engine, threads=asked))
+        assert torch.get_num_threads() == (1 if engine == "native" else used)
+    assert taken == [used] * 3  # artifacts
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list a process's threads")
+def test_a_thousand_threads_are_not_started() -> None:
+    code = (
+        "import os, sys; from qalign_fast import Scorer\n"
+        "Scorer.load(threads=1000).score(sys.argv[1])\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, PATHS[0]], capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= 2 * cores()  # a core's own, and one of numpy's
