@@ -135,16 +135,16 @@ def test_an_end_that_is_not_shown_does_not_count(suffix: str) -> None:
     assert clip.warnings == ()
 
 
-@pytest.mark.parametrize(("codec", "shows"), [("libvpx", 16), ("libvpx-vp9", 2)])  # the bit that shows a frame
 @pytest.mark.parametrize("suffix", [".webm", ".mkv"])
-def test_pictures_that_are_only_referred_to_do_not_count(tmp_path: Path, codec: str, shows: int, suffix: str) -> None:
+def test_pictures_that_are_only_referred_to_do_not_count(tmp_path: Path, suffix: str) -> None:
+    """Those of VP8 are packets of their own. VP9's lie in a packet together with one that is shown."""
     path = tmp_path / f"hidden{suffix}"
-    with av.open(str(film(codec, ".webm"))) as read, av.open(str(path), "w") as write:
+    with av.open(str(film("libvpx", ".webm"))) as read, av.open(str(path), "w") as write:
         copy = write.add_stream_from_template(read.streams.video[0])
         for number, packet in enumerate(p for p in read.demux(video=0) if p.size):
             data = bytes(packet)
             if number % 4 == 3:
-                hidden = av.Packet(bytes([data[0] & ~shows]) + data[1:])
+                hidden = av.Packet(bytes([data[0] & ~16]) + data[1:])  # without the bit that shows it
                 hidden.pts = hidden.dts = (packet.pts or 0) - 50
                 hidden.time_base, hidden.stream = packet.time_base, copy
                 write.mux(hidden)
