@@ -30,7 +30,8 @@ from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.prompts import ALL_PROMPTS
 from qalign_fast.levels import WEIGHTS
-from qalign_fast.pixels.paths import PLAIN, to_rgb
+from qalign_fast.pixels.paths import PLAIN
+from qalign_fast.pixels.rgb import to_rgb
 from qalign_fast.pixels.rule import SquareRule
 from qalign_kernels.contract.linear import expand_weight, int8_product, linear, spread_int4
 from qalign_kernels.contract.ops import Ops
