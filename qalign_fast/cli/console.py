@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -40,6 +42,22 @@ def remark(text: str) -> None:
 def stdin_bytes() -> BufferedIOBase:
     """stdin as bytes; empty where it is closed."""
     return cast("BufferedIOBase", sys.stdin.buffer) if sys.stdin else BytesIO()
+
+
+def silence_parsers() -> None:
+    """Keeps what Pillow warns of, and what libtiff prints, off stderr: a row says what is wrong with its picture.
+
+    Warnings stay where the user asked for them (`python -W`, PYTHONWARNINGS).
+    """
+    from PIL import Image
+
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+    for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt"):
+        with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one that is hidden in it
+            handler = getattr(ctypes.CDLL(Image.core.__file__), name)  # of the libtiff that Pillow was linked with
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
 
 
 @contextmanager

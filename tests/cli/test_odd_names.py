@@ -11,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from support.clips import constant, write_clip
 from support.command_line import CLI
@@ -203,3 +205,22 @@ def test_limits_and_rules_from_the_command_line(tmp_path: Path, narrow: Golden) 
     assert all("max_bytes" in row["error"] for row in rows("--max-bytes", 10))
     assert "blurple" in run(*given, "--background", "blurple")[2]
     assert "there are: heic, jxl" in run(*given, "--formats", "tga")[2]
+
+
+def test_what_parsers_print_stays_off_stderr(tmp_path: Path) -> None:
+    """libtiff prints its errors, and Pillow warns; both leave a row."""
+    sound = io.BytesIO()
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(sound, "TIFF", compression="jpeg")
+    tables = sound.getvalue().index(b"\xff\xc4") + 4
+    for at, name in ((tables + 1, "tables.tif"), (8, "entries.tif")):
+        damaged = bytearray(sound.getvalue())
+        damaged[at : at + 8] = b"\xff" * 8
+        (tmp_path / name).write_bytes(damaged)
+    paths = sorted(tmp_path.iterdir())
+    pillow = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
+    for path in paths:
+        alone = subprocess.run([sys.executable, "-c", pillow, path], capture_output=True, text=True, check=False)
+        assert alone.stderr.partition("Traceback")[0], path  # without us there is such a line
+    code, stdout, said = run(*paths)
+    assert (code, len(stdout.splitlines())) == (3, len(paths))
+    assert said.count("\n") == 1
