@@ -60,6 +60,8 @@ def printable(text: str) -> str:
 
 
 class Writer(Protocol):
+    """Takes rows one by one; `close` writes what is left and leaves the stream open."""
+
     def write(self, row: Row) -> None: ...
 
     def close(self) -> None: ...

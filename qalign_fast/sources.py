@@ -90,6 +90,7 @@ def find_paths(paths: Iterable[str], stdin: BufferedIOBase, *, recursive: bool =
 
 
 def is_video(source: str) -> bool:
+    """Whether a name's suffix is that of a clip, in either case."""
     return Path(source).suffix.lower() in CLIP_SUFFIXES
 
 

@@ -71,6 +71,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Finding:
+    """An item that was not scored or refused as it should be, or that left more behind than its result."""
+
     number: int  # of the item
     kind: str
     cause: str  # the same for findings that are alike

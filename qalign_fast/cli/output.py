@@ -14,6 +14,8 @@ from qalign_fast.errors import QAlignError
 
 
 class Format(StrEnum):
+    """How rows are written."""
+
     table = "table"
     jsonl = "jsonl"
     csv = "csv"

@@ -36,6 +36,8 @@ _BY_PILLOW = (".gif", ".webp", ".png", ".apng")
 
 @dataclass(frozen=True)
 class Clip:
+    """A clip's frames as the engine takes them, and what is odd about the clip, a sentence each."""
+
     pixels: Pixels  # [F, S, S, 3]
     warnings: tuple[str, ...]
 

@@ -36,3 +36,12 @@ def sizes_300() -> list[tuple[int, int]]:
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def wide_png(values: np.ndarray, colour: int, *chunks: bytes) -> bytes:
+    """A PNG of 16 bits. `colour`: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + png_chunk(b"IEND", b"")
