@@ -49,13 +49,13 @@ def silence_parsers() -> None:
 
     Warnings stay where the user asked for them (`python -W`, PYTHONWARNINGS).
     """
-    from PIL import Image
+    from PIL import _imaging
 
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt"):
         with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one that is hidden in it
-            handler = getattr(ctypes.CDLL(Image.core.__file__), name)  # of the libtiff that Pillow was linked with
+            handler = getattr(ctypes.CDLL(_imaging.__file__), name)  # of the libtiff that Pillow was linked with
             handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
             handler(None)
 
