@@ -130,7 +130,7 @@ class Table:
         table.add_column(f"score {self._scale.low:g}..{self._scale.high:g}", justify="right")
         table.add_column("level", overflow="fold")
         for row in self._rows:
-            frames = f" ({row['frames']} frames)" if "frames" in row else ""
+            frames = f" ({row['frames']} frame{'' if row['frames'] == 1 else 's'})" if "frames" in row else ""
             if row["error"] is None:
                 shown = (f"{row['score']:.3f}", Text(row["level"]))
             else:
