@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Literal, Self, TypeGuard, cast, overload
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qalign_fast.levels import Score
     from qalign_fast.pixels.clip import Sampling
     from qalign_fast.pixels.picture import Picture
+
+    Many = list[Picture] | tuple[Picture, ...] | Iterator[Picture]
 
 
 class Scorer:
@@ -118,11 +120,11 @@ class Scorer:
         self.close()
 
     @overload
-    def score(self, images: list[Picture] | tuple[Picture, ...], task: str = ...) -> list[Score]: ...
+    def score(self, images: Picture, task: str = ...) -> Score: ...  # type: ignore[overload-overlap]  # a file: one picture
     @overload
-    def score(self, images: Picture, task: str = ...) -> Score: ...
-    def score(self, images: Picture | Sequence[Picture], task: str = "quality") -> Score | list[Score]:
-        """One picture in, one Score out; a list in, a list out, in order.
+    def score(self, images: Many, task: str = ...) -> list[Score]: ...
+    def score(self, images: Picture | Many, task: str = "quality") -> Score | list[Score]:
+        """One picture in, one Score out; a list or an iterator in, a list out, in order.
 
         A picture is a file (its path, its bytes, an open binary file, a data: URI, a data set's {"bytes": ..., "path":
         ...}), a PIL picture, or pixels: an array [H, W] or [H, W, 1, 3 or 4], or a torch tensor, also [C, H, W], of
@@ -135,16 +137,16 @@ class Scorer:
         return self.score_tasks(cast("Picture", images), (task,))[task]
 
     @overload
-    def score_tasks(self, images: list[Picture] | tuple[Picture, ...], tasks: Sequence[str] = ...) -> list[Scores]: ...
+    def score_tasks(self, images: Picture, tasks: Sequence[str] = ...) -> Scores: ...  # type: ignore[overload-overlap]  # a file: one picture
     @overload
-    def score_tasks(self, images: Picture, tasks: Sequence[str] = ...) -> Scores: ...
+    def score_tasks(self, images: Many, tasks: Sequence[str] = ...) -> list[Scores]: ...
     def score_tasks(
-        self, images: Picture | Sequence[Picture], tasks: Sequence[str] = ("quality", "aesthetics")
+        self, images: Picture | Many, tasks: Sequence[str] = ("quality", "aesthetics")
     ) -> Scores | list[Scores]:
         """As `score`, in several tasks: {task: Score} for each picture. The vision tower runs once."""
         if not _are_many(images):
             return self.feed.score(Item(None, cast("Picture", images)), tasks).get()
-        workers = max(1, min(len(images), 4))
+        workers = max(1, min(len(images), 4)) if isinstance(images, Sized) else 4
         return [cast("Scores", scores) for scores in self.score_tasks_iter(images, tasks, workers=workers)]
 
     def score_iter(
@@ -217,7 +219,9 @@ class Scorer:
         return self.feed.score(Item(None, clip, "video", ClipOptions(fps, max_frames, sampling)), tasks).get()
 
 
-def _are_many(images: object) -> TypeGuard[list[Picture]]:
-    """Whether it is a list, or an array of several pictures."""
+def _are_many(images: object) -> TypeGuard[Many]:
+    """Whether it is a list, an iterator that is no file, or an array of several pictures."""
+    if isinstance(images, list | tuple | Iterator):
+        return not hasattr(images, "read")
     shape: Sequence[int] = getattr(images, "shape", ())
-    return isinstance(images, list | tuple) or (len(shape) == 4 and shape[0] != 1)
+    return len(shape) == 4 and shape[0] != 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import re
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -229,7 +231,27 @@ def _session(path: Path, provider: Provider, threads: int | None) -> Any:
         raise DeviceError(_refused(path, provider, cause(error))) from error
     if session.get_providers()[0] != provider.name:
         raise DeviceError(_refused(path, provider, f"it took {session.get_providers()[0]} instead"))
+    _SESSIONS.add(session)
     return session
+
+
+# A session that is deleted waits for its threads. A forked process has none of them and would wait for ever, be it in
+# the garbage collector or at its end. So sessions of before the fork are never deleted there.
+_SESSIONS: WeakSet[Any] = WeakSet()
+_HELD: list[Any] = []
+
+
+def _hold_sessions() -> None:
+    _HELD.extend(_SESSIONS)
+
+
+def _never_delete() -> None:
+    for session in _HELD:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold_sessions, after_in_parent=_HELD.clear, after_in_child=_never_delete)
 
 
 def _refused(path: Path, provider: Provider, why: str) -> str:

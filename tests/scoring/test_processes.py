@@ -194,30 +194,41 @@ def test_a_scorer_from_before_a_fork_serves_parent_and_children_at_once(scorer: 
 
 
 FORK = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 from qalign_fast import Scorer
-scorer = Scorer.load(sys.argv[1] or None, engine="torch")
-paths = sys.argv[2:]
+model, engine, end, *paths = sys.argv[1:]
+scorer = Scorer.load(model or None, engine=engine, threads=2)
+if end == "collect":  # only the collector ends it
+    scorer.itself = scorer
 expected = scorer.score(paths)
 reading, writing = os.pipe()
-if os.fork() == 0:
+child = os.fork()
+if child == 0:
     signal.alarm(30)  # ends it if it waits
     os.write(writing, json.dumps([scorer.score(path).value for path in paths]).encode())
-    os._exit(0)
+    if end == "collect":
+        del scorer
+        gc.collect()
+    if end != "exit":
+        os._exit(0)
+    sys.exit()
 os.close(writing)
 found = json.loads(os.fdopen(reading).read() or "null")
-print(json.dumps([[score.value for score in expected], found]))
+print(json.dumps([[score.value for score in expected], found, os.waitpid(child, 0)[1]]))
 """
 
 
 @forks
-@pytest.mark.parametrize("model", ["", GOLDEN / "narrow-112"])
-def test_a_forked_child_does_not_wait_for_torchs_threads(model: str | Path) -> None:
-    """The folded mini model on the C++ kernels, and a checkpoint in plain torch."""
-    command = [sys.executable, "-c", FORK, str(model), *map(str, PATHS[:2])]
+@pytest.mark.parametrize("end", ["collect", "exit"])
+@pytest.mark.parametrize("engine", ["native", "torch", "torch, plain", "onnx"])
+def test_a_forked_child_does_not_wait_for_the_parents_threads(engine: str, end: str, narrow: Golden) -> None:
+    """The mini model on the C++ kernels, a checkpoint in plain torch, an artifact on onnxruntime."""
+    model = {"torch, plain": GOLDEN / "narrow-112", "onnx": narrow.artifact}.get(engine, "")
+    command = [sys.executable, "-c", FORK, str(model), engine.partition(",")[0], end, *map(str, PATHS[:2])]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    parents, childs = json.loads(run.stdout)
+    parents, childs, status = json.loads(run.stdout)
     assert childs == pytest.approx(parents, abs=SAME)
+    assert status == 0
 
 
 # --- threads

@@ -68,6 +68,10 @@ def test_one_in_one_out_a_list_in_a_list_out(narrow: Golden, fast: Scorer) -> No
     assert isinstance(many, list)
     assert many[0].value == pytest.approx(one.value, abs=SAME)
     assert fast.score([]) == []
+    assert fast.score(iter([])) == []
+    assert [score.value for score in fast.score(picture for picture in narrow.pictures[:1])] == [many[0].value]
+    with narrow.pictures[0].open("rb") as file:  # an iterator too, and one picture
+        assert fast.score(file).value == pytest.approx(one.value, abs=SAME)
     assert fast.score_tasks([], ("quality",)) == []
 
 
