@@ -46,14 +46,16 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("document", "block"), list(blocks()))
-def test_python_runs_as_written(
-    document: str, block: str, goldens: dict[str, Golden], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beside a photo.jpg and an artifact called one-align-int8."""
+def test_python_runs_as_written(document: str, block: str, goldens: dict[str, Golden], tmp_path: Path) -> None:
+    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8."""
     shutil.copy(ROOT / "samples/coffee.jpg", tmp_path / "photo.jpg")
     (tmp_path / "one-align-int8").symlink_to(goldens["narrow-448"].artifact)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, document, "exec"), {})
+    program = tmp_path / f"{Path(document).stem}.py"
+    program.write_text(block)
+    run = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_readme_has_two_examples_one_table_and_at_most_130_lines() -> None:
