@@ -119,8 +119,9 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # An open file is an iterator too. It is one picture, so Picture comes first.
     @overload
-    def score(self, images: Picture, task: str = ...) -> Score: ...  # type: ignore[overload-overlap]  # a file: one picture
+    def score(self, images: Picture, task: str = ...) -> Score: ...  # type: ignore[overload-overlap]
     @overload
     def score(self, images: Many, task: str = ...) -> list[Score]: ...
     def score(self, images: Picture | Many, task: str = "quality") -> Score | list[Score]:
@@ -137,7 +138,7 @@ class Scorer:
         return self.score_tasks(cast("Picture", images), (task,))[task]
 
     @overload
-    def score_tasks(self, images: Picture, tasks: Sequence[str] = ...) -> Scores: ...  # type: ignore[overload-overlap]  # a file: one picture
+    def score_tasks(self, images: Picture, tasks: Sequence[str] = ...) -> Scores: ...  # type: ignore[overload-overlap]
     @overload
     def score_tasks(self, images: Many, tasks: Sequence[str] = ...) -> list[Scores]: ...
     def score_tasks(
