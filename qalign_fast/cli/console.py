@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedIOBase, BytesIO
@@ -44,20 +43,12 @@ def stdin_bytes() -> BufferedIOBase:
     return cast("BufferedIOBase", sys.stdin.buffer) if sys.stdin else BytesIO()
 
 
-def silence_parsers() -> None:
-    """Keeps what Pillow warns of, and what libtiff prints, off stderr: a row says what is wrong with its picture.
-
-    Warnings stay where the user asked for them (`python -W`, PYTHONWARNINGS).
-    """
+def silence_libtiff() -> None:
+    """Keeps libtiff's errors off stderr. Pillow raises them as well, so that they reach a row."""
     from PIL import _imaging
 
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-    for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt"):
-        with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one that is hidden in it
-            handler = getattr(ctypes.CDLL(_imaging.__file__), name)  # of the libtiff that Pillow was linked with
-            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            handler(None)
+    with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one that is hidden in it
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)  # of the libtiff that Pillow was linked with
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, silence_parsers, stdin_bytes
+from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, silence_libtiff, stdin_bytes
 from qalign_fast.cli.output import Format, choose_format, choose_mode, open_output
 from qalign_fast.engines.options import threads_remark
 from qalign_fast.feed.items import ClipOptions
@@ -144,7 +144,7 @@ def score(
         paths, stdin_bytes(), recursive=recursive, null=null, formats=more, skipped=lambda k: skipped.update([k])
     )
     items = to_items(sources, ClipOptions(fps, max_frames, "time" if sampling == Sampling.time else "index"))
-    silence_parsers()
+    silence_libtiff()
     started = time.perf_counter()
     with scorer, open_output(output, kind, mode) as out:
         rows = make_rows(scorer.feed.run(items, tasks, batch_size=batch_size, workers=workers), tasks)
