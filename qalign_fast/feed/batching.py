@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from qalign_fast.feed.items import Item, Key, Scored, Scores
+from qalign_fast.feed.items import Item, Key, Moment, Scored, Scores
 from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.reading import Read, ReadAhead, Reader
 from qalign_fast.feed.threads import Task, Threads, give_way
@@ -18,7 +18,9 @@ from qalign_fast.pixels.arrays import is_tensor
 from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
 if TYPE_CHECKING:
-    from qalign_fast.engines.contract import Engine
+    from qalign_fast.engines.contract import Engine, Tokens
+    from qalign_fast.families.prompt import Prompt
+    from qalign_fast.levels import Score
 
 _MOST_THREADS = 256  # of each kind of reader
 
@@ -39,8 +41,31 @@ class Feed:
 
     def score(self, item: Item[Key], tasks: Sequence[str]) -> Scored[Key]:
         """Scores one item in this thread."""
+        return self.score_read([self.read(item, tasks)])[0]
+
+    def read(self, item: Item[Key], tasks: Sequence[str]) -> Read[Key]:
+        """Reads one item in this thread. `score_read` does the rest."""
         self._scorers.check_open()
-        return self._score([Reader(self._engine, self._limits, tasks).read(item)])[0]
+        return Reader(self._engine, self._limits, tasks).read(item)
+
+    def score_read(self, batch: Sequence[Read[Key]], *, strict: bool = False) -> list[Scored[Key]]:
+        """Scores items that were read, of any tasks, in this thread: pictures of one size together, each clip alone.
+
+        `strict` raises the first error about an item. Raises what the engine raises.
+        """
+        for read in batch if strict else ():
+            if read.error:
+                raise read.error
+        alike: dict[tuple[object, ...], list[int]] = {}  # by device and shape: which of the batch
+        for i, read in enumerate(batch):
+            if read.pixels is not None:
+                kind = i if read.medium == "video" else str(getattr(read.pixels, "device", "cpu"))
+                alike.setdefault((kind, *read.pixels.shape[1:]), []).append(i)
+        scored: list[Scored[Key]] = [Scored(read.key, None, read.error) for read in batch]
+        for places in alike.values():
+            for i, found in zip(places, self._scores([batch[i] for i in places]), strict=True):
+                scored[i] = found
+        return scored
 
     def run(
         self,
@@ -60,7 +85,7 @@ class Feed:
         threads = self._readers if workers > 1 else self._lone_readers
         reader = Reader(self._engine, self._limits, tasks)
         batches = ReadAhead(items, reader, threads, batch_size, workers).batches()
-        for scored in self._in_flight(partial(self._score, strict=strict), batches):
+        for scored in self._in_flight(partial(self.score_read, strict=strict), batches):
             yield from scored
 
     def tasks(self, medium: str) -> tuple[str, ...]:
@@ -83,7 +108,7 @@ class Feed:
         self.close()
 
     def _in_flight(
-        self, score: Callable[[list[Read[Key]]], list[Scored[Key]]], batches: Iterator[list[Read[Key]]]
+        self, score: Callable[[Sequence[Read[Key]]], list[Scored[Key]]], batches: Iterator[list[Read[Key]]]
     ) -> Iterator[list[Scored[Key]]]:
         """Each batch's results in order, as many batches under way as the engine gains by."""
         if self._engine.in_flight == 1:
@@ -97,36 +122,34 @@ class Feed:
         while ahead:
             yield ahead.popleft().result()
 
-    def _score(self, batch: list[Read[Key]], strict: bool = False) -> list[Scored[Key]]:
-        for read in batch if strict else ():
-            if read.error:
-                raise read.error
-        alike: dict[tuple[object, ...], list[int]] = {}  # by device and shape: which of the batch
-        for i, read in enumerate(batch):
-            if read.pixels is not None:
-                alike.setdefault((str(getattr(read.pixels, "device", "cpu")), *read.pixels.shape[1:]), []).append(i)
-        scores: list[Scores | None] = [None] * len(batch)
-        for places in alike.values():
-            for i, found in zip(places, self._scores([batch[i] for i in places]), strict=True):
-                scores[i] = found
-        return [Scored(read.key, found, read.error) for read, found in zip(batch, scores, strict=True)]
-
-    def _scores(self, batch: list[Read[Key]]) -> list[Scores]:
-        """Of pictures of one size, or of one clip."""
+    def _scores(self, batch: list[Read[Key]]) -> list[Scored[Key]]:
+        """Of pictures of one size, or of one clip. Each prompt is asked of the pictures that want it."""
         pixels = [read.pixels for read in batch if read.pixels is not None]
         tokens = self._engine.encode(self._join(pixels))
-        frames, scale = None, self._engine.family.scale
+        timeline: tuple[Moment, ...] = ()
+        frames = None
         if batch[0].medium == "video":
             frames = len(pixels[0])
+            timeline = self._timeline(batch[0], tokens)
             tokens = tokens.reshape(1, -1, tokens.shape[-1])  # the frames' tokens, end to end
-        answers = [(prompt.task, self._engine.decode(tokens, prompt)) for prompt in batch[0].prompts]
-        return [
-            {
-                task: score_of(logits[i], task, scale=scale, frames=frames, warnings=read.warnings)
-                for task, logits in answers
-            }
-            for i, read in enumerate(batch)
-        ]
+        found: list[Scores] = [{} for _ in batch]
+        for prompt in {prompt.name: prompt for read in batch for prompt in read.prompts}.values():
+            wanted = [i for i, read in enumerate(batch) if prompt in read.prompts]
+            logits = self._engine.decode(tokens if len(wanted) == len(batch) else tokens[wanted], prompt)
+            for i, row in zip(wanted, logits, strict=True):
+                found[i][prompt.task] = self._score_of(row, prompt, frames=frames, warnings=batch[i].warnings)
+        return [Scored(read.key, scores, timeline=timeline) for read, scores in zip(batch, found, strict=True)]
+
+    def _timeline(self, clip: Read[Key], tokens: Tokens) -> tuple[Moment, ...]:
+        """Each frame's scores as a picture, in the prompts that are asked of each."""
+        answers = [(prompt, self._engine.decode(tokens, prompt)) for prompt in clip.each]
+        return tuple(
+            Moment(index, time, {prompt.task: self._score_of(logits[f], prompt) for prompt, logits in answers})
+            for f, (index, time) in enumerate(clip.moments if answers else ())
+        )
+
+    def _score_of(self, logits: Any, prompt: Prompt, **facts: Any) -> Score:
+        return score_of(logits, prompt.task, scale=self._engine.family.scale, **facts)
 
     def _join(self, pixels: list[Any]) -> Any:
         """One batch [B, S, S, 3]: an array, or a tensor where the engine takes it as it lies."""

@@ -23,12 +23,14 @@ class ClipOptions:
     """Which frames of a clip are scored: `fps` a second of a file, all of a list; at most max_frames, spread evenly.
 
     By default max_frames is the family's number. `sampling` is "index", upstream's rule, or "time", by presentation
-    time, for a varying frame rate. Raises OptionError for another name.
+    time, for a varying frame rate. With `timeline`, each of the frames is also scored as a picture. Raises OptionError
+    for another name.
     """
 
     fps: float = 1.0
     max_frames: int | None = None
     sampling: Sampling = "index"
+    timeline: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling not in ("index", "time"):
@@ -50,12 +52,25 @@ class Item(Generic[Key]):
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """A frame of a clip, scored as a picture: its number in the clip, and the second where it is shown, of a file."""
+
+    index: int
+    time: float | None
+    scores: Scores
+
+
+@dataclass(frozen=True, slots=True)
 class Scored(Generic[Key]):
-    """An item's scores by task, or the error why it has none: one of the two is None."""
+    """An item's scores by task, or the error why it has none: one of the two is None.
+
+    `timeline` has a clip's frames, where its options ask for them.
+    """
 
     key: Key
     scores: Scores | None
     error: QAlignError | None = None
+    timeline: tuple[Moment, ...] = ()
 
     def get(self) -> Scores:
         """The scores. Raises the error that stands in their place."""

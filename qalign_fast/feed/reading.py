@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
 from threading import Lock
@@ -19,6 +19,7 @@ from qalign_fast.feed.threads import Task, Threads
 from qalign_fast.pixels.arrays import is_tensor
 from qalign_fast.pixels.device_square import for_another_thread
 from qalign_fast.pixels.encoded import is_encoded, plain, read_bytes
+from qalign_fast.pixels.frames import Frames, is_frames, is_listed, read_frames, spread_listed
 from qalign_fast.pixels.limits import PictureLimits
 from qalign_fast.pixels.picture import Picture, load_pixels, stack_frames
 from qalign_fast.pixels.rule import Pixels
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _MOST_BYTES = 256 << 20  # of snapshots and pixels that wait
 _BATCHES = 3  # held at most, the next one included
 
-Frames: TypeAlias = "tuple[Pixels, tuple[str, ...]]"  # [F, S, S, 3], and warnings
 Keep: TypeAlias = Callable[[Picture, PictureLimits], Snapshot]
 _Label: TypeAlias = "str | os.PathLike[str]"
 
@@ -46,6 +46,8 @@ class Read(Generic[Key]):
     pixels: Pixels | None = None
     warnings: tuple[str, ...] = ()
     error: QAlignError | None = None
+    each: tuple[Prompt, ...] = ()  # that are asked of every frame of a clip too
+    moments: tuple[tuple[int, float | None], ...] = ()
 
 
 class Reader:
@@ -66,13 +68,16 @@ class Reader:
             if isinstance(item.media, QAlignError):
                 raise item.media
             prompts = find_prompts(self._engine, self._tasks, item.medium)
+            each: tuple[Prompt, ...] = ()
             if item.medium == "video":
                 load, held = self._take_clip(item, prompts, keep)
+                if item.clip.timeline:
+                    each = find_prompts(self._engine, self._tasks, "image")
             else:
                 load, held = self._take([item.media], keep)
         except Exception as error:
             return partial(Read, item.key, item.medium, error=_as_ours(error, _label(item))), 0
-        return partial(_read, item.key, item.medium, _label(item), prompts, load), held
+        return partial(_read, Read(item.key, item.medium, prompts, each=each), _label(item), load), held
 
     def pixel_bytes(self, item: Item[Key]) -> int:
         """How many bytes its pixels take at most."""
@@ -86,16 +91,15 @@ class Reader:
         return lambda: self._load(kept, warnings), sum(picture.bytes for picture in kept)
 
     def _take_clip(self, item: Item[Key], prompts: Sequence[Prompt], keep: Keep) -> tuple[Callable[[], Frames], int]:
-        from qalign_fast.pixels.frames import is_frames, is_listed, read_frames, spread_listed
-
         most = self._most_frames(item.clip)
         check_frames(self._engine, most, prompts)
         media: Any = item.media
         if not is_frames(media):
             return self._take_file(media, item.clip, keep)
         if is_listed(media):
-            frames, warnings = spread_listed(media, most, self._limits)
-            return self._take(frames, keep, *warnings)
+            chosen, warnings = spread_listed(media, most, self._limits)
+            load, held = self._take([media[i] for i in chosen], keep, *warnings)
+            return lambda: load()._replace(moments=tuple((i, None) for i in chosen)), held
         found = read_frames(media, most, self._limits, lambda frame: self._load([Snapshot(frame)]))
         return lambda: found, 0
 
@@ -124,7 +128,7 @@ class Reader:
         pixels: Any = stack_frames(found, "a clip")
         if is_tensor(pixels):
             for_another_thread(pixels)()  # the batch may be scored on another stream; and the snapshots are free now
-        return pixels, tuple(said)
+        return Frames(pixels, tuple(said))
 
     def _load_file(self, media: Any, clip: ClipOptions, name: str | None = None) -> Frames:
         from qalign_fast.pixels.clip import load_clip
@@ -138,17 +142,16 @@ class Reader:
             limits=self._limits,
             name=name,
         )
-        return found.pixels, found.warnings
+        return Frames(found.pixels, found.warnings, found.moments)
 
 
-def _read(
-    key: Key, medium: Medium, label: _Label, prompts: tuple[Prompt, ...], load: Callable[[], Frames]
-) -> Read[Key]:
+def _read(read: Read[Key], label: _Label, load: Callable[[], Frames]) -> Read[Key]:
+    """The item with what `load` gives. The item's media are not held here: they may be a caller's."""
     try:
-        pixels, warnings = load()
+        pixels, warnings, moments = load()
     except Exception as error:
-        return Read(key, medium, prompts, error=_as_ours(error, label))
-    return Read(key, medium, prompts, pixels, warnings)
+        return replace(read, error=_as_ours(error, label))
+    return replace(read, pixels=pixels, warnings=warnings, moments=moments)
 
 
 def _as_ours(error: Exception, label: _Label) -> QAlignError:

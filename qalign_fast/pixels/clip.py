@@ -40,6 +40,7 @@ class Clip:
 
     pixels: Pixels  # [F, S, S, 3]
     warnings: tuple[str, ...]
+    moments: tuple[tuple[int, float], ...]  # of each frame: its number among all, and the seconds where it is shown
 
 
 def load_clip(
@@ -143,7 +144,10 @@ def _sample(footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, s
     again = True
     while again:
         chosen, total, frames = _choose(footage, max_frames, fps, sampling)
-        taken = [_resized(frame, rule, name) for frame in frames]
+        taken, moments = [], []
+        for frame in frames:
+            taken.append(_resized(frame, rule, name))
+            moments.append((frame.index, float(frame.time - footage.extent.start)))
         again = footage.learn(len(taken) < len(chosen))
     if not taken:
         raise VideoError(f"{name}: not a single frame can be decoded")
@@ -153,7 +157,7 @@ def _sample(footage: Footage, rule: PixelRule, max_frames: int, fps: Fraction, s
     warnings += footage.remarks()
     if len(taken) < len(chosen):
         warnings.append(f"the stream breaks off: {len(taken)} of {len(chosen)} frames could be decoded")
-    return Clip(stack_frames(taken, name), tuple(warnings))
+    return Clip(stack_frames(taken, name), tuple(warnings), tuple(moments))
 
 
 def _choose(

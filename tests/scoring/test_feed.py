@@ -225,8 +225,8 @@ def test_bytes_that_wait_are_bounded(scorer: Scorer, monkeypatch: pytest.MonkeyP
 
 def test_a_batch_is_filled_whatever_its_bytes(scorer: Scorer, narrow: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_MOST_BYTES", 0)
-    sizes, score = [], Feed._score
-    monkeypatch.setattr(Feed, "_score", lambda *a, **k: sizes.append(len(a[1])) or score(*a, **k))
+    sizes, score = [], Feed.score_read
+    monkeypatch.setattr(Feed, "score_read", lambda *a, **k: sizes.append(len(a[1])) or score(*a, **k))
     items = [Item(i, narrow.pictures[i % 6]) for i in range(10)]
     clips = [Item(i, [narrow.pictures[0]], "video") for i in range(3)]
     assert len(list(scorer.feed.run([*items, *clips], ("quality",), batch_size=4))) == 13
