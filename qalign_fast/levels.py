@@ -109,3 +109,14 @@ def level_of(mos: float, low: float, high: float, words: Sequence[str] = LEVELS)
         if mos <= low + i / len(words) * (high - low):
             return words[-i]
     return words[0]
+
+
+def probability_better(a: Score, b: Score) -> float:
+    """The probability that the level of `a` is above that of `b`, where a tie counts as half.
+
+    The two levels are taken to be independent, each distributed as its score's probabilities say. 0.5 for equal ones.
+    """
+    p, q = (np.array(list(score.probabilities.values()), np.float64) for score in (a, b))
+    above = float(np.sum(np.triu(np.outer(p, q), 1)))  # the best level is first
+    tie = float(p @ q)
+    return (above + tie / 2) / float(p.sum() * q.sum())

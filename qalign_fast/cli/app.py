@@ -21,7 +21,15 @@ from qalign_fast.cli.console import remark
 from qalign_fast.errors import QAlignError
 from qalign_fast.version import __version__
 
-COMMANDS = ("score", "info", "export", "build", "verify", "bench")  # each a file here with a function of that name
+COMMANDS = (
+    "score",
+    "serve",
+    "info",
+    "export",
+    "build",
+    "verify",
+    "bench",
+)  # each a file here with a function of that name
 
 
 def main() -> None:

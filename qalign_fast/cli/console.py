@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -41,14 +40,6 @@ def remark(text: str) -> None:
 def stdin_bytes() -> BufferedIOBase:
     """stdin as bytes; empty where it is closed."""
     return cast("BufferedIOBase", sys.stdin.buffer) if sys.stdin else BytesIO()
-
-
-def silence_libtiff() -> None:
-    """Keeps libtiff's errors off stderr. Pillow raises them as well, so that they reach a row."""
-    from PIL import _imaging
-
-    with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one that is hidden in it
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)  # of the libtiff that Pillow was linked with
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, silence_libtiff, stdin_bytes
+from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, stdin_bytes
 from qalign_fast.cli.output import Format, choose_format, choose_mode, open_output
 from qalign_fast.engines.options import threads_remark
 from qalign_fast.feed.items import ClipOptions
+from qalign_fast.pixels.libtiff import silence_libtiff
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
 from qalign_fast.scorer import Scorer

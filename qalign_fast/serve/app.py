@@ -1,0 +1,120 @@
+"""Settings in, the ASGI application out. It loads its models when it starts, and answers health meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from qalign_fast.errors import QAlignError
+from qalign_fast.serve import kserve_v1, open_inference, operations, routes, text_embeddings, tracing, vllm
+from qalign_fast.serve.gate import Gate
+from qalign_fast.serve.problems import Problem, of_error, problem_response
+from qalign_fast.serve.service import Service
+from qalign_fast.serve.settings import Settings
+from qalign_fast.version import __version__
+
+_CANNOT_LOAD = 1  # the exit code of a worker whose model cannot be loaded
+log = structlog.get_logger("qalign_fast.serve")
+
+
+def make_app(settings: Settings, *, service: Service | None = None, owns_process: bool = False) -> FastAPI:
+    """The application. `owns_process`: SIGTERM drains it and then ends the process, as does a model that fails to load.
+
+    `service` is one that is loaded already, for an application in another server.
+    """
+    service = service or Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if owns_process:
+            _drain_on_sigterm(service)
+        loading = asyncio.create_task(_load(service, owns_process))
+        yield
+        loading.cancel()
+        with suppress(asyncio.CancelledError, QAlignError):
+            await loading
+        service.draining = True
+        service.close()
+
+    app = FastAPI(
+        title="qalign-fast",
+        version=__version__,
+        description="Rates pictures and clips as people would, with OneAlign / Q-Align: 1 (bad) to 5 (excellent).",
+        docs_url=None,  # they would load their scripts from another host
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for protocol in (routes, operations, open_inference, text_embeddings, vllm, kserve_v1):
+        app.include_router(protocol.make_router(service))
+    operations.add_page(app)
+    _answer_errors(app)
+    app.state.service = service
+    tracing.instrument(app)
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+async def _load(service: Service, owns_process: bool) -> None:
+    try:
+        await service.load()
+        log.info("ready", models=list(service.models))
+    except QAlignError as error:
+        log.error("model cannot be loaded", error=str(error))
+        if not owns_process:
+            raise
+        os._exit(_CANNOT_LOAD)  # nothing is under way yet, and the supervisor is to know
+
+
+def _drain_on_sigterm(service: Service) -> None:
+    """granian's handler stops at once. So SIGTERM drains first, and SIGINT, whose handler stays granian's, follows."""
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stop() -> None:
+        await service.drain()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def begin() -> None:
+        if not tasks:
+            tasks.append(loop.create_task(stop()))
+
+    with suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGTERM, begin)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error is JSON of one form."""
+
+    @app.exception_handler(Problem)
+    async def problem(_: Request, error: Problem) -> Response:
+        return error.response()
+
+    @app.exception_handler(QAlignError)
+    async def ours(_: Request, error: QAlignError) -> Response:
+        return of_error(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return problem_response(422, "; ".join(map(_said, error.errors())) or "not what the route takes")
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        what = {404: f"no route {request.url.path[:200]}", 405: f"{request.method} is not taken here"}
+        response = problem_response(error.status_code, what.get(error.status_code, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _said(error: dict[str, Any]) -> str:
+    where: Sequence[Any] = error.get("loc", ())
+    return f"{'.'.join(map(str, where))}: {error.get('msg', '')}"

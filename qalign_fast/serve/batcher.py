@@ -1,0 +1,393 @@
+"""Pictures and clips of many requests in, their scores out: read on threads, then scored in batches by one model.
+
+All of its state lives on the event loop, so that nothing here takes a lock. Threads get a piece of work and give back
+its result by `call_soon_threadsafe`.
+
+    submit -> waiting, fairly -> reading (threads) -> read -> scoring (a thread for each batch) -> each ticket's future
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from qalign_fast.errors import ImageError, InternalError, QAlignError, one_line
+from qalign_fast.feed.items import Item, Scored
+from qalign_fast.feed.threads import Threads, give_way
+from qalign_fast.pixels.encoded import media_name
+from qalign_fast.serve.cache import ScoreCache
+from qalign_fast.serve.fair_queue import FairQueue
+from qalign_fast.serve.problems import Late, QueueFull, TooMany
+from qalign_kernels.cores import cores
+
+if TYPE_CHECKING:
+    from qalign_fast.feed.reading import Read
+    from qalign_fast.scorer import Scorer
+    from qalign_fast.serve.metrics import ModelMetrics
+    from qalign_fast.serve.settings import Settings
+
+_READERS = 4, 32  # threads that read pictures: one a core, within these bounds
+_AHEAD = 2  # batches that are read ahead
+_GONE = ImageError("it was scored")  # in place of media that nobody needs any more
+_COMPARED = 8  # pictures in flight of one length that a new one is compared with
+_LONGEST_RETRY = 60  # seconds
+
+
+class State(IntEnum):
+    """Where a job is. Up to READ it may still be given up."""
+
+    WAITING = 0
+    READING = 1
+    READ = 2
+    SCORING = 3
+    DONE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A picture or clip that somebody wants scored.
+
+    fetch: gives the media on a reading thread, where they are not there yet.
+    digest: of the media's bytes and of how they are read, by which scores are kept. None: they are not.
+    """
+
+    item: Item[str]  # its key is the source's name
+    fetch: Callable[[], Any] | None = None
+    digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it, and the seconds that it waited, was read and was computed (with its batch)."""
+
+    scored: Scored[str]
+    waited: float = 0.0
+    reading: float = 0.0
+    inference: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One request's wish for a job's result. Several may wait for one job."""
+
+    wanted: Wanted
+    future: asyncio.Future[Answer]
+    job: Job | None = None  # None: the answer was there at once
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A picture or clip that is computed once, in `tasks`, for all of its tickets."""
+
+    wanted: Wanted
+    tasks: tuple[str, ...]
+    cost: int  # frames
+    tickets: list[Ticket]
+    state: State = State.WAITING
+    read: Read[str] | None = None
+    times: dict[State, float] = field(default_factory=dict)  # when it came there
+
+    def enter(self, state: State) -> None:
+        self.state = state
+        self.times[state] = time.monotonic()
+
+    def seconds(self, start: State, end: State) -> float:
+        return max(0.0, self.times.get(end, 0.0) - self.times.get(start, 0.0)) if start in self.times else 0.0
+
+
+class Batcher:
+    """Scores for one model. Every method is called on the loop; `settings` has the bounds."""
+
+    def __init__(self, scorer: Scorer, settings: Settings, metrics: ModelMetrics) -> None:
+        self.scorer = scorer
+        self.pending = 0  # jobs that somebody waits for
+        self._settings, self._metrics = settings, metrics
+        self._cache = ScoreCache(settings.cache)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: FairQueue[Job] = FairQueue()
+        self._read: deque[Job] = deque()
+        self._in_flight: dict[tuple[object, ...], list[Job]] = {}  # by what equal ones have in common
+        self._reading = self._scoring = self._work = 0  # jobs, batches, frames that are pending
+        self._most_readers = min(max(cores(), _READERS[0]), _READERS[1])
+        self._readers = Threads(self._most_readers, "qalign-serve-read", give_way)
+        self._engine = Threads(scorer.engine.in_flight, "qalign-serve-engine")
+        self._frame_seconds = 0.0  # measured: wall seconds a frame while there is work
+        self._last_end = 0.0
+        self._requests = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def submit(self, wanted: Sequence[Wanted], tasks: Sequence[str], client: str, timeout: float) -> list[Ticket]:
+        """Takes a request's pictures, all or none. Each ticket's future has its answer, or Late after `timeout` s.
+
+        Raises TooMany for more than there can ever be room for, QueueFull for more than there is room for now.
+        """
+        self.check_room(len(wanted), timeout)
+        self._requests += 1
+        tickets = [self._ticket(each, tuple(tasks), client) for each in wanted]
+        self._set_deadline([ticket for ticket in tickets if ticket.job], timeout)
+        self._turn()
+        return tickets
+
+    def check_room(self, count: int, timeout: float) -> None:
+        """Raises as `submit` does, where so many pictures have no room."""
+        most = self._settings.queue
+        if count > most:
+            raise TooMany(f"{count} pictures in one request; the limit is {most}")
+        if self.pending + count > most:
+            raise QueueFull(f"the queue is full: {self.pending} of {most} pictures", self.retry_after())
+        if self.pending and self.expected_wait() > timeout:
+            raise QueueFull(f"the wait would be over {timeout:g} s", self.retry_after())
+
+    def expected_wait(self) -> float:
+        """Seconds until what is pending now is done, as measured."""
+        return self._work * self._frame_seconds
+
+    def retry_after(self) -> int:
+        """Whole seconds after which there should be room again."""
+        return min(max(1, ceil(self.expected_wait())), _LONGEST_RETRY)
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Nobody waits for these any more. A job that nobody waits for is dropped before it is computed."""
+        for ticket in tickets:
+            ticket.future.cancel()
+            if ticket.job:
+                self._leave(ticket)
+
+    def close(self) -> None:
+        """Ends the threads and the scorer. No job may be pending."""
+        self._readers.close()
+        self._engine.close()
+        self.scorer.close()
+
+    def _set_deadline(self, tickets: Sequence[Ticket], timeout: float) -> None:
+        if not tickets:
+            return
+        left = len(tickets)
+        timer = self._loop.call_later(timeout, self._expire, tickets)
+
+        def one_done(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                timer.cancel()  # which also lets go of the tickets, and of their pictures
+
+        for ticket in tickets:
+            ticket.future.add_done_callback(one_done)
+
+    def _ticket(self, wanted: Wanted, tasks: tuple[str, ...], client: str) -> Ticket:
+        ticket = Ticket(wanted, self._loop.create_future())
+        if wanted.digest and (scores := self._cache.get(wanted.digest, tasks)):
+            self._metrics.cached.inc()
+            ticket.future.set_result(Answer(Scored(wanted.item.key, scores)))
+            return ticket
+        job = self._equal_job(wanted, tasks)
+        if job is None:
+            job = self._new_job(wanted, tasks, client)
+        ticket.job = job
+        job.tickets.append(ticket)
+        return ticket
+
+    def _new_job(self, wanted: Wanted, tasks: tuple[str, ...], client: str) -> Job:
+        cost = (
+            1 if wanted.item.medium == "image" else wanted.item.clip.max_frames or self.scorer.engine.family.clip_frames
+        )
+        job = Job(wanted, tasks, cost, [])
+        job.enter(State.WAITING)
+        if kind := _kind(wanted):
+            self._in_flight.setdefault(kind, []).append(job)
+        self._count(job, 1)
+        self._waiting.put(job, client, self._requests, cost)
+        return job
+
+    def _equal_job(self, wanted: Wanted, tasks: tuple[str, ...]) -> Job | None:
+        """A job that computes the same picture. One that still waits takes on what tasks it lacks."""
+        data = _data(wanted)
+        for job in self._in_flight.get(_kind(wanted) or (), [])[:_COMPARED]:
+            if _data(job.wanted) != data:
+                continue
+            if job.state == State.WAITING:
+                job.tasks = tuple(dict.fromkeys((*job.tasks, *tasks)))
+            if set(tasks) <= set(job.tasks):
+                self._metrics.shared.inc()
+                return job
+        return None
+
+    def _leave(self, ticket: Ticket) -> None:
+        job = ticket.job
+        if job is None or job.state == State.DONE:
+            return
+        if ticket in job.tickets:
+            job.tickets.remove(ticket)
+        if not job.tickets and job.state < State.SCORING:
+            self._finish(job)
+            self._turn()
+
+    def _finish(self, job: Job) -> None:
+        """Takes a job out of all counts and lets go of its picture. It may still lie in a queue, and is passed over."""
+        job.enter(State.DONE)
+        self._count(job, -1)
+        if kind := _kind(job.wanted):
+            self._in_flight[kind].remove(job)
+            if not self._in_flight[kind]:
+                del self._in_flight[kind]
+        job.read = None
+        job.wanted = replace(job.wanted, item=replace(job.wanted.item, media=_GONE), fetch=None)
+
+    def _count(self, job: Job, step: int) -> None:
+        self.pending += step
+        self._work += step * job.cost
+        self._metrics.queue_size.set(self.pending)
+
+    def _expire(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            if not ticket.future.done() and ticket.job and ticket.job.state < State.SCORING:
+                ticket.future.set_exception(Late("the deadline passed in the queue", self.retry_after()))
+                self._leave(ticket)
+
+    def _turn(self) -> None:
+        """Starts whatever can be started."""
+        ahead = _AHEAD * self._settings.max_batch
+        while self._reading < self._most_readers and self._reading + len(self._read) < ahead:
+            if (job := self._waiting.pop()) is None:
+                break
+            if job.state == State.WAITING:
+                job.enter(State.READING)
+                self._reading += 1
+                self._readers.submit(partial(self._read_job, job))
+        while self._scoring < self.scorer.engine.in_flight and (batch := self._next_batch()):
+            self._scoring += 1
+            for job in batch:
+                job.enter(State.SCORING)
+            reads = [job.read for job in batch if job.read]
+            self._engine.submit(partial(self._score_batch, batch, reads))
+
+    def _next_batch(self) -> list[Job]:
+        """What is computed next: a clip alone, or pictures. None while others that are being read are worth a wait."""
+        while self._read and self._read[0].state == State.DONE:
+            self._read.popleft()
+        if not self._read:
+            return []
+        if self._read[0].wanted.item.medium == "video":
+            return [self._read.popleft()]
+        ready = [job for job in self._read if job.state == State.READ and job.wanted.item.medium == "image"]
+        batch = ready[: self._settings.max_batch]
+        if len(batch) < self._settings.max_batch and self._reading and self._waits_for_more(batch[0]):
+            return []
+        chosen = set(map(id, batch))
+        self._read = deque(job for job in self._read if id(job) not in chosen)
+        return batch
+
+    def _waits_for_more(self, oldest: Job) -> bool:
+        left = self._settings.max_wait_ms / 1e3 - (time.monotonic() - oldest.times[State.READ])
+        if left <= 0:
+            return False
+        if self._timer is None or self._timer.cancelled() or self._timer.when() <= self._loop.time():
+            self._timer = self._loop.call_later(left, self._turn)
+        return True
+
+    def _read_job(self, job: Job) -> bool:
+        """On a reading thread."""
+        wanted = job.wanted
+        try:
+            item = replace(wanted.item, media=wanted.fetch()) if wanted.fetch else wanted.item
+        except QAlignError as error:
+            item = replace(wanted.item, media=error)
+        read = self.scorer.feed.read(item, job.tasks)
+        self._hand_over(self._was_read, job, read)
+        return False
+
+    def _was_read(self, job: Job, read: Read[str]) -> None:
+        self._reading -= 1
+        if job.state == State.READING:
+            job.read = read
+            job.enter(State.READ)
+            self._metrics.decode.observe(job.seconds(State.READING, State.READ))
+            if read.error:
+                self._answer(job, Scored(read.key, None, read.error))
+            else:
+                self._read.append(job)
+        self._turn()
+
+    def _score_batch(self, batch: Sequence[Job], reads: list[Read[str]]) -> bool:
+        """On an engine thread."""
+        self._hand_over(self._was_scored, batch, self._score(reads), len(reads))
+        return False
+
+    def _score(self, reads: list[Read[str]], *, again: bool = True) -> list[Scored[str]]:
+        """A batch that fails is cut in two, once: what is wrong with one picture does not touch the other half."""
+        try:
+            return self.scorer.feed.score_read(reads)
+        except Exception as error:
+            if again and len(reads) > 1:
+                middle = len(reads) // 2
+                return [
+                    scored for half in (reads[:middle], reads[middle:]) for scored in self._score(half, again=False)
+                ]
+            fault = InternalError(f"the model failed ({type(error).__name__}: {one_line(error)})")
+            fault.__cause__ = error
+            return [Scored(read.key, None, fault) for read in reads]
+
+    def _was_scored(self, batch: Sequence[Job], found: Sequence[Scored[str]], size: int) -> None:
+        self._scoring -= 1
+        now = time.monotonic()
+        self._measure(now, batch)
+        self._metrics.batch_size.observe(size)
+        self._metrics.inference.observe(now - batch[0].times[State.SCORING])
+        for job, scored in zip(batch, found, strict=True):
+            self._answer(job, scored)
+        self._turn()
+
+    def _measure(self, now: float, batch: Sequence[Job]) -> None:
+        """Wall seconds a frame: since the last batch ended, or since the batch's first job came."""
+        frames = sum(job.cost for job in batch)
+        began = max(self._last_end, min(job.times[State.WAITING] for job in batch))
+        latest = (now - began) / frames
+        self._frame_seconds = latest if not self._frame_seconds else 0.8 * self._frame_seconds + 0.2 * latest
+        self._last_end = now
+
+    def _answer(self, job: Job, scored: Scored[str]) -> None:
+        self._finish(job)
+        begun = State.SCORING if State.SCORING in job.times else State.READ
+        waited = job.seconds(State.WAITING, State.READING) + job.seconds(State.READ, begun)
+        self._metrics.queue.observe(waited)
+        reading, inference = job.seconds(State.READING, State.READ), job.seconds(State.SCORING, State.DONE)
+        if scored.scores and job.wanted.digest:
+            self._cache.put(job.wanted.digest, scored)
+        for ticket in job.tickets:
+            if not ticket.future.done():
+                own = _as_asked(scored, ticket.wanted.item.key)
+                ticket.future.set_result(Answer(own, waited, reading, inference))
+
+    def _hand_over(self, do: Callable[..., None], *given: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(do, *given)
+
+
+def _as_asked(scored: Scored[str], source: str) -> Scored[str]:
+    """A job's result for a ticket that calls the same picture by another name. Errors begin with the name."""
+    name, error = media_name(scored.key), scored.error
+    if error and scored.key != source and (text := str(error)).startswith(name):
+        renamed = type(error)(media_name(source) + text[len(name) :])
+        renamed.__cause__ = error.__cause__
+        error = renamed
+    return replace(scored, key=source, error=error)
+
+
+def _data(wanted: Wanted) -> Any:
+    """The bytes of a picture that was sent."""
+    media = wanted.item.media
+    return media.get("bytes") if isinstance(media, dict) else media
+
+
+def _kind(wanted: Wanted) -> tuple[object, ...] | None:
+    """What equal pictures have in common, and is quick to tell. None for what is not compared."""
+    data = _data(wanted)
+    return (wanted.item.medium, wanted.item.clip, len(data)) if isinstance(data, bytes) else None

@@ -1,0 +1,73 @@
+"""Settings in, a server that runs until it is told to stop: granian's main process and its workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+
+from qalign_fast.serve.logs import configure, granian_logs
+
+if TYPE_CHECKING:
+    from qalign_fast.serve.settings import Settings
+
+_HEADER_SECONDS = 30  # for a request's head, and for a connection that is kept alive without one
+_RESPAWN_SECONDS = 0.1
+_BACKLOG = 2048
+_KILL_AFTER = 10  # seconds after the grace period
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT. A worker that dies is replaced. Exits with 1 if workers keep dying."""
+    if settings.workers == 1:
+        _run(settings)
+        return
+    with tempfile.TemporaryDirectory(prefix="qalign-metrics-") as folder:
+        os.environ[_METRICS] = folder  # where the workers' counts are added up
+        _run(settings)
+
+
+def _run(settings: Settings) -> None:
+    if multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("spawn")  # a fork would copy what other threads hold
+    server = MPServer(
+        "qalign_fast.serve",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        loop=Loops.asyncio,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * _HEADER_SECONDS),
+        log_level=LogLevels(settings.log_level),
+        log_dictconfig=granian_logs(settings.log_level),
+        ssl_cert=Path(settings.certificate) if settings.certificate else None,
+        ssl_key=Path(settings.private_key) if settings.private_key else None,
+        respawn_failed_workers=True,
+        respawn_interval=_RESPAWN_SECONDS,
+        workers_kill_timeout=round(settings.grace) + _KILL_AFTER,
+    )
+    server.serve(target_loader=partial(load_worker, settings), wrap_loader=False)
+
+
+def load_worker(settings: Settings) -> Any:
+    """A worker's application. It is called in the worker's own process."""
+    from qalign_fast.pixels.libtiff import silence_libtiff
+    from qalign_fast.serve.app import make_app
+
+    configure(settings.log_level)
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of them is in a row's error
+    silence_libtiff()
+    return make_app(settings, owns_process=True)
