@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from qalign_fast.feed.items import Item, Key, Moment, Scored, Scores
+from qalign_fast.feed.items import Item, Key, Moment, Scored
 from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.reading import Read, ReadAhead, Reader
 from qalign_fast.feed.threads import Task, Threads, give_way
@@ -132,13 +132,16 @@ class Feed:
             frames = len(pixels[0])
             timeline = self._timeline(batch[0], tokens)
             tokens = tokens.reshape(1, -1, tokens.shape[-1])  # the frames' tokens, end to end
-        found: list[Scores] = [{} for _ in batch]
+        found: dict[tuple[int, str], Score] = {}
         for prompt in {prompt.name: prompt for read in batch for prompt in read.prompts}.values():
             wanted = [i for i, read in enumerate(batch) if prompt in read.prompts]
             logits = self._engine.decode(tokens if len(wanted) == len(batch) else tokens[wanted], prompt)
             for i, row in zip(wanted, logits, strict=True):
-                found[i][prompt.task] = self._score_of(row, prompt, frames=frames, warnings=batch[i].warnings)
-        return [Scored(read.key, scores, timeline=timeline) for read, scores in zip(batch, found, strict=True)]
+                found[i, prompt.task] = self._score_of(row, prompt, frames=frames, warnings=batch[i].warnings)
+        return [
+            Scored(read.key, {prompt.task: found[i, prompt.task] for prompt in read.prompts}, timeline=timeline)
+            for i, read in enumerate(batch)
+        ]
 
     def _timeline(self, clip: Read[Key], tokens: Tokens) -> tuple[Moment, ...]:
         """Each frame's scores as a picture, in the prompts that are asked of each."""

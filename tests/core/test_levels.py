@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qalign_fast.levels import LEVELS, Score, level_of, score_of
+from qalign_fast.levels import LEVELS, Score, level_of, probability_better, score_of
 
 
 def test_a_score_is_the_weighted_softmax() -> None:
@@ -62,3 +62,16 @@ def test_a_scores_level_does_not_depend_on_the_order_of_its_probabilities() -> N
     again = Score("quality", score.value, score.logits, dict(sorted(score.probabilities.items())))
     assert (again.level, again.unit) == ("excellent", score.unit)
     assert Score("quality", 3.0, (), {}).level == "fair"
+
+
+def test_the_probability_of_being_better_counts_a_tie_as_half() -> None:
+    sure, other = (score_of(np.array(row, np.float32), "quality") for row in ([50, 0, 0, 0, 0], [0, 50, 0, 0, 0]))
+    even = score_of(np.zeros(5, np.float32), "quality")
+    assert probability_better(sure, other) == pytest.approx(1)
+    assert probability_better(other, sure) == pytest.approx(0)
+    assert probability_better(even, even) == pytest.approx(0.5)
+    assert probability_better(sure, even) == pytest.approx(0.8 + 0.2 / 2)
+    a, b = (score_of(np.array(row, np.float32), "quality") for row in ([1, 2, 0, -1, 0], [0, 0, 1, 2, 3]))
+    p, q = (list(score.probabilities.values()) for score in (a, b))
+    above = sum(p[i] * q[j] for i in range(5) for j in range(5) if i < j) + sum(x * y for x, y in zip(p, q)) / 2
+    assert probability_better(a, b) == pytest.approx(above)

@@ -326,3 +326,40 @@ def test_the_next_batch_is_read_in_parallel_however_large_its_pixels_are(
             return str(narrow.pictures[0])
 
     assert len(list(scorer.score_iter([Meeting() for _ in range(3)], batch_size=3, workers=3))) == 3
+
+
+# what is read elsewhere, in tasks of its own
+
+
+def test_what_was_read_is_scored_in_tasks_of_its_own_whatever_is_beside_it(scorer: Scorer, narrow: Golden) -> None:
+    wanted = [("quality",), ("aesthetics", "quality"), ("aesthetics",)]
+    feed = scorer.feed
+    reads = [feed.read(Item(i, narrow.pictures[i]), tasks) for i, tasks in enumerate(wanted)]
+    clip = feed.read(Item("clip", [narrow.pictures[0], narrow.pictures[1]], "video"), ("quality",))
+    bad = feed.read(Item("bad", b"no picture"), ("quality",))
+    found = feed.score_read([reads[0], clip, reads[1], bad, reads[2]])
+    assert [scored.key for scored in found] == [0, "clip", 1, "bad", 2]
+    assert isinstance(found[3].error, ImageError) and found[3].scores is None
+    assert found[1].get()["quality"].value == scorer.score_video(narrow.pictures[:2]).value
+    for i, scored in enumerate((found[0], found[2], found[4])):
+        alone = scorer.score_tasks(narrow.pictures[i], wanted[i])
+        assert list(scored.get()) == list(alone)
+        for task in wanted[i]:
+            assert scored.get()[task].value == pytest.approx(alone[task].value, abs=SAME)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_timeline_has_each_sampled_frame_scored_as_a_picture(scorer: Scorer, tmp_path: Path, listed: bool) -> None:
+    pictures = [Image.new("RGB", (50, 40), (grey, 0, 255 - grey)) for grey in GREYS]
+    media: object = pictures
+    if not listed:
+        media = tmp_path / "clip.webp"
+        pictures[0].save(media, save_all=True, append_images=pictures[1:], duration=1000, lossless=True)
+    item = Item("clip", media, "video", ClipOptions(timeline=True))
+    scored = scorer.feed.score(item, ("quality",))
+    assert [moment.index for moment in scored.timeline] == [0, 1, 2, 3]
+    assert [moment.time for moment in scored.timeline] == ([None] * 4 if listed else [0.0, 1.0, 2.0, 3.0])
+    found = [moment.scores["quality"].value for moment in scored.timeline]
+    np.testing.assert_allclose(found, of_greys(scorer), rtol=0, atol=SAME)
+    assert scored.get()["quality"].value == scorer.score_video(media).value
+    assert not scorer.feed.score(Item("clip", media, "video"), ("quality",)).timeline
