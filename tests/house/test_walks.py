@@ -1,4 +1,4 @@
-"""The two walks of docs/architecture.md are the calls that happen, and come back to files as seldom as they say."""
+"""The walks of docs/architecture.md are the calls that happen, and come back to files as seldom as they say."""
 
 from __future__ import annotations
 
@@ -78,3 +78,29 @@ def test_a_model_reference_comes_back_where_it_says_so(rounded: Callable[[str, s
     artifact = str(rounded("narrow-112", "int8"))
     body = f"from qalign_fast import Scorer\nScorer.load({artifact!r}, engine='native')"
     assert missing(walk, called(body)) == []
+
+
+REQUEST = """
+import asyncio
+from qalign_fast.serve.app import make_app
+from qalign_fast.serve.settings import Settings
+app, data = make_app(Settings()), open("samples/coffee.jpg", "rb").read()
+headers = [(b"content-type", b"image/jpeg"), (b"content-length", str(len(data)).encode())]
+scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "headers": headers}
+scope |= {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1)}
+async def send(message):
+    assert message.get("status", 200) == 200
+async def post():
+    await app.state.service.load()
+    messages = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": data})
+    await app(scope, messages.get, send)
+asyncio.run(post())
+"""
+
+
+def test_a_request_comes_back_where_it_says_so() -> None:
+    walk = listed("request")
+    stays = files_of(walk)
+    assert [file in stays[:i] for i, file in enumerate(stays)].count(True) == 4
+    assert missing(walk, called(REQUEST.strip())) == []
