@@ -44,12 +44,12 @@ _NOT_PUBLIC = tuple(
     for text in """
         0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
         192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
-        2001::/23 2001:db8::/32 3fff::/20
+        2001::/23 2001:db8::/32 2002::/16 3fff::/20
         168.63.129.16/32
     """.split()  # the last one is Azure's service for its own machines
 )
 # Every public IPv6 address lies in the first or second. This leaves out what is local, multicast, mapped or compatible.
-_IPV6, _NAT64, _6TO4 = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96"), IPv6Network("2002::/16")
+_IPV6, _NAT64 = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]  # host, port -> addresses
 Connect: TypeAlias = Callable[[str, int, float], socket.socket]  # address, port, seconds -> a connected socket
@@ -125,8 +125,7 @@ class UrlGuard:
         clock = _Clock(monotonic() + self.seconds)
         target = self._check(url)
         for _ in range(self.redirects + 1):
-            with self._open(target, clock) as opened:
-                answer = _ask(opened, target, clock, self.max_bytes)
+            with self._open(target, clock) as opened, _ask(opened, target, clock, self.max_bytes) as answer:
                 if answer.status not in _REDIRECTS:
                     return _body(answer, self.max_bytes)
                 onward = _onward(answer, target.url)
@@ -186,8 +185,9 @@ class UrlGuard:
 def is_public(address: str) -> bool:
     """Whether everybody on the internet reaches the same machine at this address.
 
-    NAT64 and 6to4 carry an IPv4 address, which must be public too. Other forms that carry one (mapped, compatible,
-    Teredo, NAT64 of a local network) are no answer that a public host gives: they are refused, whatever is inside.
+    NAT64's well-known prefix carries an IPv4 address, which must be public too: networks without IPv4 reach every host
+    by it. No public host has an address of the other forms that carry one (mapped, compatible, 6to4, Teredo, NAT64 of a
+    local network). They are refused, whatever is inside.
     """
     if "%" in address:  # of one network interface
         return False
@@ -197,11 +197,10 @@ def is_public(address: str) -> bool:
         return False
     if any(ip.version == network.version and ip in network for network in _NOT_PUBLIC):
         return False
-    if isinstance(ip, IPv6Address):
-        if ip in _NAT64:
-            return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip not in _IPV6 or (ip in _6TO4 and not is_public(str(ip.sixtofour))):
-            return False
+    if isinstance(ip, IPv6Address) and ip in _NAT64:
+        return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if isinstance(ip, IPv6Address) and ip not in _IPV6:
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_link_local or ip.is_unspecified)
 
 
@@ -389,7 +388,11 @@ def _ask(opened: socket.socket, target: _Target, clock: _Clock, most: int) -> ht
     # the head and what divides chunks come on top of the file
     wire = _Wire(opened, clock, most + most // 16 + (1 << 20))
     answer = http.client.HTTPResponse(cast("socket.socket", wire), method="GET")
-    answer.begin()
+    try:
+        answer.begin()
+    except BaseException:
+        answer.close()
+        raise
     return answer
 
 
@@ -417,8 +420,8 @@ def _body(answer: http.client.HTTPResponse, most: int) -> bytes:
     """The file: with status 200, not compressed, whole, and not over the limit."""
     if answer.status != 200:
         raise _UrlError(f"the host answers with status {answer.status}; expected 200")
-    if coding := _values(answer, "content-encoding") - {"identity", ""}:
-        raise _UrlError(f"the host sends it compressed ({', '.join(sorted(coding))[:_SHOWN]}); expected it as it is")
+    if _values(answer, "content-encoding") - {"identity", ""}:
+        raise _UrlError("the host sends it compressed; expected it as it is")
     if _values(answer, "transfer-encoding") - {"chunked"}:
         raise _UrlError("the host sends it in an encoding that was not asked for")
     lengths = _values(answer, "content-length")

@@ -22,6 +22,7 @@ from qalign_fast.artifact.manifest import MANIFEST, open_artifact
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.references import EMBEDDED
 from support.goldens import GOLDEN, ROOT, Golden
+from support.servers import RunningServer, running_server
 
 DOCUMENTS = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/results/README.md"),
@@ -29,7 +30,7 @@ DOCUMENTS = (
 )
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 SUFFIXES = tuple(".py .md .json .sh .cpp .h .c .toml .jpg".split())
-COMMANDS = ("score", "export", "verify", "info", "build", "bench")
+COMMANDS = ("score", "serve", "export", "verify", "info", "build", "bench")
 USES = re.compile(rf"(?:qalign-fast |`)({'|'.join(COMMANDS)}) ([^`\n#]*)")  # a command and what follows it
 KINDS = "linear|float linear|norm|float32"
 ROW = re.compile(rf"^\| `((?:vision|abstractor|decoder)\..+?)` \| \[(.+?)\] \| ({KINDS}) \|", re.MULTILINE)
@@ -45,9 +46,22 @@ def blocks() -> Iterator[tuple[str, str]]:
             yield document, block
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with running_server() as found:
+        yield found
+
+
 @pytest.mark.parametrize(("document", "block"), list(blocks()))
-def test_python_runs_as_written(document: str, block: str, goldens: dict[str, Golden], tmp_path: Path) -> None:
-    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8."""
+def test_python_runs_as_written(
+    document: str, block: str, goldens: dict[str, Golden], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8.
+
+    Where it asks a server at port 8000, it gets one.
+    """
+    if "8000" in block:
+        block = block.replace("8000", str(request.getfixturevalue("server").port))
     shutil.copy(ROOT / "samples/coffee.jpg", tmp_path / "photo.jpg")
     (tmp_path / "one-align-int8").symlink_to(goldens["narrow-448"].artifact)
     program = tmp_path / f"{Path(document).stem}.py"
