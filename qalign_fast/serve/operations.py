@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def make_router(service: Service) -> APIRouter:
 
 def add_page(app: FastAPI) -> None:
     """The page and its files."""
+    mimetypes.add_type("text/javascript", ".js")  # some machines say otherwise, and browsers then refuse it
     app.mount("/page", _PageFiles(directory=_PAGE), name="page")
 
     @app.get("/", include_in_schema=False, response_model=None)

@@ -10,7 +10,7 @@ export class Trouble extends Error {
 }
 
 /** The server's last word about a request. */
-export class Refused extends Error {}
+class Refused extends Error {}
 
 const KEY = "qalign-fast-key";
 let key = stored();

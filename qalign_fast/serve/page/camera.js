@@ -47,7 +47,8 @@ async function openCamera(take) {
   });
   dialog.showModal();
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
+    const wanted = { facingMode: "environment", width: { ideal: 1920 } };
+    stream = await navigator.mediaDevices.getUserMedia({ video: wanted });
     if (!isOpen) return stop(stream);
     video.srcObject = stream;
     await video.play();

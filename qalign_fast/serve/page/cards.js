@@ -1,7 +1,7 @@
 // An item in, its card out: a picture, the scores or the error, and what can be done with it.
 
 import { timeline } from "./chart.js";
-import { element } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { counted } from "./format.js";
 import { suffixOf } from "./kinds.js";
 import { scoreBlock } from "./score.js";
@@ -17,6 +17,7 @@ export class Card {
   #actions;
   #frame = element("div", { class: "frame" });
   #body = element("div", { class: "body" });
+  #article;
   #again;
   #compare;
   #drawn = null; // the rows and the error that stand there
@@ -28,28 +29,32 @@ export class Card {
     this.#item = item;
     this.#actions = actions;
     const title = `card-${item.id}`;
-    this.#again = this.#button("Try again", () => actions.again(item));
+    this.#again = this.#button("Try again", () => {
+      this.#article.focus(); // the button goes
+      actions.again(item);
+    });
     this.#compare = this.#button("Compare", () => actions.compare(item));
-    const remove = this.#button("Remove", () => actions.remove(item));
+    const remove = this.#button("Remove", () => {
+      const next = this.node.nextElementSibling ?? this.node.previousElementSibling;
+      actions.remove(item);
+      (next?.firstElementChild ?? byId("results")).focus({ preventScroll: true });
+    });
     remove.className = "quiet";
-    this.node = element(
-      "li",
-      {},
-      element(
-        "article",
-        { class: "card", "aria-labelledby": title },
-        this.#frame,
-        element("h3", { id: title, title: item.name }, item.name),
-        this.#body,
-        element("div", { class: "actions" }, this.#again, this.#compare, remove),
-      ),
+    this.#article = element(
+      "article",
+      { class: "card", "aria-labelledby": title, tabindex: -1 },
+      this.#frame,
+      element("h3", { id: title, title: item.name }, item.name),
+      this.#body,
+      element("div", { class: "actions" }, this.#again, this.#compare, remove),
     );
+    this.node = element("li", {}, this.#article);
   }
 
   /** Shows what the item has become. */
   update(state) {
     const { status, rows, error, kind } = this.#item;
-    this.node.firstChild.dataset.status = status;
+    this.#article.dataset.status = status;
     this.#again.hidden = status !== "failed";
     this.#compare.hidden = status !== "done" || kind === "clip";
     this.#showPick(state.picked);
@@ -87,7 +92,7 @@ export class Card {
     if (this.#compare.textContent !== text) this.#compare.textContent = text;
     this.#compare.setAttribute("aria-label", `${text}: ${this.#item.name}`);
     this.#compare.setAttribute("aria-pressed", String(isPicked));
-    this.node.firstChild.classList.toggle("picked", isPicked);
+    this.#article.classList.toggle("picked", isPicked);
   }
 }
 

@@ -18,7 +18,8 @@ export function bars(row, levels) {
       element("span", { class: "share" }, percent(probability)),
     );
   };
-  return element("ul", { class: "bars", "aria-label": `${titled(row.task)}: probability of each level` }, ...levels.map(line));
+  const label = `${titled(row.task)}: probability of each level`;
+  return element("ul", { class: "bars", "aria-label": label }, ...levels.map(line));
 }
 
 const [WIDTH, HEIGHT] = [280, 116];
@@ -92,7 +93,11 @@ function table(points, tasks) {
       ...tasks.map((task) => element("td", {}, scoreText(score(time, task)))),
     ),
   );
-  return element("table", {}, unseenCaption(), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  return element(
+    "table",
+    {},
+    element("caption", {}, unseen("The score of each frame")),
+    element("thead", {}, element("tr", {}, ...head)),
+    element("tbody", {}, ...rows),
+  );
 }
-
-const unseenCaption = () => element("caption", {}, unseen("The score of each frame"));

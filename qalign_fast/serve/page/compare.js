@@ -14,22 +14,29 @@ export async function compare(a, b, model, gate) {
   const abort = new AbortController();
   const urls = [a, b].map((item) => URL.createObjectURL(item.file));
   const close = element("button", { type: "button", onclick: () => dialog.close() }, "Close");
-  const answer = element("div", { class: "answer", role: "status" }, element("p", {}, "Comparing…"));
+  const answer = element("div", { class: "answer" }, element("p", {}, "Comparing…"));
+  const said = element("p", { class: "unseen", role: "status" });
   dialog.replaceChildren(
     element("div", { class: "heading" }, element("h2", { id: "compare-title" }, "A and B side by side"), close),
     element("div", { class: "pair" }, side("A", a, urls[0]), side("B", b, urls[1])),
     answer,
+    said,
   );
   const closed = () => {
     abort.abort();
     urls.forEach(URL.revokeObjectURL);
     dialog.replaceChildren();
   };
-  const say = (text) => answer.replaceChildren(element("p", { class: "error" }, text));
+  const say = (text) => {
+    answer.replaceChildren(element("p", { class: "error" }, text));
+    said.textContent = text;
+  };
   dialog.addEventListener("close", closed, { once: true });
   dialog.showModal();
   try {
-    answer.replaceChildren(...verdicts(await gate.through(() => ask(a, b, model, abort.signal, say), abort.signal), model));
+    const told = await gate.through(() => ask(a, b, model, abort.signal, say), abort.signal);
+    answer.replaceChildren(...verdicts(told, model));
+    said.textContent = told.comparisons.map(inWords).join(" ");
   } catch (error) {
     if (!abort.signal.aborted) say(error.message);
   }
@@ -57,6 +64,9 @@ function side(letter, { name, file }, url) {
   frame.append(element("img", { src: url, alt: `${letter}: ${name}`, decoding: "async", onerror: missing }));
   return element("figure", {}, frame, element("figcaption", {}, element("b", {}, letter), " ", name));
 }
+
+const inWords = ({ task, probability_a_better: sure }) =>
+  `${titled(task)}: A is better with a probability of ${percent(sure)}.`;
 
 /** One task: the probability as words and as a bar, then both scores and all levels. */
 function verdict({ task, difference, probability_a_better: sure }, [a, b], model) {

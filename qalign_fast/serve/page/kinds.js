@@ -1,4 +1,4 @@
-// A file in, "picture" or "clip" out: by its type or suffix, and for GIF, WebP and PNG by whether it holds several frames.
+// A file in, "picture" or "clip" out: by its type or suffix; a GIF, WebP or PNG is a clip if it holds several frames.
 
 const PICTURES = "jpg jpeg jpe jfif jif png apng webp gif tif tiff bmp dib ppm pgm pbm avif mpo heic heif hif jxl";
 const CLIPS =

@@ -13,6 +13,7 @@ export class List {
   #actions;
   #list = byId("cards");
   #cards = new Map(); // item -> its card
+  #ofNode = new WeakMap(); // a card's node -> the card
   #changed = new Set(); // items whose cards are to be drawn
   #planned = false;
   #near = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: NEAR });
@@ -54,7 +55,7 @@ export class List {
     if (!card) {
       card = new Card(item, this.#actions);
       this.#cards.set(item, card);
-      card.node.card = card;
+      this.#ofNode.set(card.node, card);
       this.#near.observe(card.node);
     }
     return card;
@@ -92,7 +93,7 @@ export class List {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
       this.#near.unobserve(target);
-      target.card.showPicture();
+      this.#ofNode.get(target)?.showPicture();
     }
   }
 }

@@ -21,8 +21,8 @@ const AT_A_TIME = 4; // requests; more would only wait in the server's queue
 const state = new State();
 const gate = new Gate((trouble) => showTrouble(trouble, () => gate.retry()));
 const queue = new Queue(AT_A_TIME, scoring(state, gate));
-new List(state, { remove: (item) => remove([item]), again, compare: pick });
-listenToTools(state, remove);
+new List(state, { remove: (item) => remove([item]), again: (item) => enqueue([item]), compare: pick });
+listenToTools(state, () => remove(state.items));
 listenForFiles(take);
 listenForCamera(take);
 addEventListener("online", () => gate.retry());
@@ -49,15 +49,10 @@ function remove(items) {
   queue.remove(items);
   if (queue.isEmpty && state.model) gate.forget();
   state.remove(items);
-  byId("results").focus({ preventScroll: true }); // the button that was pressed is gone
   showRemoved(items.length, () => {
     state.putBack(items);
     enqueue(items.filter((item) => !isFinished(item)));
   });
-}
-
-function again(item) {
-  enqueue([item]);
 }
 
 /** Another model: everything is scored anew. */

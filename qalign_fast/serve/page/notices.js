@@ -1,4 +1,5 @@
-// What the user should know of the server in, a line above the results out: it is busy, loading or away, or wants a key.
+// What the user should know of the server in, a line above the results out: it is busy, loading or away, or wants a
+// key.
 
 import { hasKey, useKey } from "./api.js";
 import { byId, element } from "./dom.js";
@@ -19,7 +20,8 @@ export function showTrouble(trouble, retry) {
   const countdown = element("span", { "aria-hidden": "true" });
   count(countdown, trouble.seconds);
   const again = element("button", { type: "button", onclick: retry }, "Try now");
-  const text = element("p", { role: "status" }, `${sentence(trouble.message)} Nothing is lost: the page tries again. `, countdown);
+  const said = `${sentence(trouble.message)} Nothing is lost: the page tries again. `;
+  const text = element("p", { role: "status" }, said, countdown);
   put("trouble", element("div", {}, text, again));
 }
 
@@ -53,8 +55,9 @@ function count(node, seconds) {
 }
 
 function keyForm(message, retry) {
-  const input = element("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
-  const said = element("p", { role: "alert" }, hasKey() ? `The key was not taken. ${sentence(message)}` : sentence(message));
+  const input = element("input", { type: "password", id: "key", autocomplete: "off", required: true });
+  const before = hasKey() ? "The key was not taken. " : "";
+  const said = element("p", { role: "alert" }, before + sentence(message));
   const submit = (event) => {
     event.preventDefault();
     const key = input.value.trim();

@@ -1,4 +1,4 @@
-// A worker: a picture's file and the most pixels of a side in, the picture made small out; null if it cannot be decoded.
+// A worker: a picture's file and the most pixels of a side in, the picture made small out; null if it cannot.
 
 addEventListener("message", async ({ data: { number, file, side } }) => {
   postMessage({ number, blob: await shrink(file, side).catch(() => null) });

@@ -11,6 +11,7 @@ const PATIENCE = 10_000; // ms until a clip that gives no frame is given up
 const waiting = [];
 let running = 0;
 let worker = null;
+let isBroken = false; // the worker cannot be loaded
 const asked = new Map(); // number -> what takes the worker's answer
 let count = 0;
 
@@ -33,7 +34,7 @@ async function next() {
 
 async function make(file) {
   if (isVideo(file)) return ofClip(file);
-  if (typeof OffscreenCanvas === "undefined") return file; // the browser makes it small when it shows it
+  if (typeof OffscreenCanvas === "undefined" || isBroken) return file; // the browser makes it small when it shows it
   return ofPicture(file);
 }
 
@@ -45,6 +46,7 @@ function ofPicture(file) {
       asked.delete(number);
     };
     worker.onerror = () => {
+      isBroken = true;
       for (const take of asked.values()) take(null);
       asked.clear();
     };

@@ -6,8 +6,8 @@ import { counted, titled } from "./format.js";
 import { arrange, isFiltered, isFinished, isKept, scoreOf } from "./order.js";
 import { tasksOf } from "./state.js";
 
-/** @param {import("./state.js").State} state @param {(items: import("./state.js").Item[]) => void} remove */
-export function listenToTools(state, remove) {
+/** @param {import("./state.js").State} state @param {() => void} clear */
+export function listenToTools(state, clear) {
   const [sort, task, side, slider, number] = ["sort", "task", "side", "threshold", "threshold-number"].map(byId);
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   sort.addEventListener("change", () => state.look({ sort: sort.value }));
@@ -24,7 +24,10 @@ export function listenToTools(state, remove) {
     state.look({ threshold: Math.min(high, Math.max(low, value)) });
     number.value = String(state.view.threshold);
   });
-  byId("clear").addEventListener("click", () => remove(state.items));
+  byId("clear").addEventListener("click", () => {
+    clear();
+    byId("results").focus({ preventScroll: true }); // the button goes
+  });
   const shown = () => arrange(state.items, state.view, state.model.scale);
   const tasks = () => tasksOf(state.model, "picture");
   byId("export-csv").addEventListener("click", () => {
