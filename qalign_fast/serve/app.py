@@ -16,11 +16,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from qalign_fast.errors import QAlignError
-from qalign_fast.serve import kserve_v1, open_inference, operations, routes, text_embeddings, tracing, vllm
+from qalign_fast.serve import (
+    document,
+    kserve_v1,
+    open_inference,
+    operations,
+    rerank,
+    routes,
+    text_embeddings,
+    tracing,
+    vllm,
+)
 from qalign_fast.serve.gate import Gate
 from qalign_fast.serve.problems import Problem, of_error, problem_response
 from qalign_fast.serve.service import Service
 from qalign_fast.serve.settings import Settings
+from qalign_fast.serve.visit import ClientGone
 from qalign_fast.version import __version__
 
 _CANNOT_LOAD = 1  # the exit code of a worker whose model cannot be loaded
@@ -52,11 +63,13 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
         description="Rates pictures and clips as people would, with OneAlign / Q-Align: 1 (bad) to 5 (excellent).",
         docs_url=None,  # they would load their scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # to where the client's own Host says
         lifespan=lifespan,
     )
-    for protocol in (routes, operations, open_inference, text_embeddings, vllm, kserve_v1):
+    for protocol in (routes, operations, open_inference, text_embeddings, vllm, rerank, kserve_v1):
         app.include_router(protocol.make_router(service))
     operations.add_page(app)
+    document.complete(app, with_keys=bool(settings.api_keys))
     _answer_errors(app)
     app.state.service = service
     tracing.instrument(app)
@@ -68,8 +81,9 @@ async def _load(service: Service, owns_process: bool) -> None:
     try:
         await service.load()
         log.info("ready", models=list(service.models))
-    except QAlignError as error:
-        log.error("model cannot be loaded", error=str(error))
+    except Exception as error:
+        ours = isinstance(error, QAlignError)
+        log.error("model cannot be loaded", error=str(error), exc_info=None if ours else error)
         if not owns_process:
             raise
         os._exit(_CANNOT_LOAD)  # nothing is under way yet, and the supervisor is to know
@@ -102,6 +116,12 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(QAlignError)
     async def ours(_: Request, error: QAlignError) -> Response:
         return of_error(error).response()
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGone):  # or its chunks are damaged: then it is there to be told
+            return problem_response(400, "the body breaks off")
+        return problem_response(500, "internal error")  # the gate writes it into the log
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

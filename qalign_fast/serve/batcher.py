@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -89,6 +89,8 @@ class Job:
 
     wanted: Wanted
     tasks: tuple[str, ...]
+    client: str
+    request: int
     cost: int  # frames
     tickets: list[Ticket]
     state: State = State.WAITING
@@ -122,6 +124,7 @@ class Batcher:
         self._frame_seconds = 0.0  # measured: wall seconds a frame while there is work
         self._last_end = 0.0
         self._requests = 0
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, wanted: Sequence[Wanted], tasks: Sequence[str], client: str, timeout: float) -> list[Ticket]:
@@ -158,11 +161,12 @@ class Batcher:
         """Nobody waits for these any more. A job that nobody waits for is dropped before it is computed."""
         for ticket in tickets:
             ticket.future.cancel()
-            if ticket.job:
-                self._leave(ticket)
+            self._leave(ticket)
+        self._turn()
 
     def close(self) -> None:
-        """Ends the threads and the scorer. No job may be pending."""
+        """Ends the threads and the scorer. Nothing that waits is begun any more."""
+        self._closed = True
         self._readers.close()
         self._engine.close()
         self.scorer.close()
@@ -196,16 +200,20 @@ class Batcher:
         return ticket
 
     def _new_job(self, wanted: Wanted, tasks: tuple[str, ...], client: str) -> Job:
-        cost = (
-            1 if wanted.item.medium == "image" else wanted.item.clip.max_frames or self.scorer.engine.family.clip_frames
-        )
-        job = Job(wanted, tasks, cost, [])
+        job = Job(wanted, tasks, client, self._requests, self._cost(wanted.item), [])
         job.enter(State.WAITING)
         if kind := _kind(wanted):
             self._in_flight.setdefault(kind, []).append(job)
         self._count(job, 1)
-        self._waiting.put(job, client, self._requests, cost)
+        self._waiting.put(job, client, job.request, job.cost)
         return job
+
+    def _cost(self, item: Item[str]) -> int:
+        """The most frames that are computed for it. A clip that asks for more than fit is refused when it is read."""
+        if item.medium == "image":
+            return 1
+        asked = item.clip.max_frames or self.scorer.engine.family.clip_frames
+        return max(1, min(asked, self.scorer.engine.config.max_frames(0)))
 
     def _equal_job(self, wanted: Wanted, tasks: tuple[str, ...]) -> Job | None:
         """A job that computes the same picture. One that still waits takes on what tasks it lacks."""
@@ -226,12 +234,16 @@ class Batcher:
             return
         if ticket in job.tickets:
             job.tickets.remove(ticket)
-        if not job.tickets and job.state < State.SCORING:
-            self._finish(job)
-            self._turn()
+        if job.tickets or job.state >= State.SCORING:
+            return
+        if job.state == State.WAITING:
+            self._waiting.remove(job, job.client, job.request, job.cost)
+        elif job.state == State.READ:
+            self._read.remove(job)
+        self._finish(job)
 
     def _finish(self, job: Job) -> None:
-        """Takes a job out of all counts and lets go of its picture. It may still lie in a queue, and is passed over."""
+        """Takes a job, which is in no queue any more, out of all counts, and lets go of its picture."""
         job.enter(State.DONE)
         self._count(job, -1)
         if kind := _kind(job.wanted):
@@ -250,36 +262,41 @@ class Batcher:
         for ticket in tickets:
             if not ticket.future.done() and ticket.job and ticket.job.state < State.SCORING:
                 ticket.future.set_exception(Late("the deadline passed in the queue", self.retry_after()))
+                ticket.future.exception()  # a request that has ended asks for none of its futures: that is no fault
                 self._leave(ticket)
+        self._turn()
 
     def _turn(self) -> None:
         """Starts whatever can be started."""
-        ahead = _AHEAD * self._settings.max_batch
-        while self._reading < self._most_readers and self._reading + len(self._read) < ahead:
-            if (job := self._waiting.pop()) is None:
-                break
-            if job.state == State.WAITING:
-                job.enter(State.READING)
-                self._reading += 1
-                self._readers.submit(partial(self._read_job, job))
+        if self._closed:
+            return
+        self._begin_reading()
         while self._scoring < self.scorer.engine.in_flight and (batch := self._next_batch()):
             self._scoring += 1
             for job in batch:
                 job.enter(State.SCORING)
             reads = [job.read for job in batch if job.read]
             self._engine.submit(partial(self._score_batch, batch, reads))
+            self._begin_reading()  # in the places that the batch has left
+
+    def _begin_reading(self) -> None:
+        ahead = _AHEAD * self._settings.max_batch
+        while self._reading < self._most_readers and self._reading + len(self._read) < ahead:
+            if (job := self._waiting.pop()) is None:
+                return
+            job.enter(State.READING)
+            self._reading += 1
+            self._readers.submit(partial(self._read_job, job))
 
     def _next_batch(self) -> list[Job]:
         """What is computed next: a clip alone, or pictures. None while others that are being read are worth a wait."""
-        while self._read and self._read[0].state == State.DONE:
-            self._read.popleft()
         if not self._read:
             return []
         if self._read[0].wanted.item.medium == "video":
             return [self._read.popleft()]
-        ready = [job for job in self._read if job.state == State.READ and job.wanted.item.medium == "image"]
-        batch = ready[: self._settings.max_batch]
-        if len(batch) < self._settings.max_batch and self._reading and self._waits_for_more(batch[0]):
+        ready = [job for job in self._read if job.wanted.item.medium == "image"]
+        batch = _in_turns(ready)[: self._settings.max_batch]
+        if len(batch) < self._settings.max_batch and self._reading and self._waits_for_more(ready[0]):
             return []
         chosen = set(map(id, batch))
         self._read = deque(job for job in self._read if id(job) not in chosen)
@@ -289,9 +306,13 @@ class Batcher:
         left = self._settings.max_wait_ms / 1e3 - (time.monotonic() - oldest.times[State.READ])
         if left <= 0:
             return False
-        if self._timer is None or self._timer.cancelled() or self._timer.when() <= self._loop.time():
-            self._timer = self._loop.call_later(left, self._turn)
+        if self._timer is None:
+            self._timer = self._loop.call_later(left, self._waited)
         return True
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._turn()
 
     def _read_job(self, job: Job) -> bool:
         """On a reading thread."""
@@ -300,6 +321,8 @@ class Batcher:
             item = replace(wanted.item, media=wanted.fetch()) if wanted.fetch else wanted.item
         except QAlignError as error:
             item = replace(wanted.item, media=error)
+        except Exception as error:  # nobody would hear of it, and the thread would end
+            item = replace(wanted.item, media=_fault("it cannot be fetched", error))
         read = self.scorer.feed.read(item, job.tasks)
         self._hand_over(self._was_read, job, read)
         return False
@@ -331,8 +354,7 @@ class Batcher:
                 return [
                     scored for half in (reads[:middle], reads[middle:]) for scored in self._score(half, again=False)
                 ]
-            fault = InternalError(f"the model failed ({type(error).__name__}: {one_line(error)})")
-            fault.__cause__ = error
+            fault = _fault("the model failed", error)
             return [Scored(read.key, None, fault) for read in reads]
 
     def _was_scored(self, batch: Sequence[Job], found: Sequence[Scored[str]], size: int) -> None:
@@ -371,6 +393,22 @@ class Batcher:
             self._loop.call_soon_threadsafe(do, *given)
 
 
+def _fault(what: str, error: Exception) -> InternalError:
+    fault = InternalError(f"{what} ({type(error).__name__}: {one_line(error)})")
+    fault.__cause__ = error
+    return fault
+
+
+def _in_turns(jobs: Sequence[Job]) -> list[Job]:
+    """Each client's first one, then each one's second, and so on: one who came late waits for the next batch alone."""
+    before: Counter[str] = Counter()
+    turns: list[tuple[int, Job]] = []
+    for job in jobs:
+        turns.append((before[job.client], job))
+        before[job.client] += 1
+    return [job for _, job in sorted(turns, key=lambda turn: turn[0])]
+
+
 def _as_asked(scored: Scored[str], source: str) -> Scored[str]:
     """A job's result for a ticket that calls the same picture by another name. Errors begin with the name."""
     name, error = media_name(scored.key), scored.error
@@ -390,4 +428,5 @@ def _data(wanted: Wanted) -> Any:
 def _kind(wanted: Wanted) -> tuple[object, ...] | None:
     """What equal pictures have in common, and is quick to tell. None for what is not compared."""
     data = _data(wanted)
-    return (wanted.item.medium, wanted.item.clip, len(data)) if isinstance(data, bytes) else None
+    known = isinstance(data, bytes) and not wanted.fetch  # one that is fetched has no bytes yet
+    return (wanted.item.medium, wanted.item.clip, len(data)) if known else None

@@ -7,7 +7,10 @@ read when it is imported: see server.py.
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -74,6 +77,7 @@ class Metrics:
         if os.environ.get(_FOLDER):
             from prometheus_client.multiprocess import MultiProcessCollector
 
+            _forget_dead(Path(os.environ[_FOLDER]))
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
@@ -87,3 +91,15 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         mode: Any = "mostrecent" if name == "model_info" else "livesum"
         return Gauge(f"qalign_{name}", text, labels, registry=self._registry, multiprocess_mode=mode)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Drops what workers that have died were doing, which would count as under way for ever."""
+    if sys.platform == "win32":  # there is one worker alone
+        return
+    for file in folder.glob("gauge_live*_*.db"):
+        try:
+            os.kill(int(file.stem.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another worker was quicker
+                file.unlink()

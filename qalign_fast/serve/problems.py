@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
-
 from qalign_fast.errors import OptionError, QAlignError, TaskError, VideoError
+from qalign_fast.serve.json_answer import JsonAnswer
 
 # The names are text-embeddings-inference's, so that its clients know them.
 _KINDS = {413: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
@@ -22,7 +21,7 @@ class Problem(Exception):  # noqa: N818 - an answer
         super().__init__(error)
         self.error, self.retry_after, self.more = " ".join(error.split()), retry_after, more or {}
 
-    def response(self) -> JSONResponse:
+    def response(self) -> JsonAnswer:
         """The answer."""
         return problem_response(self.status, self.error, retry_after=self.retry_after, more=self.more)
 
@@ -87,13 +86,13 @@ class Late(Unavailable):
 
 def problem_response(
     status: int, error: str, *, retry_after: int | None = None, more: Mapping[str, Any] | None = None
-) -> JSONResponse:
+) -> JsonAnswer:
     """The JSON answer of an error."""
     body = {"error": error, "error_type": _KINDS.get(status, "Validation"), **(more or {})}
     headers = {"retry-after": str(retry_after)} if retry_after is not None else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers)
+    return JsonAnswer(body, status, headers)
 
 
 def of_error(error: QAlignError) -> Problem:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.levels import Score, probability_better
 from qalign_fast.records import Row, make_row
 from qalign_fast.serve import schemas
 from qalign_fast.serve.batcher import Answer
+from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import Problem, Unprocessable, problem_response
 from qalign_fast.serve.uploads import Asked, Upload, check_type, json_uploads, parse_json, parse_multipart
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from qalign_fast.serve.served import Served
     from qalign_fast.serve.service import Service
 
@@ -28,12 +32,29 @@ _RAW = ("image/*", "application/octet-stream", "", "application/x-www-form-urlen
 _EXAMPLE = {"task": "quality", "model": "mini"}
 
 Task = Annotated[
-    list[str] | None,
-    Query(description="quality, aesthetics, any other the model has, several, or `all`. Default: quality."),
+    list[str],
+    Query(
+        default_factory=list,
+        description="quality, aesthetics, any other the model has, several, or `all`. Default: quality.",
+    ),
 ]
 Model = Annotated[str | None, Query(description="A name of /v1/models. Default: the first.")]
 Source = Annotated[str | None, Query(description="What a raw body is called in its rows.")]
 Logits = Annotated[bool, Query(description="Rows also have the five logits.")]
+
+
+class _Rows(StreamingResponse):
+    """Rows, a line each. `ended` is called at their end, also where the client went before the first one."""
+
+    def __init__(self, lines: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
+        super().__init__(lines, media_type=_ROWS)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 def make_router(service: Service) -> APIRouter:
@@ -43,11 +64,14 @@ def make_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/score",
         response_model=None,
-        responses={200: {"model": schemas.Scores}, **schemas.problems(*schemas.ALL_PROBLEMS, other=schemas.Unscored)},
+        responses={
+            200: {"model": schemas.Scores, "content": {_ROWS: {"schema": {"type": "string"}}}},
+            **schemas.problems(*schemas.ALL_PROBLEMS, other=schemas.Unscored),
+        },
         openapi_extra=schemas.SCORE_BODY,
     )
     async def score(
-        request: Request, task: Task = None, model: Model = None, source: Source = None, logits: Logits = False
+        request: Request, task: Task, model: Model = None, source: Source = None, logits: Logits = False
     ) -> Response:
         """Scores pictures. With `Accept: application/x-ndjson` rows come a line each, as they are ready."""
         asked = await read_pictures(service, request, source)
@@ -55,7 +79,7 @@ def make_router(service: Service) -> APIRouter:
         if _ROWS in request.headers.get("accept", ""):
             tickets = await service.submit(request, served, asked.uploads, tasks)
             lines = _lines(service.stream(request, served, tickets), tasks, with_logits)
-            return StreamingResponse(lines, media_type=_ROWS)
+            return _Rows(lines, partial(served.batcher.cancel, tickets))
         answers = await service.score(request, served, asked.uploads, tasks)
         return _answer(served, answers, tasks, with_logits)
 
@@ -70,11 +94,11 @@ def make_router(service: Service) -> APIRouter:
     )
     async def score_video(
         request: Request,
-        task: Task = None,
+        task: Task,
         model: Model = None,
         source: Source = None,
         logits: Logits = False,
-        fps: Annotated[float, Query(gt=0, description="Frames a second that are scored.")] = 1.0,
+        fps: Annotated[float, Query(gt=0, le=schemas.MOST_FPS, description="Frames a second that are scored.")] = 1.0,
         max_frames: Annotated[int | None, Query(ge=1, description="At most; default: the family's number.")] = None,
         sampling: Annotated[str, Query(pattern="^(index|time)$", description="Frames by index, or by time.")] = "index",
         timeline: Annotated[bool, Query(description="Each frame is also scored as a picture.")] = False,
@@ -102,7 +126,7 @@ def make_router(service: Service) -> APIRouter:
         },
         openapi_extra=schemas.COMPARE_BODY,
     )
-    async def compare(request: Request, task: Task = None, model: Model = None, logits: Logits = False) -> Response:
+    async def compare(request: Request, task: Task, model: Model = None, logits: Logits = False) -> Response:
         """Compares two pictures, A and B."""
         asked = await read_pictures(service, request, None, raw=False)
         if len(asked.uploads) != 2:
@@ -134,6 +158,8 @@ async def read_pictures(service: Service, request: Request, source: str | None, 
         return Asked([Upload(source or "body", content)])
     if not ("images" in content or "image" in content):
         raise Unprocessable("the body has no 'images'")
+    if "images" in content and "image" in content:
+        raise Unprocessable("the body has both 'images' and 'image'")
     images = content.get("images", [content.get("image")])
     if not isinstance(images, list):
         raise Unprocessable("'images' is not a list")
@@ -147,6 +173,8 @@ async def _read_clip(service: Service, request: Request, source: str | None) -> 
         return Asked([Upload(source or "body", content)])
     if isinstance(content, Asked):
         asked = content
+    elif "video" in content and "frames" in content:
+        raise Unprocessable("the body has both a 'video' and 'frames'")
     elif "video" in content:
         asked = Asked(await json_uploads([content["video"]], service.guard, "video"), content)
     elif isinstance(content.get("frames"), list):
@@ -174,7 +202,7 @@ async def _read(service: Service, request: Request, kind: str) -> Asked | bytes 
 
 
 def _common(
-    service: Service, asked: Asked, task: list[str] | None, model: str | None, logits: bool, medium: str
+    service: Service, asked: Asked, task: list[str], model: str | None, logits: bool, medium: str
 ) -> tuple[Served, tuple[str, ...], bool]:
     """Model, tasks and whether logits are wanted: the body's fields, or else the query's."""
     name = asked.fields.get("model", model)
@@ -198,12 +226,14 @@ def _flag(name: str, value: Any) -> bool:
 def _clip_options(given: Mapping[str, Any]) -> ClipOptions:
     try:
         fps = float(given["fps"])
-        most = given["max_frames"]
-        most = None if most is None else int(most)
+        most = None if given["max_frames"] is None else int(given["max_frames"])
     except (TypeError, ValueError, OverflowError) as error:
         raise Unprocessable("fps and max_frames: expected numbers") from error
-    if not 0 < fps < float("inf") or (most is not None and most < 1):
-        raise Unprocessable("fps and max_frames: expected positive numbers")
+    is_odd = isinstance(given["fps"], bool) or isinstance(given["max_frames"], bool | float)  # of JSON
+    if is_odd or not 0 < fps <= schemas.MOST_FPS or (most is not None and most < 1):
+        raise Unprocessable(
+            f"fps and max_frames: expected positive numbers, fps at most {schemas.MOST_FPS}, and max_frames whole"
+        )
     if given["sampling"] not in ("index", "time"):
         raise Unprocessable("sampling: expected index or time")
     return ClipOptions(fps, most, given["sampling"], _flag("timeline", given["timeline"]))
@@ -244,7 +274,7 @@ def _answer(
     if all(answer.scored.error for answer in answers):
         return _none(served, answers, tasks)
     rows = [row for answer in answers for row in rows_of(answer, tasks, logits=logits)]
-    return JSONResponse({"model": served.name, "rows": rows, **(more or {})})
+    return JsonAnswer({"model": served.name, "rows": rows, **(more or {})})
 
 
 def _none(served: Served, answers: Sequence[Answer], tasks: Sequence[str]) -> Response:

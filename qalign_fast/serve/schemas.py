@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR42mNkYGBg4RHBggQ4WFiwokEpAQAWAgTurmiZSQAAAABJRU5ErkJggg=="
 )
+MOST_FPS = 1000
 
 
 class ErrorAnswer(BaseModel):
@@ -17,7 +18,7 @@ class ErrorAnswer(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"error": "...", "error_type": "Validation"}]})
     error: str = Field(description="What was found, what was expected, what would work; one line.")
-    error_type: Literal["Validation", "Overloaded", "Backend", "Unhealthy"]
+    error_type: Literal["Validation", "Empty", "Overloaded", "Backend", "Unhealthy"]
 
 
 class Row(BaseModel):
@@ -99,10 +100,14 @@ _IMAGE: dict[str, Any] = {
     ],
 }
 _TASK: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-_COMMON: dict[str, Any] = {"task": _TASK, "model": {"type": "string"}, "logits": {"type": "boolean"}}
+_COMMON: dict[str, Any] = {"task": _TASK, "model": {"type": ["string", "null"]}, "logits": {"type": "boolean"}}
 _FILES: dict[str, Any] = {
     "type": "object",
-    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}, **_COMMON},
+    "properties": {
+        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **_COMMON,
+        "model": {"type": "string"},
+    },
     "required": ["files"],
 }
 _RAW: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -120,7 +125,7 @@ SCORE_BODY = _body(
     {
         "type": "object",
         "properties": {"images": {"type": "array", "items": _IMAGE, "minItems": 1}, "image": _IMAGE, **_COMMON},
-        "anyOf": [{"required": ["images"]}, {"required": ["image"]}],
+        "oneOf": [{"required": ["images"]}, {"required": ["image"]}],
     },
     {"images": [{"b64": PICTURE, "source": "small.png"}], "task": "quality"},
     "image/*",
@@ -132,13 +137,13 @@ CLIP_BODY = _body(
         "properties": {
             "video": _IMAGE,
             "frames": {"type": "array", "items": _IMAGE, "minItems": 1},
-            "fps": {"type": "number", "exclusiveMinimum": 0},
-            "max_frames": {"type": "integer", "minimum": 1},
+            "fps": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_FPS},
+            "max_frames": {"type": ["integer", "null"], "minimum": 1},
             "sampling": {"enum": ["index", "time"]},
             "timeline": {"type": "boolean"},
             **_COMMON,
         },
-        "anyOf": [{"required": ["video"]}, {"required": ["frames"]}],
+        "oneOf": [{"required": ["video"]}, {"required": ["frames"]}],
     },
     {"frames": [PICTURE, PICTURE], "task": "quality", "timeline": True},
     "video/*",
@@ -169,9 +174,12 @@ def problems(*statuses: int, other: type[BaseModel] = ErrorAnswer) -> dict[int |
         500: "A fault of the server.",
         503: "Loading, stopping, or the deadline passed in the queue; Retry-After says when to come again.",
     }
-    return {
-        status: {"model": other if status == 422 else ErrorAnswer, "description": text[status]} for status in statuses
-    }
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        found[status] = {"model": other if status == 422 else ErrorAnswer, "description": text[status]}
+        if status in (429, 503):
+            found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+    return found
 
 
 ALL_PROBLEMS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)

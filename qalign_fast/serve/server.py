@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
+import ssl
 import tempfile
 import warnings
 from functools import partial
@@ -15,6 +17,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+from qalign_fast.errors import OptionError, one_line
 from qalign_fast.serve.logs import configure, granian_logs
 
 if TYPE_CHECKING:
@@ -28,13 +31,39 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT. A worker that dies is replaced. Exits with 1 if workers keep dying."""
+    """Serves until SIGTERM or SIGINT. A worker that dies is replaced. Exits with 1 if workers keep dying.
+
+    Raises OptionError for an address that cannot be listened at, and for TLS files that cannot be read.
+    """
+    _check_address(settings.host, settings.port)
+    _check_tls(settings)
     if settings.workers == 1:
         _run(settings)
         return
     with tempfile.TemporaryDirectory(prefix="qalign-metrics-") as folder:
         os.environ[_METRICS] = folder  # where the workers' counts are added up
         _run(settings)
+
+
+def _check_address(host: str, port: int) -> None:
+    """granian would end in a panic; and where another server of ours listens, Linux would let both do so."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, UnicodeError) as error:
+        known = isinstance(error, OSError) and (error.errno or 0) > 0  # not of a name that cannot be resolved
+        reason = os.strerror(error.errno) if known else getattr(error, "strerror", None) or one_line(error)
+        raise OptionError(f"cannot listen at {host}, port {port}: {reason}") from error
+
+
+def _check_tls(settings: Settings) -> None:
+    if not (settings.certificate and settings.private_key):
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.private_key)
+    except OSError as error:  # ssl.SSLError is one
+        files = f"{settings.certificate} and {settings.private_key}"
+        raise OptionError(f"the TLS files {files} cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def _run(settings: Settings) -> None:
@@ -64,10 +93,16 @@ def _run(settings: Settings) -> None:
 
 def load_worker(settings: Settings) -> Any:
     """A worker's application. It is called in the worker's own process."""
-    from qalign_fast.pixels.libtiff import silence_libtiff
     from qalign_fast.serve.app import make_app
+
+    prepare_process(settings)
+    return make_app(settings, owns_process=True)
+
+
+def prepare_process(settings: Settings) -> None:
+    """Sets up this process's log, and keeps out of it what libraries say of pictures."""
+    from qalign_fast.pixels.libtiff import silence_libtiff
 
     configure(settings.log_level)
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them is in a row's error
     silence_libtiff()
-    return make_app(settings, owns_process=True)

@@ -51,8 +51,13 @@ class Service:
         return not self.draining and len(self.models) == len(self.settings.models)
 
     async def load(self) -> None:
-        """Loads all models, one after the other, while health is answered already. Raises what `Scorer.load` raises."""
+        """Loads all models that are not there, one after the other, while health is answered already.
+
+        Raises what `Scorer.load` raises.
+        """
         for name, reference in self.settings.models:
+            if name in self.models:
+                continue
             self.add(name, reference, await asyncio.to_thread(load_scorer, reference, self.settings))
             log.info("model loaded", **self.models[name].facts)
 
@@ -113,18 +118,15 @@ class Service:
     async def stream(
         self, request: Request, served: Served, tickets: Sequence[Ticket]
     ) -> AsyncIterator[tuple[str, Answer | Problem]]:
-        """Each source and its answer, in order, as they are ready. Work that is left when it is closed is dropped."""
-        try:
-            for ticket in tickets:
-                try:
-                    answer: Answer | Problem = await ticket.future
-                    assert isinstance(answer, Answer)
-                    self.note(request, served, [answer])
-                except Problem as problem:
-                    answer = problem
-                yield ticket.wanted.item.key, answer
-        finally:
-            served.batcher.cancel(tickets)
+        """Each source and its answer, in order, as they are ready. Who asks for it cancels the tickets at its end."""
+        for ticket in tickets:
+            try:
+                answer: Answer | Problem = await ticket.future
+                assert isinstance(answer, Answer)
+                self.note(request, served, [answer])
+            except Problem as problem:
+                answer = problem
+            yield ticket.wanted.item.key, answer
 
     async def submit(
         self,
@@ -188,6 +190,7 @@ class Service:
 async def _until_gone(request: Request, tickets: Sequence[Ticket]) -> list[Answer]:
     """All answers. Raises the first problem at once, ClientGone when the client closes its connection."""
     answers = asyncio.gather(*(ticket.future for ticket in tickets))
+    answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks where the client is gone
     gone = asyncio.ensure_future(_disconnect(request))
     waited_for: set[asyncio.Future[Any]] = {answers, gone}
     try:

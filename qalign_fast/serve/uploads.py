@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _QUICK = 256 << 10  # bytes of JSON that are parsed on the loop
 _MOST_FIELDS = 64
+_DEEPEST = 2  # objects within one another that name one picture
 _PART = 1 << 20  # bytes of a field that is no file
 
 
@@ -111,19 +112,19 @@ def _many(values: Sequence[Any], guard: UrlGuard, where: str) -> list[Upload]:
     return [json_upload(value, guard, f"{where}[{i}]") for i, value in enumerate(values)]
 
 
-def json_upload(value: Any, guard: UrlGuard, source: str) -> Upload:
+def json_upload(value: Any, guard: UrlGuard, source: str, *, depth: int = 0) -> Upload:
     """A picture in JSON: base64, a data: URI, an address, or an object that has one of them.
 
     Objects: {"b64": ..}, {"image": ..}, {"url": ..}, {"image_url": {"url": ..}}, with "source" for its name. Raises
     Unprocessable for anything else.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and depth < _DEEPEST:
         name = value.get("source")
         if name is not None and not isinstance(name, str):
             raise Unprocessable(f"{source}: its source is no text")
         for key in ("b64", "image", "url", "image_url", "data"):
             if key in value:
-                return json_upload(value[key], guard, name or source)
+                return json_upload(value[key], guard, name or source, depth=depth + 1)
         raise Unprocessable(f"{source}: an object without 'b64' or 'url'")
     if not isinstance(value, str):
         raise Unprocessable(f"{source}: expected base64, a data: URI, or an object with 'b64' or 'url'")
