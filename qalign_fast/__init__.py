@@ -15,6 +15,7 @@ from qalign_fast.errors import (
     MissingExtraError,
     OptionError,
     QAlignError,
+    ServerError,
     TaskError,
     VideoError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "QAlignError",
     "Score",
     "Scorer",
+    "ServerError",
     "TaskError",
     "VideoError",
     "__version__",

@@ -20,8 +20,16 @@ class CheckpointError(QAlignError):
 class ArtifactError(QAlignError):
     """A model that cannot be found or read.
 
-    Raised for a path that is no model, for an id that the Hub refuses or that cannot be fetched, for an artifact whose
-    files do not match its manifest, and for a manifest that this version cannot read.
+    Raised for a path that is no model, for an id that the Hub refuses or that cannot be fetched, for a server that
+    cannot be reached when its model is loaded, for an artifact whose files do not match its manifest, and for a
+    manifest that this version cannot read.
+    """
+
+
+class ServerError(QAlignError):
+    """A server that was there when its model was loaded, and now is not, refuses, or answers what it should not.
+
+    Where that could help, it was asked again before. The next picture may fare no better.
     """
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qalign_fast.engines.contract import Engine
+    from qalign_fast.engines.options import LoadOptions
     from qalign_fast.families.family import Sizes
     from qalign_fast.feed.batching import Feed
     from qalign_fast.levels import Score
@@ -37,7 +38,10 @@ class Scorer:
 
         self.engine: Engine = engine
         self.config: Sizes = engine.config
-        self.feed: Feed = Feed(engine, limits)
+        make_feed: Callable[[PictureLimits], Feed] = getattr(
+            engine, "make_feed", partial(Feed, engine)
+        )  # a server's own
+        self.feed: Feed = make_feed(limits)
         self._load_again: Callable[[], Self] | None = None  # what pickle takes for this scorer
 
     @classmethod
@@ -51,27 +55,50 @@ class Scorer:
         threads: int | None = None,
         verify: bool = True,
         limits: PictureLimits = LIMITS,
+        api_key: str | None = None,
     ) -> Self:
         """A scorer for a model: None (the embedded mini model), an artifact or checkpoint directory, or a Hub id.
+
+        Or a server's address, "http://host:8000", with "#name" behind it for another model than the server's first and
+        `api_key` where it asks for one; device, precision, engine and threads are then the server's.
 
         `engine` is "auto" or one that the model has weights for: "native" (torch weights on a CPU, without torch),
         "torch", "onnx", "onnx-cuda", "tensorrt".
         `precision` is a checkpoint's "fp32", "bnb-int8" or "bnb-nf4" (bitsandbytes'); an artifact has one of its own.
-        `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError
-        or MissingExtraError.
+        `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError,
+        OptionError or MissingExtraError.
         """
-        from qalign_fast.engines.load import from_anywhere, load_engine
         from qalign_fast.engines.options import LoadOptions
+        from qalign_fast.feed.remote.address import is_address
 
         options = LoadOptions(device, precision, engine, threads, verify)
+        if is_address(model):
+            return cls._of_server(model, api_key, options, limits)
+        if api_key is not None:
+            raise OptionError(f"api_key is for a server's address, http://host:8000, and not for {model}")
+        from qalign_fast.engines.load import from_anywhere, load_engine
+
         scorer = cls(load_engine(model, options), limits)
         scorer._load_again = partial(cls.load, from_anywhere(model), **vars(options), limits=limits)
+        return scorer
+
+    @classmethod
+    def _of_server(cls, address: str, api_key: str | None, options: LoadOptions, limits: PictureLimits) -> Self:
+        from qalign_fast.engines.options import LoadOptions
+        from qalign_fast.feed.remote.engine import connect
+
+        own = vars(LoadOptions())
+        if asked := [name for name, value in vars(options).items() if value != own[name]]:
+            raise OptionError(f"{', '.join(asked)}: with a server's address these are the server's own")
+        engine = connect(address, api_key)
+        scorer = cls(engine, limits)
+        scorer._load_again = partial(cls.load, address, limits=limits, api_key=engine.model.server.api_key)
         return scorer
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """For pickle: the copy is loaded anew by the arguments of `load`, in the process that unpickles it.
 
-        Raises PicklingError for a scorer that was made directly of an engine.
+        A server's API key is among them. Raises PicklingError for a scorer that was made directly of an engine.
         """
         if self._load_again is None:
             raise PicklingError("a scorer made of an engine cannot be pickled; one that Scorer.load made can")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, remark, rows_progress, stdin_bytes
+from qalign_fast.cli.console import NoVerify, remark, rows_progress, stdin_bytes
 from qalign_fast.cli.output import Format, choose_format, choose_mode, open_output
 from qalign_fast.engines.options import threads_remark
 from qalign_fast.feed.items import ClipOptions
+from qalign_fast.feed.remote.address import is_address
 from qalign_fast.pixels.libtiff import silence_libtiff
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
@@ -39,7 +40,22 @@ def score(
             help="quality, aesthetics, any other the model has; `all` is the first two, as far as it has them."
         ),
     ] = "quality",
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Artifact directory, checkpoint directory, Hub id, or a server's address (http://host:8000). Default: "
+            "the embedded demonstration model.",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a server that asks for one. The environment variable keeps it off the list of processes.",
+            show_default=False,
+            envvar="QALIGN_API_KEY",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; a GPU runs torch weights.")
     ] = "auto",
@@ -135,6 +151,7 @@ def score(
         threads=threads,
         verify=not no_verify,
         limits=limits,
+        api_key=(api_key or None) if is_address(model) else None,
     )
     tasks = [task]
     if task == "all":
