@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
-Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels"])
+Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels", "server"])
 Engine = StrEnum(
     "Engine", [("auto", "auto"), ("native", "native"), ("torch", "torch"), ("onnx", "onnx"), ("cuda", "onnx-cuda")]
 )
@@ -32,7 +32,9 @@ def bench(
     scenario: Annotated[Scenario, typer.Argument(help="What to measure.", show_default=False)],
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Pictures that pipeline, startup and pixels read. Default: generated.", show_default=False),
+        typer.Argument(
+            help="Pictures that pipeline, startup, pixels and server read. Default: generated.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -71,8 +73,8 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            help="Timed forwards of each contestant and batch (in pipeline and pixels: passes; in startup: processes). "
-            "Default: as many as take some seconds, in rounds.",
+            help="Timed forwards of each contestant and batch (in pipeline and pixels: passes; in startup: processes; "
+            "in server: rounds of the rates). Default: as many as take some seconds, in rounds.",
             show_default=False,
         ),
     ] = None,
@@ -112,6 +114,44 @@ def bench(
             "fastest in the installed package.",
         ),
     ] = False,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.001,
+            max=10_000,
+            help="In server: requests a second, as a Poisson process. Repeat it for several. Default: 0.5, 0.8, 1, 1.2 "
+            "and 4 times the measured peak.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=3600, help="In server: how long each load lasts. Default: 5.", show_default=False),
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="In server: ms within which 99 of 100 requests must be answered right at the highest rate that is "
+            "looked for, and for goodput. Default: 1000, or ten times the engine's own time.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="In server: the http:// URL of a server that runs on this machine with this --model. Default: one is "
+            "started.",
+            show_default=False,
+        ),
+    ] = None,
+    naive: Annotated[
+        bool,
+        typer.Option(
+            "--naive/--no-naive",
+            help="In server: also the server that people write: a FastAPI handler and a lock, with the same engine.",
+        ),
+    ] = True,
     work: Annotated[
         Path | None,
         typer.Option(help="The folder that keeps exports. Default: in the user's cache folder.", show_default=False),
@@ -126,6 +166,7 @@ def bench(
     operations  the model's operations at their true shapes, beside their contracts in plain torch
     startup     from the start of Python to a first score, warm and cold
     pixels      files to pixels, on one core
+    server      the HTTP server under load: latency, goodput, refusals, what it adds to its engine
     \b
     qalign-fast bench latency --model random:one-align --precision int8
     qalign-fast bench throughput --model one-align-int8 --batch 1 --batch 4
@@ -148,6 +189,11 @@ def bench(
         peer_python=peer_python or sys.executable,
         files=tuple(files or ()),
         exclusive=exclusive,
+        rates=tuple(rate or ()),
+        seconds=seconds,
+        bound_ms=bound,
+        server=server,
+        naive=naive,
         instruction_set=instruction_set.value if instruction_set else None,
         work=work or work_folder(),
     )

@@ -15,8 +15,8 @@ from qalign_bench.cli.options import Options, WrongOptionError
 from qalign_bench.cli.progress import Progress
 from qalign_bench.cli.session import Session
 from qalign_bench.contestants.command_lines import check_peers
-from qalign_bench.figures import report
-from qalign_bench.scenarios import files_to_pixels, forwards, operations, pipeline, startup
+from qalign_bench.figures import report, server_tables
+from qalign_bench.scenarios import files_to_pixels, forwards, operations, pipeline, server, startup
 from qalign_fast.engines.devices import choose_device
 from qalign_fast.errors import MissingExtraError, QAlignError
 
@@ -27,12 +27,15 @@ SCENARIOS: Mapping[str, Callable[[Session], None]] = {
     "operations": operations.measure,
     "startup": startup.measure,
     "pixels": files_to_pixels.measure,
+    "server": server.measure,
 }
 # the scenarios that have an option
 _ENGINES = ("latency", "throughput", "pipeline", "operations", "startup")
 _PEERS = ("latency", "throughput", "pixels")
-_FILES = ("pipeline", "startup", "pixels")
+_FILES = ("pipeline", "startup", "pixels", "server")
+_MODELS = (*_ENGINES, "server")
 _BATCHES = ("latency", "throughput", "pipeline")
+_SERVERS = ("server",)
 _DRAWN = (".png", ".svg", ".pdf")
 
 
@@ -85,17 +88,26 @@ def check(options: Options, plot: Path | None) -> None:
         ("--peer", options.peers, _PEERS),
         ("FILES", options.files, _FILES),
         ("--batch", options.batches, _BATCHES),
-        ("--model", options.model, _ENGINES),
-        ("--precision", options.precisions != (None,), _ENGINES),
+        ("--model", options.model, _MODELS),
+        ("--precision", options.precisions != (None,), _MODELS),
         ("--engine", options.engines != ("auto",), _ENGINES),
+        ("--rate", options.rates, _SERVERS),
+        ("--seconds", options.seconds, _SERVERS),
+        ("--bound", options.bound_ms, _SERVERS),
+        ("--server", options.server, _SERVERS),
+        ("--no-naive", not options.naive, _SERVERS),
     ):
         if value and options.scenario not in where:
             raise WrongOptionError(option, f"is no option of {options.scenario}; it is one of: {', '.join(where)}")
+    if options.server:
+        server.check_url(options.server)
     for file in options.files:
         if not Path(file).is_file():
             raise QAlignError(f"{file}: no such file")
     if plot is None:
         return
+    if options.scenario in _SERVERS:
+        raise WrongOptionError("--plot", "is no option of server")
     if plot.suffix.lower() not in _DRAWN or not plot.absolute().parent.is_dir():
         raise WrongOptionError("--plot", f"{plot} is not a {' or '.join(_DRAWN)} file in a folder that exists")
     if find_spec("matplotlib") is None:
@@ -109,7 +121,9 @@ def _show(session: Session, form: str, plot: Path | None, *, interrupted: bool) 
         if found["noise"]["warning"]:
             print(f"warning: {found['noise']['warning']}", file=sys.stderr)
     else:
-        print(report.as_markdown(found) if form == "markdown" else report.as_text(found))
+        shown = report.as_markdown if form == "markdown" else report.as_text
+        of_servers = (server_tables.TABLES, server_tables.lines(found)) if session.options.scenario in _SERVERS else ()
+        print(shown(found, *of_servers))
     sys.stdout.flush()
     if plot is not None:
         from qalign_bench.figures.plot import draw

@@ -43,5 +43,10 @@ class Options:
     peer_python: str = sys.executable
     files: tuple[str, ...] = ()  # empty: generated ones
     exclusive: bool = False
+    rates: tuple[float, ...] = ()  # requests a second; empty: shares of the server's peak
+    seconds: float | None = None  # of each load on a server
+    bound_ms: float | None = None  # of a server's p99; None: a second, or ten times the engine's own time
+    server: str | None = None  # the URL of a server that runs; None: one is started
+    naive: bool = True
     instruction_set: str | None = None  # None: the best that the CPU has
     work: Path = field(default_factory=work_folder)

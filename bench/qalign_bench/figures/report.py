@@ -15,6 +15,7 @@ from qalign_bench.figures.runs import compare_runs
 
 Results: TypeAlias = Mapping[str, Any]
 Column: TypeAlias = tuple[str, Callable[[Run], str]]
+Tables: TypeAlias = Sequence[Sequence[Column]]
 
 
 def results(session: Session, *, interrupted: bool = False) -> dict[str, Any]:
@@ -29,17 +30,17 @@ def results(session: Session, *, interrupted: bool = False) -> dict[str, Any]:
     }
 
 
-def as_text(found: Results) -> str:
-    """For a terminal."""
-    tables = [_text_table(*cells(columns, found["runs"])) for columns in (SPEED, COST)]
-    return "\n\n".join([headline(found), *tables, "\n".join(notes(found))])
+def as_text(found: Results, tables: Tables | None = None, lines: Sequence[str] | None = None) -> str:
+    """For a terminal. `tables` and `lines` are those of a scenario that has its own; else speed, cost and notes."""
+    drawn = [_text_table(*cells(columns, found["runs"])) for columns in tables or (SPEED, COST)]
+    return "\n\n".join([headline(found), *drawn, "\n".join(notes(found) if lines is None else lines)])
 
 
-def as_markdown(found: Results) -> str:
-    """For a document."""
-    tables = [markdown_table(*cells(columns, found["runs"])) for columns in (SPEED, COST)]
-    beside = [*headline(found).splitlines()[1:], *notes(found)]
-    return "\n\n".join([headline(found).splitlines()[0], *tables, "\n".join(f"- {line}" for line in beside)])
+def as_markdown(found: Results, tables: Tables | None = None, lines: Sequence[str] | None = None) -> str:
+    """For a document. `tables` and `lines` as in `as_text`."""
+    drawn = [markdown_table(*cells(columns, found["runs"])) for columns in tables or (SPEED, COST)]
+    beside = [*headline(found).splitlines()[1:], *(notes(found) if lines is None else lines)]
+    return "\n\n".join([headline(found).splitlines()[0], *drawn, "\n".join(f"- {line}" for line in beside)])
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -169,12 +170,15 @@ def notes(found: Results) -> list[str]:
         *_differences(runs),
         *_bits(runs),
         *_baseline(runs),
+        *warnings(found),
     ]
-    if found["interrupted"]:
-        lines.append("interrupted: these are the rounds that were done")
-    if found["noise"]["warning"]:
-        lines.append(f"warning: {found['noise']['warning']}")
     return list(dict.fromkeys(lines))
+
+
+def warnings(found: Results) -> list[str]:
+    """Why the numbers may be fewer or less exact than they look."""
+    lines = ["interrupted: these are the rounds that were done"] if found["interrupted"] else []
+    return lines + ([f"warning: {found['noise']['warning']}"] if found["noise"]["warning"] else [])
 
 
 def names(runs: Sequence[Run]) -> list[str]:

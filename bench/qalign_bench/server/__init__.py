@@ -1,0 +1,1 @@
+"""What loads a server and watches it: requests, the clients that send them, the processes that are measured."""
