@@ -38,9 +38,8 @@ class Scorer:
 
         self.engine: Engine = engine
         self.config: Sizes = engine.config
-        make_feed: Callable[[PictureLimits], Feed] = getattr(
-            engine, "make_feed", partial(Feed, engine)
-        )  # a server's own
+        # an engine that stands for one on a server has a feed of its own
+        make_feed: Callable[[PictureLimits], Feed] = getattr(engine, "make_feed", partial(Feed, engine))
         self.feed: Feed = make_feed(limits)
         self._load_again: Callable[[], Self] | None = None  # what pickle takes for this scorer
 

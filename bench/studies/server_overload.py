@@ -28,6 +28,7 @@ _TIMES = 4.0
 _DEADLINE = 30.0  # seconds, as `qalign-fast serve` has it
 _CLIENTS, _PEAK_SECONDS, _PEAKS = 32, 5.0, 3
 _SEED = 0
+_MORE = 1.05  # than the count to reach: how many come is random
 
 
 def main() -> None:
@@ -61,12 +62,12 @@ def study(work: Path, model: str, seconds: float, requests: int, queue: int) -> 
         before = server.usage()
         rate = _TIMES * median(peak.rates) * len(mix) / sum(request["expected"] != [None] for request in mix)
         overload = Case(target, {"kind": "open", "rate": rate}, Tally(mix, 1e3 * _DEADLINE))
-        overload.play_open(max(seconds, requests / rate), _SEED)
+        overload.play_open(max(seconds, _MORE * requests / rate), _SEED)
         after = _closed(target)
         assert before is not None
         assert overload.resident is not None
         found = {
-            "command": list(server.command),
+            "command": server.shown,
             "peak_before": peak.summary(),
             "overload": overload.summary(),
             "peak_after": after.summary(),
@@ -101,7 +102,7 @@ def _verdicts(peak: Case, overload: Case, resident: int, queue: int, requests: i
         },
         "failed": _at_most(told["failed"], 0),
         "wrong": _at_most(told["wrong"], 0),
-        "requests": {"value": told["requests"], "least": requests, "holds": told["requests"] >= 0.95 * requests},
+        "requests": {"value": told["requests"], "least": requests, "holds": told["requests"] >= requests},
         "queue_max": _at_most(told["queue_max"], queue),
         "memory_growth_bytes": _at_most(growth, 100e6),
     }

@@ -84,7 +84,7 @@ def study(
             windows.append(window(target, rate, seconds, Path(folder)))
     verdicts = windows[-1]["verdicts"]
     return {
-        "command": list(command),
+        "command": server.shown,
         "leaks_on_purpose": leak,
         "rate": rate,
         "seconds": seconds,

@@ -15,6 +15,7 @@ MAX_BYTES = 64 << 20
 MAX_STREAM_BYTES = 1 << 30  # of a clip that can only be held in memory: it comes through a pipe
 MAX_PIXELS = 120_000_000  # phones take pictures of 108 million
 MAX_SIDE = 65_535  # the resize needs buffers of this length
+MAX_FPS = 1000.0  # of a clip, to score
 MORE_FORMATS = ("heic", "jxl")
 
 Warn: TypeAlias = Callable[[str], None]  # hears what the reader of a score should know

@@ -31,10 +31,10 @@ from qalign_fast.serve.gate import Gate
 from qalign_fast.serve.problems import Problem, of_error, problem_response
 from qalign_fast.serve.service import Service
 from qalign_fast.serve.settings import Settings
-from qalign_fast.serve.visit import ClientGone
 from qalign_fast.version import __version__
 
 _CANNOT_LOAD = 1  # the exit code of a worker whose model cannot be loaded
+_LAST_SECONDS = 3.0  # after the grace period, or when all is done: for answers that are still being sent
 log = structlog.get_logger("qalign_fast.serve")
 
 
@@ -56,6 +56,8 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
             await loading
         service.draining = True
         service.close()
+        if service.tracing:
+            await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(
         title="qalign-fast",
@@ -65,6 +67,7 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
         redoc_url=None,
         redirect_slashes=False,  # to where the client's own Host says
         lifespan=lifespan,
+        telemetry=tracing.NO_OTHER,
     )
     for protocol in (routes, operations, open_inference, text_embeddings, vllm, rerank, kserve_v1):
         app.include_router(protocol.make_router(service))
@@ -72,8 +75,8 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
     document.complete(app, with_keys=bool(settings.api_keys))
     _answer_errors(app)
     app.state.service = service
-    tracing.instrument(app)
     app.add_middleware(Gate, service=service)
+    service.tracing = tracing.instrument(app)
     return app
 
 
@@ -97,6 +100,8 @@ def _drain_on_sigterm(service: Service) -> None:
     async def stop() -> None:
         await service.drain()
         os.kill(os.getpid(), signal.SIGINT)
+        # granian waits for every connection, also for one that never sends what it has begun
+        loop.call_later(_LAST_SECONDS, os._exit, 0)
 
     def begin() -> None:
         if not tasks:
@@ -118,9 +123,7 @@ def _answer_errors(app: FastAPI) -> None:
         return of_error(error).response()
 
     @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> Response:
-        if isinstance(error, ClientGone):  # or its chunks are damaged: then it is there to be told
-            return problem_response(400, "the body breaks off")
+    async def fault(_: Request, __: Exception) -> Response:
         return problem_response(500, "internal error")  # the gate writes it into the log
 
     @app.exception_handler(RequestValidationError)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -66,12 +66,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of it, and the seconds that it waited, was read and was computed (with its batch)."""
+    """What came of it, and the seconds that it waited, was read and was computed (with its batch).
+
+    times: when it came to each state, by time.monotonic; empty for kept scores. batch: pictures computed with it.
+    """
 
     scored: Scored[str]
     waited: float = 0.0
     reading: float = 0.0
     inference: float = 0.0
+    times: Mapping[State, float] = field(default_factory=dict)
+    batch: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -364,7 +369,7 @@ class Batcher:
         self._metrics.batch_size.observe(size)
         self._metrics.inference.observe(now - batch[0].times[State.SCORING])
         for job, scored in zip(batch, found, strict=True):
-            self._answer(job, scored)
+            self._answer(job, scored, size)
         self._turn()
 
     def _measure(self, now: float, batch: Sequence[Job]) -> None:
@@ -375,7 +380,7 @@ class Batcher:
         self._frame_seconds = latest if not self._frame_seconds else 0.8 * self._frame_seconds + 0.2 * latest
         self._last_end = now
 
-    def _answer(self, job: Job, scored: Scored[str]) -> None:
+    def _answer(self, job: Job, scored: Scored[str], batch: int = 0) -> None:
         self._finish(job)
         begun = State.SCORING if State.SCORING in job.times else State.READ
         waited = job.seconds(State.WAITING, State.READING) + job.seconds(State.READ, begun)
@@ -386,7 +391,7 @@ class Batcher:
         for ticket in job.tickets:
             if not ticket.future.done():
                 own = _as_asked(scored, ticket.wanted.item.key)
-                ticket.future.set_result(Answer(own, waited, reading, inference))
+                ticket.future.set_result(Answer(own, waited, reading, inference, job.times, batch))
 
     def _hand_over(self, do: Callable[..., None], *given: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +35,9 @@ ERRORS_SHOWN = {
 
 Scored: TypeAlias = Score | QAlignError
 Body = TypeVar("Body", bound="RequestBody")
+Element = TypeVar("Element")
+# A list's check ends at its first fault: millions of faults would take more memory than there is.
+Many = Annotated[list[Element], Field(fail_fast=True)]
 
 
 class RequestBody(BaseModel):
@@ -63,8 +66,13 @@ async def read_body(
 
 
 async def read_json(service: Service, request: Request, model: str | None = None) -> Any:
-    """The JSON of a request's body. Raises as `read_body`, and BadRequest."""
-    return await parse_json(await read_body(service, request, model))
+    """The JSON of a request's body. Raises as `read_body`; BadRequest, and TooMany for a list of too many pictures."""
+    content = await parse_json(await read_body(service, request, model))
+    fields = content.values() if isinstance(content, dict) else ()
+    longest = max((len(each) for each in fields if isinstance(each, list)), default=0)
+    if longest > service.settings.queue:
+        raise TooMany(f"{longest} pictures in one request; the limit is {service.settings.queue}")
+    return content
 
 
 def checked(kind: type[Body], content: Any) -> Body:
@@ -86,10 +94,8 @@ def one_task(served: Served, task: str | None) -> str:
 
 
 async def uploads_of(service: Service, values: Sequence[Any], where: str) -> list[Upload]:
-    """Pictures of a JSON body. Raises Problem; for too many of them before any is looked at."""
-    if len(values) > service.settings.queue:
-        raise TooMany(f"{len(values)} pictures in one request; the limit is {service.settings.queue}")
-    return await json_uploads(values, service.guard, where)
+    """Pictures of a JSON body. Raises Problem."""
+    return await json_uploads(values, service.guard, where, service.settings.queue)
 
 
 async def score_each(

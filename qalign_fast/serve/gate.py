@@ -64,6 +64,9 @@ class Gate:
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
+            if not visit.status:  # its chunks may be damaged: then it is there to be told
+                with suppress(Exception):
+                    await problem_response(400, "the body breaks off")(scope, exchange.receive, exchange.send)
             visit.status = _GONE
         except Exception as error:
             log.error("internal error", route=_route(scope), exc_info=error)

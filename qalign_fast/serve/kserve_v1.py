@@ -29,7 +29,7 @@ Instance = Annotated[
 class PredictRequest(foreign.RequestBody):
     """Pictures."""
 
-    instances: list[Instance]
+    instances: foreign.Many[Instance]
     task: str | None = Field(None, description="Ours: quality, or another task of the model. Default: quality.")
 
 

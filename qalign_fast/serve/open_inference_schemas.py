@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qalign_fast.serve.foreign import RequestBody
+from qalign_fast.serve.foreign import Many, RequestBody
 from qalign_fast.serve.schemas import PICTURE
 
+_MOST_TENSORS = 16
 _MOST = (1 << 31) - 1  # elements of a tensor, as in other servers
 
 
@@ -16,7 +17,7 @@ class InputTensor(RequestBody):
     """A tensor of a request."""
 
     name: str = Field(json_schema_extra={"enum": ["image", "task"]})
-    shape: list[Annotated[int, Field(ge=0, le=_MOST)]] = Field(max_length=8, description="How many elements.")
+    shape: Many[Annotated[int, Field(ge=0, le=_MOST)]] = Field(max_length=8, description="How many elements.")
     datatype: str = Field(json_schema_extra={"enum": ["BYTES"]})
     parameters: dict[str, Any] | None = Field(None, description="binary_data_size: bytes of it behind the JSON.")
     data: list[Any] | None = Field(
@@ -49,8 +50,10 @@ class InferRequest(RequestBody):
     parameters: dict[str, Any] | None = Field(
         None, description="task: a text; timeout: microseconds; binary_data_output: whether outputs are binary."
     )
-    inputs: list[InputTensor]
-    outputs: list[OutputWish] | None = Field(None, description="All, where none is named.")
+    inputs: Many[InputTensor] = Field(max_length=_MOST_TENSORS)
+    outputs: Annotated[Many[OutputWish], Field(max_length=_MOST_TENSORS)] | None = Field(
+        None, description="All, where none is named."
+    )
 
 
 class InferAnswer(BaseModel):

@@ -37,7 +37,7 @@ class TextsRequest(foreign.PictureBody):
     """text-embeddings-inference's form."""
 
     query: Query
-    texts: list[Text]
+    texts: foreign.Many[Text]
     raw_scores: bool = Field(False, description="Scores on 1..5 in place of 0..1.")
     return_text: bool = False
 
@@ -46,7 +46,9 @@ class DocumentsRequest(foreign.PictureBody):
     """vLLM's form."""
 
     query: Query
-    documents: list[Picture] | dict[str, Any] = Field(description="Pictures; or an object with them as `content`.")
+    documents: foreign.Many[Picture] | dict[str, Any] = Field(
+        description="Pictures; or an object with them as `content`."
+    )
     top_n: int = Field(0, ge=0, description="How many of the best to name. 0: all.")
     return_documents: bool = False
 

@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.levels import Score, probability_better
+from qalign_fast.pixels.limits import MAX_FPS
 from qalign_fast.records import Row, make_row
 from qalign_fast.serve import schemas
 from qalign_fast.serve.batcher import Answer
@@ -98,7 +99,7 @@ def make_router(service: Service) -> APIRouter:
         model: Model = None,
         source: Source = None,
         logits: Logits = False,
-        fps: Annotated[float, Query(gt=0, le=schemas.MOST_FPS, description="Frames a second that are scored.")] = 1.0,
+        fps: Annotated[float, Query(gt=0, le=MAX_FPS, description="Frames a second that are scored.")] = 1.0,
         max_frames: Annotated[int | None, Query(ge=1, description="At most; default: the family's number.")] = None,
         sampling: Annotated[str, Query(pattern="^(index|time)$", description="Frames by index, or by time.")] = "index",
         timeline: Annotated[bool, Query(description="Each frame is also scored as a picture.")] = False,
@@ -163,7 +164,7 @@ async def read_pictures(service: Service, request: Request, source: str | None, 
     images = content.get("images", [content.get("image")])
     if not isinstance(images, list):
         raise Unprocessable("'images' is not a list")
-    return Asked(await json_uploads(images, service.guard, "images"), content)
+    return Asked(await json_uploads(images, service.guard, "images", service.settings.queue), content)
 
 
 async def _read_clip(service: Service, request: Request, source: str | None) -> Asked:
@@ -230,9 +231,9 @@ def _clip_options(given: Mapping[str, Any]) -> ClipOptions:
     except (TypeError, ValueError, OverflowError) as error:
         raise Unprocessable("fps and max_frames: expected numbers") from error
     is_odd = isinstance(given["fps"], bool) or isinstance(given["max_frames"], bool | float)  # of JSON
-    if is_odd or not 0 < fps <= schemas.MOST_FPS or (most is not None and most < 1):
+    if is_odd or not 0 < fps <= MAX_FPS or (most is not None and most < 1):
         raise Unprocessable(
-            f"fps and max_frames: expected positive numbers, fps at most {schemas.MOST_FPS}, and max_frames whole"
+            f"fps and max_frames: expected positive numbers, fps at most {MAX_FPS:g}, and max_frames whole"
         )
     if given["sampling"] not in ("index", "time"):
         raise Unprocessable("sampling: expected index or time")

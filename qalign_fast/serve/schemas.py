@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qalign_fast.pixels.limits import MAX_FPS
+
 # 8 x 8 pixels of a PNG, so that an example of the document can be sent as it stands
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR42mNkYGBg4RHBggQ4WFiwokEpAQAWAgTurmiZSQAAAABJRU5ErkJggg=="
 )
-MOST_FPS = 1000
 
 
 class ErrorAnswer(BaseModel):
@@ -137,7 +138,7 @@ CLIP_BODY = _body(
         "properties": {
             "video": _IMAGE,
             "frames": {"type": "array", "items": _IMAGE, "minItems": 1},
-            "fps": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_FPS},
+            "fps": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_FPS},
             "max_frames": {"type": ["integer", "null"], "minimum": 1},
             "sampling": {"enum": ["index", "time"]},
             "timeline": {"type": "boolean"},

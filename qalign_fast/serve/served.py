@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qalign_fast.serve.settings import Settings
 
 _USUAL = ("quality", "aesthetics")
+_LONGEST_TASKS = 4096
 _DESCRIBING = ("qalign.json", "config.json", "model.safetensors.index.json")
 
 
@@ -38,6 +39,8 @@ class Served:
         parts = [asked] if isinstance(asked, str) else asked
         if not all(isinstance(part, str) for part in parts):
             raise Unprocessable("task: expected a text or a list of texts")
+        if sum(map(len, parts)) > _LONGEST_TASKS or len(parts) > _LONGEST_TASKS:
+            raise Unprocessable(f"task: over {_LONGEST_TASKS} characters")
         names = tuple(dict.fromkeys(name for part in parts for each in part.split(",") if (name := each.strip())))
         if not names:
             raise Unprocessable("task: none is given")

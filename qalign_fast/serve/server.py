@@ -19,6 +19,7 @@ from granian.server.mp import MPServer
 
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.serve.logs import configure, granian_logs
+from qalign_fast.serve.tracing import exporters
 
 if TYPE_CHECKING:
     from qalign_fast.serve.settings import Settings
@@ -30,11 +31,20 @@ _KILL_AFTER = 10  # seconds after the grace period
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
+class _Server(MPServer):
+    def signal_handler_interrupt(self, *_: Any, **__: Any) -> None:
+        """A second signal, in the midst of the first one's handling, would wait for a lock that its own thread has."""
+        if not self.interrupt_signal:
+            super().signal_handler_interrupt()
+
+
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT. A worker that dies is replaced. Exits with 1 if workers keep dying.
 
-    Raises OptionError for an address that cannot be listened at, and for TLS files that cannot be read.
+    Raises OptionError for an address that cannot be listened at, for TLS files that cannot be read, and for traces that
+    cannot be had; MissingExtraError for traces without OpenTelemetry.
     """
+    exporters()
     _check_address(settings.host, settings.port)
     _check_tls(settings)
     if settings.workers == 1:
@@ -69,7 +79,7 @@ def _check_tls(settings: Settings) -> None:
 def _run(settings: Settings) -> None:
     if multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method("spawn")  # a fork would copy what other threads hold
-    server = MPServer(
+    server = _Server(
         "qalign_fast.serve",
         address=settings.host,
         port=settings.port,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from qalign_fast.serve.settings import Settings
+    from qalign_fast.serve.tracing import Tracing
     from qalign_fast.serve.uploads import Upload
 
 _LOADING_RETRY = 5  # seconds
@@ -44,6 +45,7 @@ class Service:
         self.models: dict[str, Served] = {}
         self.draining = False
         self.visits = 0  # requests that are being answered
+        self.tracing: Tracing | None = None  # None: no spans
 
     @property
     def ready(self) -> bool:
@@ -171,7 +173,10 @@ class Service:
 
     def note(self, request: Request, served: Served, answers: Sequence[Answer]) -> None:
         """Counts what came of a request's pictures."""
-        visit_of(request).count(answers)
+        visit = visit_of(request)
+        visit.count(answers)
+        if self.tracing:
+            self.tracing.note(visit, served.name, answers)
         for answer in answers:
             scored = answer.scored
             failed = type(scored.error).__name__ == "InternalError"

@@ -67,6 +67,8 @@ class Settings:
         if (self.certificate is None) != (self.private_key is None):
             raise OptionError("HTTPS needs both a certificate and its private key")
         names = [name for name, _ in self.models]
+        if odd := [name for name in names if "/" in name or not name.isprintable()]:
+            raise OptionError(f"a model is named {odd[0]!r}; a name is part of a path, so it has no / in it")
         if not names or len(set(names)) < len(names):
             raise OptionError(f"models are named {', '.join(names) or '(none)'}; expected names that differ")
 

@@ -31,7 +31,7 @@ Text = Annotated[str, Field(description="base64, a data: URI, or an address that
 class PredictRequest(foreign.PictureBody):
     """One picture, or several."""
 
-    inputs: Text | list[Text | Annotated[list[Text], Field(min_length=1, max_length=1)]]
+    inputs: Text | foreign.Many[Text | Annotated[foreign.Many[Text], Field(min_length=1, max_length=1)]]
     raw_scores: bool = Field(False, description="Logits in place of probabilities.")
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _QUICK = 256 << 10  # bytes of JSON that are parsed on the loop
 _MOST_FIELDS = 64
+_MOST_FRAMES = 1 << 16  # of a clip in JSON; fewer are scored
 _DEEPEST = 2  # objects within one another that name one picture
 _PART = 1 << 20  # bytes of a field that is no file
 
@@ -101,8 +102,13 @@ def _loads(body: bytes) -> Any:
         raise BadRequest(f"the body is not JSON ({one_line(error)})") from error
 
 
-async def json_uploads(values: Sequence[Any], guard: UrlGuard, where: str) -> list[Upload]:
-    """Pictures of a JSON body. `where` is what an unnamed one is called, with its number."""
+async def json_uploads(values: Sequence[Any], guard: UrlGuard, where: str, most: int = _MOST_FRAMES) -> list[Upload]:
+    """Pictures of a JSON body. `where` is what an unnamed one is called, with its number.
+
+    Raises TooMany for more than `most`, before any of them is looked at; as `json_upload`.
+    """
+    if len(values) > most:
+        raise TooMany(f"{len(values)} pictures in one request; the limit is {most}")
     make = partial(_many, values, guard, where)
     quick = sum(len(value) if isinstance(value, str) else 1 << 16 for value in values) < _QUICK
     return make() if quick else await asyncio.to_thread(make)

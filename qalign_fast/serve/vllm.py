@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from qalign_fast.levels import Score
 from qalign_fast.serve import foreign
 from qalign_fast.serve.json_answer import JsonAnswer
-from qalign_fast.serve.problems import Unprocessable
+from qalign_fast.serve.problems import TooMany, Unprocessable
 from qalign_fast.serve.schemas import PICTURE, problems
 
 if TYPE_CHECKING:
     from qalign_fast.serve.service import Service
 
+_MOST_PARTS = 1 << 16  # of a message, texts included
 _STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 
 Picture = Annotated[
@@ -31,8 +32,8 @@ Picture = Annotated[
 class ClassifyRequest(foreign.PictureBody):
     """Pictures by themselves, or those of a chat's messages; texts of messages are left out."""
 
-    input: Picture | list[Picture] | None = None
-    messages: list[dict[str, Any]] | None = None
+    input: Picture | foreign.Many[Picture] | None = None
+    messages: foreign.Many[dict[str, Any]] | None = None
 
 
 class Usage(BaseModel):
@@ -99,9 +100,11 @@ def make_router(service: Service) -> APIRouter:
 
 
 def parts_of(message: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a message, whose texts are left out."""
+    """The pictures of a message, whose texts are left out. Raises TooMany."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
+    if len(parts) > _MOST_PARTS:
+        raise TooMany(f"a message of {len(parts)} parts; the limit is {_MOST_PARTS}")
     return [part for part in parts if isinstance(part, Mapping) and part.get("type") != "text"]
 
 

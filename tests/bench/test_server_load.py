@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def serve(self, connection: socket.socket) -> None:
-        with connection:
+        with connection, suppress(ConnectionError):
             while True:
                 head = b""
                 while b"\r\n\r\n" not in head:
@@ -423,6 +423,7 @@ def test_a_bench_of_servers(
     command.bench(Options("server", repeat=1, seconds=2.0, files=files, work=tmp_path, bound_ms=60e3), form="json")
     found = json.loads(capsys.readouterr().out)
     assert found["wrong"] == 0
+    assert found["servers"]["server"].startswith("python -P -m qalign_fast.cli serve mini --host 127.0.0.1 --port ")
     assert [(run["contestant"], run["load"].get("name")) for run in found["runs"][:4]] == [
         ("Scorer.score", None),
         ("feed", None),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import socket
 import time
 from collections import Counter
@@ -17,14 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from qalign_fast.scorer import Scorer
-from support.malformed import KINDS, PNG, Malformed, draw
+from qalign_fast.serve import kserve_v1, open_inference_schemas, rerank, text_embeddings, vllm
+from qalign_fast.serve.foreign import RequestBody, checked
+from qalign_fast.serve.problems import Unprocessable
+from support.malformed import INFER, KINDS, PNG, Malformed, draw
 from support.servers import RunningServer, running_server
 from support.user_kernels import user_kernels
 
 COUNT = 5000 if os.environ.get("QALIGN_FULL") else 1000
 AT_A_TIME = 8
+PATIENCE = 0.3  # seconds in which an answer comes to what may be a whole request; then it is told that no more comes
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 # what the HTTP library itself answers, with no body: a head that it cannot read
 FROM_HYPER = (400, 414, 431)
@@ -46,9 +52,9 @@ def exchange(port: int, sent: Malformed) -> bytes:
     """What comes back until the server closes the connection."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        with suppress(ConnectionError):  # the server may have answered and closed before all of it is sent
+        with suppress(OSError):  # the server may have answered and closed before all of it is sent
             connection.sendall(sent.data)
-            if not sent.is_whole:
+            if not sent.is_whole and not select.select([connection], [], [], PATIENCE)[0]:
                 connection.shutdown(socket.SHUT_WR)
         with suppress(ConnectionError):
             while part := connection.recv(1 << 16):
@@ -58,6 +64,8 @@ def exchange(port: int, sent: Malformed) -> bytes:
 
 def fault(sent: Malformed, received: bytes) -> str | None:
     """What is wrong with an answer. None: nothing."""
+    while received.startswith(b"HTTP/1.1 100 "):
+        received = received.partition(b"\r\n\r\n")[2]
     if not received:
         return "no answer" if sent.is_whole else None
     head, _, body = received.partition(b"\r\n\r\n")
@@ -92,8 +100,6 @@ def test_malformed_requests_get_documented_answers_and_the_server_lives(server: 
     statuses = Counter(int(found[1]) for answer in answers if (found := STATUS_LINE.match(answer)))
     assert {200, 400, 404, 413, 415, 422} <= set(statuses), statuses  # the requests go as deep as they are meant to
 
-    answer = server.post_json("/v1/score?logits=true", {"images": [PNG.hex()]})
-    assert answer.status == 422
     row = server.ask("POST", "/v1/score?logits=true", PNG, {"content-type": "image/png"}).json()["rows"][0]
     assert row["logits"] == list(expected.logits)
     assert server.workers() == workers
@@ -103,3 +109,54 @@ def test_malformed_requests_get_documented_answers_and_the_server_lives(server: 
     assert server.metric("qalign_inflight") == 1 and server.metric("qalign_queue_size") == 0
     log = server.log.read_text("utf-8")
     assert not any(word in log for word in ("internal error", "Traceback", "panicked", '"exception"'))
+
+
+def test_a_body_that_breaks_off_is_told_so(server: RunningServer) -> None:
+    head = b"POST /v1/score HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+    for rest in (b"transfer-encoding: chunked\r\n\r\n4\r\nabcd\r\nZZ\r\n", b"content-length: 9\r\n\r\nabcd"):
+        received = exchange(server.port, Malformed(head + rest, is_whole=False))
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["error"] == "the body breaks off"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/predict", b'{"inputs": [%s]}', 413),
+        ("/predict", b'{"inputs": [[%s]]}', 422),
+        ("/rerank", b'{"query": "quality", "texts": [%s]}', 413),
+        ("/classify", b'{"messages": [{"content": [%s]}]}', 413),
+        ("/v1/models/mini:predict", b'{"instances": [%s]}', 413),
+        ("/v1/score", b'{"images": [%s]}', 413),
+        ("/v1/score/video", b'{"frames": [%s]}', 413),
+        (INFER, b'{"inputs": [%s]}', 400),
+        (INFER, b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [%s]}]}', 400),
+        (INFER, b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [3], "data": [%s]}]}', 400),
+        (INFER, b'{"inputs": [], "outputs": [%s]}', 400),
+    ],
+)
+def test_a_list_of_faults_is_refused_at_its_first(server: RunningServer, path: str, body: bytes, status: int) -> None:
+    """All faults of a body of 64 MiB together would take more memory than a machine has."""
+    whole = body % b",".join([b"0"] * 400_000)
+    answer = server.ask("POST", path, whole, {"content-type": "application/json"})
+    assert answer.status == status and len(answer.body) < 1000, answer.body[:300]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (text_embeddings.PredictRequest, {"inputs": [0] * 1000}),
+        (text_embeddings.PredictRequest, {"inputs": [[0] * 1000]}),
+        (rerank.TextsRequest, {"query": "", "texts": [0] * 1000}),
+        (rerank.DocumentsRequest, {"query": "", "documents": [0] * 1000}),
+        (vllm.ClassifyRequest, {"input": [0] * 1000}),
+        (vllm.ClassifyRequest, {"messages": [0] * 1000}),
+        (kserve_v1.PredictRequest, {"instances": [0] * 1000}),
+        (open_inference_schemas.InferRequest, {"inputs": [0] * 1000, "outputs": [0] * 1000}),
+        (open_inference_schemas.InferRequest, {"inputs": [{"shape": ["a"] * 1000}]}),
+    ],
+)
+def test_a_bodys_check_ends_at_a_lists_first_fault(kind: type[RequestBody], content: object) -> None:
+    with pytest.raises(Unprocessable) as raised:
+        checked(kind, content)
+    assert isinstance(raised.value.__cause__, ValidationError) and raised.value.__cause__.error_count() < 10

@@ -30,8 +30,12 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, s
 
 
 def log_lines(log: Path) -> list[dict[str, Any]]:
-    """What a server has written. Raises ValueError for a line that is no JSON."""
-    return [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    """What a server has written. Raises AssertionError for a line that is no JSON."""
+    lines = log.read_text("utf-8").split("\n")
+    assert lines.pop() == ""
+    odd = [line for line in lines if not line.startswith("{")]
+    assert odd == []
+    return [json.loads(line) for line in lines]
 
 
 def faults(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qalign_bench.server.client import address_of
 from qalign_bench.server.usage import Usage, usage_of
@@ -34,6 +35,11 @@ class Server:
     pid: int | None
     command: tuple[str, ...] = ()
     start_s: float | None = None  # until it was ready
+
+    @property
+    def shown(self) -> str:
+        """Its command line, without this machine's paths."""
+        return " ".join(["python", *(Path(word).name if word.startswith("/") else word for word in self.command[1:])])
 
     def usage(self) -> Usage | None:
         """What its processes use now; None where they are not known."""

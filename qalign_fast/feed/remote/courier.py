@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from qalign_fast.errors import (
     VideoError,
     one_line,
 )
-from qalign_fast.feed.items import ClipOptions, Item, Key, Scored, Scores
+from qalign_fast.feed.items import Item, Key, Scored, Scores
 from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.remote.parcels import Label, Pack, Packer, Parcel
 from qalign_fast.feed.remote.server import ServedModel, TooLargeError
@@ -32,7 +33,6 @@ from qalign_fast.pixels.encoded import media_name
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
     from qalign_fast.families.prompt import Prompt
-    from qalign_fast.feed.items import Medium
     from qalign_fast.feed.reading import Keep
     from qalign_fast.pixels.limits import PictureLimits
 
@@ -63,36 +63,28 @@ class Courier:
             pack, held = self._packer.take(item, label, prompts, keep)
         except Exception as error:
             return partial(Scored, item.key, None, _as_ours(error, label)), 0
-        return partial(self._send, item.key, item.medium, item.clip, prompts, label, pack), held
+        return partial(self._send, replace(item, media=""), prompts, label, pack), held  # the media are the caller's
 
-    def _send(
-        self,
-        key: Key,
-        medium: Medium,
-        clip: ClipOptions,
-        prompts: Sequence[Prompt],
-        label: Label,
-        pack: Pack,
-    ) -> Scored[Key]:
+    def _send(self, item: Item[Key], prompts: Sequence[Prompt], label: Label, pack: Pack) -> Scored[Key]:
         """Raises ServerError, and ArtifactError where the model is gone; all else is in the Scored."""
         try:
             with pack() as parcel:
-                return Scored(key, self._scores(parcel, medium, clip, prompts))
+                return Scored(item.key, self._scores(parcel, item, prompts))
         except (ServerError, ArtifactError):
             raise
         except Exception as error:
-            return Scored(key, None, _as_ours(error, label))
+            return Scored(item.key, None, _as_ours(error, label))
 
-    def _scores(self, parcel: Parcel, medium: Medium, clip: ClipOptions, prompts: Sequence[Prompt]) -> Scores:
+    def _scores(self, parcel: Parcel, item: Item[Key], prompts: Sequence[Prompt]) -> Scores:
         path, options = "/v1/score", [("source", _CALLED), *(("task", prompt.task) for prompt in prompts)]
-        if medium == "video":
+        if item.medium == "video":
             path = "/v1/score/video"
-            options += [("fps", repr(float(clip.fps))), ("sampling", clip.sampling)]
-            options += [] if clip.max_frames is None else [("max_frames", str(clip.max_frames))]
+            options += [("fps", repr(float(item.clip.fps))), ("sampling", item.clip.sampling)]
+            options += [] if item.clip.max_frames is None else [("max_frames", str(item.clip.max_frames))]
         try:
             rows = self._model.rows(path, options, parcel.body, parcel.kind, lambda: self.stopped)
         except TooLargeError as error:
-            kind = ImageError if medium == "image" else VideoError
+            kind = ImageError if item.medium == "image" else VideoError
             raise kind(f"{parcel.name}: over the limit of the server: {error}") from error
         if rows[0].get("error") is not None:
             raise self._error_of(rows[0], parcel.name)

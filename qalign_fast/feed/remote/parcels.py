@@ -64,12 +64,12 @@ class Packer:
         self._turns, self._room = BoundedSemaphore(workers), Room(_MOST_HELD)
 
     def take(self, item: Item[Any], label: Label, prompts: Sequence[Prompt], keep: Keep) -> tuple[Pack, int]:
-        """What packs the item later, in any thread, and the bytes that are held until then. Raises as a `Feed` does."""
+        """What packs the item later, in any thread, and the bytes that it holds or will need. Raises as a `Reader`."""
         kind = ImageError if item.medium == "image" else VideoError
         as_file = self._reads_as_server and (item.medium == "image" or self._all_pixels)
         if not (as_file and _is_file(item.media, kind)):
             work, held = self._reader.take(item, keep)
-            return partial(self._pixels, work, label, kind), held
+            return partial(self._pixels, work, label, kind), held + 2 * self._reader.pixel_bytes(item)  # and as a body
         if item.medium == "image":
             file: Any = item.media
             kept = keep(file, self._limits)
