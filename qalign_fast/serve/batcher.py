@@ -218,7 +218,7 @@ class Batcher:
         if item.medium == "image":
             return 1
         asked = item.clip.max_frames or self.scorer.engine.family.clip_frames
-        return max(1, min(asked, self.scorer.engine.config.max_frames(0)))
+        return max(1, min(asked, int(self.scorer.engine.config.max_frames(0))))
 
     def _equal_job(self, wanted: Wanted, tasks: tuple[str, ...]) -> Job | None:
         """A job that computes the same picture. One that still waits takes on what tasks it lacks."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from qalign_fast.feed.items import ClipOptions
@@ -30,18 +31,7 @@ _ROWS = "application/x-ndjson"
 _MULTIPART, _JSON = "multipart/form-data", "application/json"
 # bodies without a type, and curl's own for --data-binary, are taken as a file's bytes
 _RAW = ("image/*", "application/octet-stream", "", "application/x-www-form-urlencoded")
-_EXAMPLE = {"task": "quality", "model": "mini"}
-
-Task = Annotated[
-    list[str],
-    Query(
-        default_factory=list,
-        description="quality, aesthetics, any other the model has, several, or `all`. Default: quality.",
-    ),
-]
-Model = Annotated[str | None, Query(description="A name of /v1/models. Default: the first.")]
-Source = Annotated[str | None, Query(description="What a raw body is called in its rows.")]
-Logits = Annotated[bool, Query(description="Rows also have the five logits.")]
+_CLIP: dict[str, Any] = {"fps": 1.0, "max_frames": None, "sampling": "index", "timeline": False}
 
 
 class _Rows(StreamingResponse):
@@ -71,12 +61,10 @@ def make_router(service: Service) -> APIRouter:
         },
         openapi_extra=schemas.SCORE_BODY,
     )
-    async def score(
-        request: Request, task: Task, model: Model = None, source: Source = None, logits: Logits = False
-    ) -> Response:
+    async def score(request: Request) -> Response:
         """Scores pictures. With `Accept: application/x-ndjson` rows come a line each, as they are ready."""
-        asked = await read_pictures(service, request, source)
-        served, tasks, with_logits = _common(service, asked, task, model, logits, "image")
+        asked = await read_pictures(service, request)
+        served, tasks, with_logits = _common(service, asked, "image")
         if _ROWS in request.headers.get("accept", ""):
             tickets = await service.submit(request, served, asked.uploads, tasks)
             lines = _lines(service.stream(request, served, tickets), tasks, with_logits)
@@ -93,22 +81,11 @@ def make_router(service: Service) -> APIRouter:
         },
         openapi_extra=schemas.CLIP_BODY,
     )
-    async def score_video(
-        request: Request,
-        task: Task,
-        model: Model = None,
-        source: Source = None,
-        logits: Logits = False,
-        fps: Annotated[float, Query(gt=0, le=MAX_FPS, description="Frames a second that are scored.")] = 1.0,
-        max_frames: Annotated[int | None, Query(ge=1, description="At most; default: the family's number.")] = None,
-        sampling: Annotated[str, Query(pattern="^(index|time)$", description="Frames by index, or by time.")] = "index",
-        timeline: Annotated[bool, Query(description="Each frame is also scored as a picture.")] = False,
-    ) -> Response:
+    async def score_video(request: Request) -> Response:
         """Scores a clip: a video file, an animated picture, or its frames."""
-        asked = await _read_clip(service, request, source)
-        served, tasks, with_logits = _common(service, asked, task, model, logits, "video")
-        given = {"fps": fps, "max_frames": max_frames, "sampling": sampling, "timeline": timeline}
-        clip = _clip_options(given | {name: asked.fields[name] for name in given if name in asked.fields})
+        asked = await _read_clip(service, request)
+        served, tasks, with_logits = _common(service, asked, "video")
+        clip = _clip_options(asked.fields)
         if clip.timeline:
             served.scorer.require(tasks, "image")
         if len(asked.uploads) > 1 or asked.uploads[0].is_frame:
@@ -127,12 +104,12 @@ def make_router(service: Service) -> APIRouter:
         },
         openapi_extra=schemas.COMPARE_BODY,
     )
-    async def compare(request: Request, task: Task, model: Model = None, logits: Logits = False) -> Response:
+    async def compare(request: Request) -> Response:
         """Compares two pictures, A and B."""
-        asked = await read_pictures(service, request, None, raw=False)
+        asked = await read_pictures(service, request, raw=False)
         if len(asked.uploads) != 2:
             raise Unprocessable(f"{len(asked.uploads)} pictures; expected two, A and B")
-        served, tasks, with_logits = _common(service, asked, task, model, logits, "image")
+        served, tasks, with_logits = _common(service, asked, "image")
         a, b = answers = await service.score(request, served, asked.uploads, tasks)
         if a.scored.scores is None or b.scored.scores is None:
             return _none(served, answers, tasks)
@@ -149,14 +126,13 @@ def make_router(service: Service) -> APIRouter:
     return router
 
 
-async def read_pictures(service: Service, request: Request, source: str | None, *, raw: bool = True) -> Asked:
-    """The pictures of a request's body. Raises Problem."""
+async def read_pictures(service: Service, request: Request, *, raw: bool = True) -> Asked:
+    """The pictures of a request's body, and the fields of its address and its body. Raises Problem."""
+    query = _query(request)
     kind = check_type(request.headers.get("content-type", ""), (_JSON, _MULTIPART, *(_RAW if raw else ())))
-    content = await _read(service, request, kind)
+    content = await _read(service, request, kind, query)
     if isinstance(content, Asked):
         return content
-    if isinstance(content, bytes):
-        return Asked([Upload(source or "body", content)])
     if not ("images" in content or "image" in content):
         raise Unprocessable("the body has no 'images'")
     if "images" in content and "image" in content:
@@ -164,23 +140,23 @@ async def read_pictures(service: Service, request: Request, source: str | None, 
     images = content.get("images", [content.get("image")])
     if not isinstance(images, list):
         raise Unprocessable("'images' is not a list")
-    return Asked(await json_uploads(images, service.guard, "images", service.settings.queue), content)
+    uploads = await json_uploads(images, service.guard, "images", service.settings.queue)
+    return Asked(uploads, query | content)
 
 
-async def _read_clip(service: Service, request: Request, source: str | None) -> Asked:
+async def _read_clip(service: Service, request: Request) -> Asked:
+    query = _query(request)
     kind = check_type(request.headers.get("content-type", ""), (_JSON, _MULTIPART, "video/*", *_RAW))
-    content = await _read(service, request, kind)
-    if isinstance(content, bytes):
-        return Asked([Upload(source or "body", content)])
+    content = await _read(service, request, kind, query)
     if isinstance(content, Asked):
         asked = content
     elif "video" in content and "frames" in content:
         raise Unprocessable("the body has both a 'video' and 'frames'")
     elif "video" in content:
-        asked = Asked(await json_uploads([content["video"]], service.guard, "video"), content)
+        asked = Asked(await json_uploads([content["video"]], service.guard, "video"), query | content)
     elif isinstance(content.get("frames"), list):
         frames = await json_uploads(content["frames"], service.guard, "frames")
-        asked = Asked([Upload(f.source, f.data, f.fetch, is_frame=True) for f in frames], content)
+        asked = Asked([replace(frame, is_frame=True) for frame in frames], query | content)
     else:
         raise Unprocessable("the body has neither a 'video' nor a list of 'frames'")
     if not asked.uploads:
@@ -188,32 +164,48 @@ async def _read_clip(service: Service, request: Request, source: str | None) -> 
     return asked
 
 
-async def _read(service: Service, request: Request, kind: str) -> Asked | bytes | Mapping[str, Any]:
-    """The body by its type: files, a file, or JSON."""
-    service.check_room(request.query_params.get("model"))
+def _query(request: Request) -> dict[str, Any]:
+    """The fields of the address. Raises Unprocessable.
+
+    FastAPI's own way to them takes a quarter of a millisecond, which is much beside a small model's score.
+    """
+    query = request.query_params
+    if not query:
+        return {}
+    found: dict[str, Any] = {name: query[name] for name in ("model", "source", *_CLIP) if name in query}
+    _clip_options(found)
+    if "task" in query:
+        found["task"] = query.getlist("task")
+    if "logits" in query:
+        found["logits"] = _flag("logits", query["logits"])
+    return found
+
+
+async def _read(service: Service, request: Request, kind: str, query: dict[str, Any]) -> Asked | dict[str, Any]:
+    """The body by its type: files, a file, or an object in JSON, which is as it was sent."""
+    service.check_room(query.get("model"))
     body = await service.bodies.read(request)
     if kind == _MULTIPART:
-        return await parse_multipart(body, request.headers, service.settings.queue)
+        asked = await parse_multipart(body, request.headers, service.settings.queue)
+        return Asked(asked.uploads, {**query, **asked.fields})
     if kind != _JSON:
-        return body
+        return Asked([Upload(query.get("source") or "body", body)], query)
     content = await parse_json(body)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise Unprocessable("the body is not a JSON object")
     return content
 
 
-def _common(
-    service: Service, asked: Asked, task: list[str], model: str | None, logits: bool, medium: str
-) -> tuple[Served, tuple[str, ...], bool]:
-    """Model, tasks and whether logits are wanted: the body's fields, or else the query's."""
-    name = asked.fields.get("model", model)
+def _common(service: Service, asked: Asked, medium: str) -> tuple[Served, tuple[str, ...], bool]:
+    """Model, tasks and whether logits are wanted."""
+    name = asked.fields.get("model")
     if name is not None and not isinstance(name, str):
         raise Unprocessable("model: expected a text")
     served = service.model(name)
-    found = asked.fields.get("task", task or "quality")
+    found = asked.fields.get("task", "quality")
     if not isinstance(found, str | list):
         raise Unprocessable("task: expected a text or a list of texts")
-    return served, served.tasks(found, medium), _flag("logits", asked.fields.get("logits", logits))
+    return served, served.tasks(found, medium), _flag("logits", asked.fields.get("logits", False))
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -224,7 +216,8 @@ def _flag(name: str, value: Any) -> bool:
     raise Unprocessable(f"{name}: expected true or false")
 
 
-def _clip_options(given: Mapping[str, Any]) -> ClipOptions:
+def _clip_options(fields: Mapping[str, Any]) -> ClipOptions:
+    given = {name: fields.get(name, usual) for name, usual in _CLIP.items()}
     try:
         fps = float(given["fps"])
         most = None if given["max_frames"] is None else int(given["max_frames"])

@@ -114,12 +114,37 @@ _FILES: dict[str, Any] = {
 _RAW: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+
+
+_QUERY = [
+    _query(
+        "task",
+        {"type": "array", "items": {"type": "string"}},
+        "quality, aesthetics, any other the model has, several, or `all`. Default: quality.",
+    ),
+    _query("model", {"type": "string"}, "A name of /v1/models. Default: the first."),
+    _query("logits", {"type": "boolean", "default": False}, "Rows also have the five logits."),
+]
+_SOURCE = _query("source", {"type": "string"}, "What a raw body is called in its rows.")
+_CLIP_QUERY = [
+    _query("fps", {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_FPS, "default": 1}, "Frames a second."),
+    _query("max_frames", {"type": "integer", "minimum": 1}, "At most. Default: the family's number."),
+    _query("sampling", {"enum": ["index", "time"], "default": "index"}, "Frames by index, or by time."),
+    _query("timeline", {"type": "boolean", "default": False}, "Each frame is also scored as a picture."),
+]
+
+
 def _body(json_schema: dict[str, Any], example: dict[str, Any], *raw: str) -> dict[str, Any]:
     content: dict[str, Any] = {
         "application/json": {"schema": json_schema, "example": example},
         "multipart/form-data": {"schema": _FILES},
     }
-    return {"requestBody": {"required": True, "content": content | dict.fromkeys(raw, _RAW)}}
+    return {
+        "parameters": [*_QUERY, *([_SOURCE] if raw else [])],
+        "requestBody": {"required": True, "content": content | dict.fromkeys(raw, _RAW)},
+    }
 
 
 SCORE_BODY = _body(
@@ -151,6 +176,7 @@ CLIP_BODY = _body(
     "image/*",
     "application/octet-stream",
 )
+CLIP_BODY["parameters"] += _CLIP_QUERY
 COMPARE_BODY = _body(
     {
         "type": "object",

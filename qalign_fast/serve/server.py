@@ -35,7 +35,7 @@ class _Server(MPServer):
     def signal_handler_interrupt(self, *_: Any, **__: Any) -> None:
         """A second signal, in the midst of the first one's handling, would wait for a lock that its own thread has."""
         if not self.interrupt_signal:
-            super().signal_handler_interrupt()
+            super().signal_handler_interrupt()  # type: ignore[no-untyped-call]
 
 
 def serve(settings: Settings) -> None:
@@ -61,8 +61,8 @@ def _check_address(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except (OSError, UnicodeError) as error:
-        known = isinstance(error, OSError) and (error.errno or 0) > 0  # not of a name that cannot be resolved
-        reason = os.strerror(error.errno) if known else getattr(error, "strerror", None) or one_line(error)
+        number = getattr(error, "errno", None) or 0  # below 0 for a name that cannot be resolved
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or one_line(error)
         raise OptionError(f"cannot listen at {host}, port {port}: {reason}") from error
 
 

@@ -194,18 +194,20 @@ class Service:
 
 async def _until_gone(request: Request, tickets: Sequence[Ticket]) -> list[Answer]:
     """All answers. Raises the first problem at once, ClientGone when the client closes its connection."""
-    answers = asyncio.gather(*(ticket.future for ticket in tickets))
+    one = len(tickets) == 1
+    answers: asyncio.Future[Any] = tickets[0].future if one else asyncio.gather(*(ticket.future for ticket in tickets))
     answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks where the client is gone
     gone = asyncio.ensure_future(_disconnect(request))
-    waited_for: set[asyncio.Future[Any]] = {answers, gone}
+    gone.add_done_callback(lambda _: answers.cancel())
     try:
-        await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
-            raise ClientGone
-        return answers.result()
+        found = await answers
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled():
+            raise ClientGone from None
+        raise
     finally:
         gone.cancel()
-        answers.cancel()
+    return [found] if one else found
 
 
 async def _disconnect(request: Request) -> None:
