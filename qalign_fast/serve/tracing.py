@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from threading import Thread
@@ -22,6 +22,7 @@ from qalign_fast.version import __version__
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from fastapi.telemetry import TelemetryConfig
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,11 +41,11 @@ _UNTRACED_BELOW = "/page/"
 _SECRET = ("authorization", "cookie", ".*key.*", ".*token.*")  # headers, should somebody ask for headers in spans
 _SECRETS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
 _MOST = 32  # pictures of one request that have spans of their own
-_PATIENCE = 5.0  # seconds for the last spans, when the server stops
+_PATIENCE = 2.0  # seconds for the last spans, when the server stops; it has three
 _PARTS = ("queue", "decode", "queue", "inference")  # of a picture's way, from each of its states to the next
 _SCOPE = "qalign.scope"
 # For FastAPI's own telemetry, which any SDK in the process switches on: its spans have queries, its log records bodies.
-NO_OTHER: Mapping[str, bool] = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+NO_OTHER: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def exporters() -> tuple[str, ...]:

@@ -211,7 +211,7 @@ async def test_a_picture_that_waits_takes_on_more_tasks() -> None:
     batcher, _ = make(scorer)
     batcher._most_readers = 1
     scorer.reading.hold()
-    first = submit(batcher, "first")
+    first = submit(batcher, "first", "second")  # two, for one alone takes no reader
     assert await scorer.reading.next() == "first"
     (one,) = submit(batcher, "a", data=b"same", tasks=("quality",))
     (other,) = submit(batcher, "b", data=b"same", tasks=("aesthetics",))
@@ -789,3 +789,37 @@ async def test_whatever_happens_every_picture_gets_its_own_score_and_nothing_is_
     assert (batcher._work, len(batcher._read), batcher._in_flight) == (0, 0, {})
     assert batcher._waiting.pop() is None
     assert count_of(metrics, "qalign_queue_size") == 0
+
+
+# a picture that is alone is read and computed by one thread
+
+
+@on_loop
+async def test_a_picture_alone_that_is_late_or_left_while_it_is_read_is_no_answer_and_leaves_nothing() -> None:
+    scorer = HeldScorer()
+    batcher, _ = make(scorer)
+    for leave in (False, True):
+        scorer.reading.hold()
+        (ticket,) = submit(batcher, f"a{leave}", timeout=LONG if leave else 0.02)
+        await scorer.reading.next()
+        if leave:
+            batcher.cancel([ticket])
+        else:
+            with pytest.raises(Late):
+                await ticket.future
+        assert batcher.pending == 0
+        scorer.reading.open()
+        (after,) = submit(batcher, f"after{leave}")  # waits for the thread that still reads, and is right
+        assert value(await after.future) == score_for(f"after{leave}".encode()).value
+    await until(lambda: batcher._scoring == 0)
+
+
+@on_loop
+async def test_a_bad_picture_alone_has_its_error_and_the_next_one_is_scored() -> None:
+    scorer = HeldScorer()
+    batcher, metrics = make(scorer)
+    (bad,) = submit(batcher, "bad")
+    assert str((await bad.future).scored.error) == "bad: not a picture"
+    (good,) = submit(batcher, "good")
+    assert (await good.future).scored.error is None
+    assert batcher.pending == 0 and count_of(metrics, "qalign_decode_duration_seconds_count") == 2

@@ -289,11 +289,11 @@ def test_what_is_too_much_is_refused_by_our_queue_and_then_by_ray(local_ray: Run
 def test_our_queue_answers_429_where_ray_gives_it_more_than_it_takes(local_ray: RunningServer) -> None:
     from ray import serve
 
-    serve.run(ray_serve.app({"queue": 8, **HALF}), name="small", route_prefix="/small")
-    answers = flood(local_ray, "/small/v1/score", requests=16, pictures=8)
+    serve.run(ray_serve.app({"queue": 8, **HALF}), name="tiny", route_prefix="/tiny")
+    answers = flood(local_ray, "/tiny/v1/score", requests=16, pictures=8)
     counts = Counter(answer.status for answer in answers)
     assert set(counts) == {200, 429}, counts
-    serve.delete("small")
+    serve.delete("tiny")
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_deployment_with_our_line(local_ray: RunningServer) -> None:
