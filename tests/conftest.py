@@ -43,7 +43,10 @@ if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 torch_cuda.compile_ahead = lambda *_: False
 
 # These take minutes each. They run first, so that all processes end at about the same time.
-LONG = ("test_mini", "test_native", "test_triton_ahead", "test_triton_linear", "test_triton_model")
+LONG = (
+    *("test_mini", "test_native", "test_triton_ahead", "test_triton_linear", "test_triton_model"),
+    *("test_soak", "test_page", "test_failures", "test_openapi", "test_server_load"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ OPTIONS = {
 
 
 def bench(context: typer.Context) -> None:
-    """Measure speed on this machine: latency, throughput, pipeline, operations, startup, pixels."""
+    """Measure speed on this machine: latency, throughput, pipeline, operations, startup, pixels, server."""
     try:
         from qalign_bench.cli.arguments import app as measure
     except ModuleNotFoundError as error:

@@ -16,19 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from qalign_fast.errors import QAlignError
-from qalign_fast.serve import (
-    document,
-    kserve_v1,
-    open_inference,
-    operations,
-    rerank,
-    routes,
-    text_embeddings,
-    tracing,
-    vllm,
-)
+from qalign_fast.serve import document, operations, routes, tracing
 from qalign_fast.serve.gate import Gate
 from qalign_fast.serve.problems import Problem, of_error, problem_response
+from qalign_fast.serve.protocols import kserve_v1, open_inference, rerank, text_embeddings, vllm
 from qalign_fast.serve.service import Service
 from qalign_fast.serve.settings import Settings
 from qalign_fast.version import __version__

@@ -21,9 +21,9 @@ import pytest
 from pydantic import ValidationError
 
 from qalign_fast.scorer import Scorer
-from qalign_fast.serve import kserve_v1, open_inference_schemas, rerank, text_embeddings, vllm
-from qalign_fast.serve.foreign import RequestBody, checked
 from qalign_fast.serve.problems import Unprocessable
+from qalign_fast.serve.protocols import kserve_v1, open_inference_schemas, rerank, text_embeddings, vllm
+from qalign_fast.serve.protocols.foreign import RequestBody, checked
 from support.malformed import INFER, KINDS, PNG, Malformed, draw
 from support.servers import RunningServer, running_server
 from support.user_kernels import user_kernels

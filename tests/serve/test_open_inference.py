@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from qalign_fast.levels import Score
 from qalign_fast.scorer import Scorer
-from qalign_fast.serve.open_inference_tensors import Column, write_reply
+from qalign_fast.serve.protocols.open_inference_tensors import Column, write_reply
 from support.goldens import PICTURES, ROOT, Golden
 from support.servers import Answer, RunningServer, running_server
 from support.user_kernels import user_kernels

@@ -15,12 +15,12 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from qalign_fast.levels import Score
-from qalign_fast.serve import foreign
 from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import Unprocessable
+from qalign_fast.serve.protocols import foreign
+from qalign_fast.serve.protocols.text_embeddings import Text, empty
+from qalign_fast.serve.protocols.vllm import Picture, Usage, parts_of
 from qalign_fast.serve.schemas import PICTURE, problems
-from qalign_fast.serve.text_embeddings import Text, empty
-from qalign_fast.serve.vllm import Picture, Usage, parts_of
 
 if TYPE_CHECKING:
     from qalign_fast.serve.served import Served

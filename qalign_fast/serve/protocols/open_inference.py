@@ -21,10 +21,17 @@ from fastapi.responses import Response
 
 from qalign_fast.errors import TaskError
 from qalign_fast.levels import Score
-from qalign_fast.serve import foreign
-from qalign_fast.serve import open_inference_schemas as bodies
-from qalign_fast.serve.open_inference_tensors import LENGTH_HEADER, Column, choose, read_inputs, split, write_reply
 from qalign_fast.serve.problems import BadRequest, NotFound, Unprocessable
+from qalign_fast.serve.protocols import foreign
+from qalign_fast.serve.protocols import open_inference_schemas as bodies
+from qalign_fast.serve.protocols.open_inference_tensors import (
+    LENGTH_HEADER,
+    Column,
+    choose,
+    read_inputs,
+    split,
+    write_reply,
+)
 from qalign_fast.serve.schemas import problems
 from qalign_fast.serve.uploads import Upload, parse_json
 from qalign_fast.version import __version__

@@ -9,8 +9,8 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from qalign_fast.levels import Score
-from qalign_fast.serve import foreign
 from qalign_fast.serve.json_answer import JsonAnswer
+from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, ErrorAnswer, problems
 
 if TYPE_CHECKING:

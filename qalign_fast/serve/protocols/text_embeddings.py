@@ -14,9 +14,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from qalign_fast.levels import Score
-from qalign_fast.serve import foreign
 from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import BadRequest
+from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, problems
 from qalign_fast.version import __version__
 

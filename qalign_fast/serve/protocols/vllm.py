@@ -12,9 +12,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from qalign_fast.levels import Score
-from qalign_fast.serve import foreign
 from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import TooMany, Unprocessable
+from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, problems
 
 if TYPE_CHECKING:

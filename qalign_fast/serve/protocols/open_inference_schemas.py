@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qalign_fast.serve.foreign import Many, RequestBody
+from qalign_fast.serve.protocols.foreign import Many, RequestBody
 from qalign_fast.serve.schemas import PICTURE
 
 _MOST_TENSORS = 16

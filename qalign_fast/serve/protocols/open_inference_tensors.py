@@ -18,7 +18,7 @@ import numpy as np
 from qalign_fast.serve.problems import BadRequest
 
 if TYPE_CHECKING:
-    from qalign_fast.serve.open_inference_schemas import InputTensor, OutputWish
+    from qalign_fast.serve.protocols.open_inference_schemas import InputTensor, OutputWish
 
 LENGTH_HEADER = "inference-header-content-length"
 _SIZE = "binary_data_size"
