@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from qalign_fast.serve.problems import WrongKey, problem_response
+from qalign_fast.serve.problems import Problem, QueueFull, WrongKey, problem_response
 from qalign_fast.serve.visit import ClientGone, Visit, begin_visit
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ OPEN = (
 _OPEN_BELOW = "/page/"
 _DRAINED, _PATIENCE = 8 << 20, 5.0  # bytes and seconds of an unread body that are taken in, so that its sender reads us
 _GONE = 499  # nginx's status for a client that has closed its connection; it is only counted
+_SCORING = ("/v1/score", "/v1/score/video", "/v1/compare")
 _REFUSALS = (401, 408, 413, 415, 422, 429, 503)
 log = structlog.get_logger("qalign_fast.serve")
 
@@ -57,10 +58,8 @@ class Gate:
         if scope["method"] == "HEAD":
             scope["method"] = "GET"  # granian sends the head alone
         try:
-            if self._keys and key is None and not _is_open(scope["path"]):
-                await WrongKey("this server asks for a key: Authorization: Bearer KEY").response()(
-                    scope, exchange.receive, exchange.send
-                )
+            if problem := self._refusal(scope, key):
+                await problem.response()(scope, exchange.receive, exchange.send)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
@@ -75,6 +74,14 @@ class Gate:
                     await problem_response(500, "internal error")(scope, exchange.receive, exchange.send)
         finally:
             self._end(scope, visit, exchange.request_id)
+
+    def _refusal(self, scope: Scope, key: int | None) -> Problem | None:
+        """Why a request goes no further. Under a flood most are refused, so it is done here, at the least cost."""
+        if self._keys and key is None and not _is_open(scope["path"]):
+            return WrongKey("this server asks for a key: Authorization: Bearer KEY")
+        if scope["method"] == "POST" and scope["path"] in _SCORING:
+            return self._service.full()
+        return None
 
     def _key(self, headers: dict[str, str]) -> int | None:
         """Which of the keys a request has. The time that it takes does not depend on how much of it is right."""
@@ -92,7 +99,7 @@ class Gate:
         service.metrics.duration.labels(route).observe(visit.seconds())
         if status in _REFUSALS:
             service.metrics.rejected.labels(str(status)).inc()
-        quiet = route in OPEN or route.startswith(_OPEN_BELOW)
+        quiet = route in OPEN or route.startswith(_OPEN_BELOW) or status == QueueFull.status  # as a flood would be
         (log.debug if quiet else log.info)(
             "request",
             method=scope["method"],
@@ -158,5 +165,6 @@ def _is_open(path: str) -> bool:
 
 def _route(scope: MutableMapping[str, Any]) -> str:
     """The route's template, which has no names of models or files in it."""
-    route = scope.get("route")
-    return str(getattr(route, "path", None) or ("/page/" if scope["path"].startswith(_OPEN_BELOW) else "unknown"))
+    path, route = scope["path"], scope.get("route")
+    known = path if path in _SCORING else _OPEN_BELOW if path.startswith(_OPEN_BELOW) else "unknown"
+    return str(getattr(route, "path", None) or known)

@@ -7,6 +7,8 @@ import os
 import socket
 import ssl
 import tempfile
+import threading
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -25,17 +27,43 @@ if TYPE_CHECKING:
     from qalign_fast.serve.settings import Settings
 
 _HEADER_SECONDS = 30  # for a request's head, and for a connection that is kept alive without one
+_BUFFER = 128 << 10  # bytes of a connection that are not read yet; of many connections it adds up
 _RESPAWN_SECONDS = 0.1
 _BACKLOG = 2048
 _KILL_AFTER = 10  # seconds after the grace period
+_LOOK = 0.02  # seconds between two looks at whether there was a signal that did not end the sleep
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
+class _Event(threading.Event):
+    """For granian's main thread, which waits for it, and whose signal handlers set it.
+
+    threading's has a lock, for which a second signal in the midst of the first one's handling would wait for ever. And
+    a thread that waits without an end is not woken by a signal that another of its process' threads gets.
+    """
+
+    _is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is None
+        while not self._is_set:
+            time.sleep(_LOOK)
+        return True
+
+
 class _Server(MPServer):
-    def signal_handler_interrupt(self, *_: Any, **__: Any) -> None:
-        """A second signal, in the midst of the first one's handling, would wait for a lock that its own thread has."""
-        if not self.interrupt_signal:
-            super().signal_handler_interrupt()  # type: ignore[no-untyped-call]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.main_loop_interrupt = _Event()
 
 
 def serve(settings: Settings) -> None:
@@ -89,7 +117,7 @@ def _run(settings: Settings) -> None:
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
-        http1_settings=HTTP1Settings(header_read_timeout=1000 * _HEADER_SECONDS),
+        http1_settings=HTTP1Settings(header_read_timeout=1000 * _HEADER_SECONDS, max_buffer_size=_BUFFER),
         log_level=LogLevels(settings.log_level),
         log_dictconfig=granian_logs(settings.log_level),
         ssl_cert=Path(settings.certificate) if settings.certificate else None,

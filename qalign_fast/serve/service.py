@@ -16,7 +16,7 @@ from qalign_fast.serve.batcher import Answer, Batcher, Ticket, Wanted
 from qalign_fast.serve.bodies import Bodies
 from qalign_fast.serve.cache import digest_of
 from qalign_fast.serve.metrics import Metrics
-from qalign_fast.serve.problems import NotFound, Problem, Unavailable, Unprocessable
+from qalign_fast.serve.problems import NotFound, Problem, QueueFull, Unavailable, Unprocessable
 from qalign_fast.serve.served import Served, facts_of, load_scorer
 from qalign_fast.serve.urls import UrlGuard
 from qalign_fast.serve.visit import ClientGone, visit_of
@@ -99,6 +99,18 @@ class Service:
         if self.draining:
             return Unavailable("the server is about to stop", 1)
         return Unavailable("the server loads its models", _LOADING_RETRY)
+
+    def full(self) -> QueueFull | None:
+        """The refusal, where no model has room for one picture more."""
+        full = None
+        for served in self.models.values() if self.ready else ():
+            try:
+                served.batcher.check_room(1, self.settings.timeout)
+            except QueueFull as refusal:
+                full = refusal
+            else:
+                return None
+        return full
 
     def check_room(self, name: str | None) -> None:
         """Raises QueueFull before a body is read that there would be no room for. Raises as `model`."""
