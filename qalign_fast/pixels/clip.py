@@ -24,7 +24,7 @@ from qalign_fast.pixels.damage import enough_memory
 from qalign_fast.pixels.encoded import is_encoded, open_path, plain, read_all
 from qalign_fast.pixels.footage import Footage, Shown, by_index, by_time, spread
 from qalign_fast.pixels.formats import loading, open_picture
-from qalign_fast.pixels.limits import LIMITS, MAX_FPS, PictureLimits, check_bytes
+from qalign_fast.pixels.limits import LIMITS, PictureLimits, check_bytes, check_fps
 from qalign_fast.pixels.paths import pixel_path
 from qalign_fast.pixels.picture import stack_frames
 from qalign_fast.pixels.rule import PixelRule, Pixels
@@ -61,8 +61,7 @@ def load_clip(
     for one that has no frame to decode; MissingExtraError without PyAV.
     """
     clip, name = plain(clip, name, VideoError)
-    if not 0 < fps <= MAX_FPS:
-        raise VideoError(f"fps is {fps}; expected a positive number of frames a second, at most {MAX_FPS:g}")
+    check_fps(fps)
     try:
         with _opened(clip, name, limits) as footage:
             return _sample(footage, rule, max_frames, Fraction(fps), sampling, name)

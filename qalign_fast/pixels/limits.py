@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qalign_fast.errors import ImageError, OptionError, QAlignError
+from qalign_fast.errors import ImageError, OptionError, QAlignError, VideoError
 
 MAX_BYTES = 64 << 20
 MAX_STREAM_BYTES = 1 << 30  # of a clip that can only be held in memory: it comes through a pipe
@@ -93,3 +93,9 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int, kind: type[QAl
         raise kind(f"{name}: {width}x{height} is over the limit of {max_pixels} pixels (max_pixels)")
     if max(size) > MAX_SIDE:
         raise kind(f"{name}: {width}x{height} is over the limit of {MAX_SIDE} pixels a side")
+
+
+def check_fps(fps: float) -> None:
+    """Raises VideoError for what is no number of frames a second."""
+    if not 0 < fps <= MAX_FPS:
+        raise VideoError(f"fps is {fps}; expected a positive number of frames a second, at most {MAX_FPS:g}")

@@ -361,12 +361,13 @@ class Batcher:
     def _score_alone(self, job: Job) -> bool:
         """On an engine thread: one change of threads less, which is much beside a small model's score."""
         read = self.scorer.feed.read(job.wanted.item, job.tasks)
-        self._hand_over(self._was_read_alone, job, read)
-        if not read.error:
+        ends = bool(read.error) or job.state == State.DONE  # it was given up meanwhile
+        self._hand_over(self._was_read_alone, job, read, ends)
+        if not ends:
             self._hand_over(self._was_scored, [job], self._score([read]), 1)
         return False
 
-    def _was_read_alone(self, job: Job, read: Read[str]) -> None:
+    def _was_read_alone(self, job: Job, read: Read[str], ends: bool) -> None:
         """While it is being computed, or in place of it."""
         if job.state == State.READING:
             self._enter_read(job)
@@ -374,7 +375,7 @@ class Batcher:
                 self._answer(job, Scored(read.key, None, read.error))
             else:
                 job.enter(State.SCORING)
-        if read.error:
+        if ends:
             self._scoring -= 1
             self._turn()
 

@@ -81,7 +81,7 @@ def facts_of(name: str, reference: str | None, scorer: Scorer, settings: Setting
         "hash": _hash(find_model(reference)),
         "scale": [scale.low, scale.high],
         "levels": list(scale.words),
-        "size": getattr(config.pixels, "side", None),
+        **engine.family.sizes_to_json(config),  # by which a client makes pixels as the server would
         "clip_frames": engine.family.clip_frames,
         "max_batch": settings.max_batch,
         "limits": {

@@ -38,6 +38,7 @@ _PACKAGES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"
 _SERVICE = "qalign-fast"  # unless OTEL_SERVICE_NAME says otherwise
 _UNTRACED = ("/health", "/ping", "/metrics", "/v2/health/live", "/v2/health/ready")
 _UNTRACED_BELOW = "/page/"
+_SCORING = ("/v1/score", "/v1/score/video", "/v1/compare")
 _SECRET = ("authorization", "cookie", ".*key.*", ".*token.*")  # headers, should somebody ask for headers in spans
 _SECRETS = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS"
 _MOST = 32  # pictures of one request that have spans of their own
@@ -151,7 +152,8 @@ class _Requests:
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start" and span.is_recording():
-                route = str(getattr(scope.get("route"), "path", "unknown"))
+                known = scope["path"] if scope["path"] in _SCORING else "unknown"  # it is refused before it has a route
+                route = str(getattr(scope.get("route"), "path", known))
                 span.update_name(f"{scope['method']} {route}")
                 span.set_attribute("http.route", route)
             await send(message)

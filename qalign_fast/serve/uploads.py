@@ -9,12 +9,12 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from qalign_fast.errors import ImageError, QAlignError, one_line
@@ -24,7 +24,7 @@ from qalign_fast.serve.problems import BadRequest, TooMany, Unprocessable, Wrong
 if TYPE_CHECKING:
     from qalign_fast.serve.urls import UrlGuard
 
-_QUICK = 256 << 10  # bytes of JSON that are parsed on the loop
+_QUICK = 256 << 10  # bytes of JSON or multipart that are parsed on the loop
 _MOST_FIELDS = 64
 _MOST_FRAMES = 1 << 16  # of a clip in JSON; fewer are scored
 _DEEPEST = 2  # objects within one another that name one picture
@@ -62,14 +62,18 @@ class _Parser(MultiPartParser):
 
 async def parse_multipart(body: bytes, headers: Headers, most: int) -> Asked:
     """Every part with a file name is a picture. Raises BadRequest, TooMany for more than `most` files."""
+    parse = partial(_parse, body, headers, most)
+    return await asyncio.to_thread(parse) if len(body) > _QUICK else parse()
 
+
+def _parse(body: bytes, headers: Headers, most: int) -> Asked:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
         yield b""
 
     parser = _Parser(headers, stream(), max_files=most, max_fields=_MOST_FIELDS, max_part_size=_PART)
     try:
-        form = await parser.parse()
+        form = _result(parser.parse())
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise TooMany(f"more than {most} files in one request") from error
@@ -88,6 +92,16 @@ async def parse_multipart(body: bytes, headers: Headers, most: int) -> Asked:
         else:
             fields[name] = value
     return Asked(uploads, fields)
+
+
+def _result(parsing: Coroutine[Any, Any, FormData]) -> FormData:
+    """What it returns. It waits for nothing: files are kept in memory."""
+    try:
+        parsing.send(None)
+    except StopIteration as done:
+        form: FormData = done.value
+        return form
+    raise AssertionError("files are not kept in memory")
 
 
 async def parse_json(body: bytes) -> Any:

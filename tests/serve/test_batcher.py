@@ -484,16 +484,17 @@ async def test_what_waits_past_its_deadline_is_told_so_even_while_the_engine_is_
 
 
 @on_loop
-async def test_what_is_being_read_at_its_deadline_is_late_and_is_never_scored() -> None:
+@pytest.mark.parametrize("wait", [0.0, 1.0])  # read where it would be computed, or not
+async def test_what_is_being_read_at_its_deadline_is_late_and_is_never_scored(wait: float) -> None:
     scorer = HeldScorer()
-    batcher, _ = make(scorer)
+    batcher, _ = make(scorer, max_wait_ms=wait)
     scorer.reading.hold()
     (ticket,) = submit(batcher, "a", timeout=0.02)
     with pytest.raises(Late):
         await ticket.future
     scorer.reading.open()
     assert batcher.pending == 0
-    await until(lambda: batcher._reading == 0)
+    await until(lambda: batcher._reading == batcher._scoring == 0)
     assert scorer.scored == []
 
 
@@ -812,6 +813,7 @@ async def test_a_picture_alone_that_is_late_or_left_while_it_is_read_is_no_answe
         (after,) = submit(batcher, f"after{leave}")  # waits for the thread that still reads, and is right
         assert value(await after.future) == score_for(f"after{leave}".encode()).value
     await until(lambda: batcher._scoring == 0)
+    assert scorer.names() == ["afterFalse", "afterTrue"]
 
 
 @on_loop

@@ -166,7 +166,10 @@ def test_every_way_to_send_a_picture_gives_its_score(server: RunningServer, scor
     base = {"images": [{"b64": b64(data), "source": SECRET}], "logits": True}
     as_json = json.dumps(base).encode()
     one, headers = multipart(("file", SECRET, data), ("logits", None, b"true"))
+    long = data + bytes(300_000)  # which is taken apart in a thread
     ways = [
+        server.ask("POST", "/v1/score?logits=true", *multipart(("file", "body", long))),
+        server.post_json("/v1/score", {"images": [{"b64": b64(long), "source": "body"}], "logits": True}),
         server.ask("POST", "/v1/score?logits=true", data, JPEG),
         server.ask("POST", "/v1/score?logits=1", data, {"content-type": "application/octet-stream"}),
         server.ask("POST", "/v1/score?logits=true", data, {"content-type": "IMAGE/X-anything; q=1"}),
@@ -193,7 +196,7 @@ def test_every_way_to_send_a_picture_gives_its_score(server: RunningServer, scor
         assert row["task"] == "quality"
     sources = [answer.json()["rows"][0]["source"] for answer in ways]
     assert sources == [
-        *["body"] * 4,
+        *["body"] * 6,
         *[SECRET] * 3,
         "images[0]",
         "images[0]",

@@ -24,7 +24,7 @@ from qalign_fast.feed.snapshots import as_it_is
 from qalign_fast.pixels.arrays import is_tensor
 from qalign_fast.pixels.encoded import is_encoded, media_name, plain, read_bytes
 from qalign_fast.pixels.formats import open_picture
-from qalign_fast.pixels.limits import LIMITS, MAX_PIXELS, PictureLimits
+from qalign_fast.pixels.limits import LIMITS, MAX_PIXELS, PictureLimits, check_fps
 
 if TYPE_CHECKING:
     from qalign_fast.engines.contract import Engine
@@ -92,8 +92,7 @@ class Packer:
     @contextmanager
     def _file(self, media: Any, name: str | None, kind: type[QAlignError], fps: float = 1.0) -> Iterator[Parcel]:
         media, name = plain(media, name, kind)
-        if not 0 < fps < float("inf"):
-            raise VideoError(f"fps is {fps}; expected a positive number of frames a second")
+        check_fps(fps)
         is_clip = kind is VideoError
         size = _size_of(media)
         self._check(size, name, kind)
