@@ -19,7 +19,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from qalign_fast.errors import ImageError, InternalError, QAlignError, one_line
+from qalign_fast.errors import ImageError, InternalError, one_line
 from qalign_fast.feed.items import Item, Scored
 from qalign_fast.feed.threads import Threads, give_way
 from qalign_fast.pixels.encoded import media_name
@@ -56,12 +56,10 @@ class State(IntEnum):
 class Wanted:
     """A picture or clip that somebody wants scored.
 
-    fetch: gives the media on a reading thread, where they are not there yet.
     digest: of the media's bytes and of how they are read, by which scores are kept. None: they are not.
     """
 
     item: Item[str]  # its key is the source's name
-    fetch: Callable[[], Any] | None = None
     digest: bytes | None = None
 
 
@@ -257,7 +255,7 @@ class Batcher:
             if not self._in_flight[kind]:
                 del self._in_flight[kind]
         job.read = None
-        job.wanted = replace(job.wanted, item=replace(job.wanted.item, media=_GONE), fetch=None)
+        job.wanted = replace(job.wanted, item=replace(job.wanted.item, media=_GONE))
 
     def _count(self, job: Job, step: int) -> None:
         self.pending += step
@@ -301,7 +299,7 @@ class Batcher:
     def _is_alone(self, job: Job) -> bool:
         """Whether there is nothing else to do, and it is soon read: then one thread reads it and computes it."""
         data, busy = _data(job.wanted), self._reading or self._scoring or self._read or self._settings.max_wait_ms
-        is_small = isinstance(data, bytes) and len(data) <= _SMALL and not job.wanted.fetch
+        is_small = isinstance(data, bytes) and len(data) <= _SMALL
         return self.pending == 1 and not busy and is_small and job.wanted.item.medium == "image"
 
     def _next_batch(self) -> list[Job]:
@@ -332,14 +330,7 @@ class Batcher:
 
     def _read_job(self, job: Job) -> bool:
         """On a reading thread."""
-        wanted = job.wanted
-        try:
-            item = replace(wanted.item, media=wanted.fetch()) if wanted.fetch else wanted.item
-        except QAlignError as error:
-            item = replace(wanted.item, media=error)
-        except Exception as error:  # nobody would hear of it, and the thread would end
-            item = replace(wanted.item, media=_fault("it cannot be fetched", error))
-        read = self.scorer.feed.read(item, job.tasks)
+        read = self.scorer.feed.read(job.wanted.item, job.tasks)
         self._hand_over(self._was_read, job, read)
         return False
 
@@ -394,7 +385,8 @@ class Batcher:
                 return [
                     scored for half in (reads[:middle], reads[middle:]) for scored in self._score(half, again=False)
                 ]
-            fault = _fault("the model failed", error)
+            fault = InternalError(f"the model failed ({type(error).__name__}: {one_line(error)})")
+            fault.__cause__ = error
             return [Scored(read.key, None, fault) for read in reads]
 
     def _was_scored(self, batch: Sequence[Job], found: Sequence[Scored[str]], size: int) -> None:
@@ -434,12 +426,6 @@ class Batcher:
             self._loop.call_soon_threadsafe(do, *given)
 
 
-def _fault(what: str, error: Exception) -> InternalError:
-    fault = InternalError(f"{what} ({type(error).__name__}: {one_line(error)})")
-    fault.__cause__ = error
-    return fault
-
-
 def _in_turns(jobs: Sequence[Job]) -> list[Job]:
     """Each client's first one, then each one's second, and so on: one who came late waits for the next batch alone."""
     before: Counter[str] = Counter()
@@ -469,5 +455,4 @@ def _data(wanted: Wanted) -> Any:
 def _kind(wanted: Wanted) -> tuple[object, ...] | None:
     """What equal pictures have in common, and is quick to tell. None for what is not compared."""
     data = _data(wanted)
-    known = isinstance(data, bytes) and not wanted.fetch  # one that is fetched has no bytes yet
-    return (wanted.item.medium, wanted.item.clip, len(data)) if known else None
+    return (wanted.item.medium, wanted.item.clip, len(data)) if isinstance(data, bytes) else None

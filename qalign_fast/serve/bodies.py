@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 import zlib
 from typing import TYPE_CHECKING
@@ -37,49 +38,55 @@ class Bodies:
         visit = visit_of(request)
         length = request.headers.get("content-length", "0")
         self._check(int(length) if length.isdecimal() else 0)
-        parts: list[bytes] = []
-        size, began = 0, time.monotonic()
-        try:
-            async with asyncio.timeout(_PATIENCE) as limit:
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    if part := message.get("body", b""):
-                        parts.append(part)
-                        size += len(part)
-                        self._check(size)
-                        self._hold(visit, len(part))
-                    if not message.get("more_body", False):
-                        break
-                    late = began + _PATIENCE + size / _SLOWEST - time.monotonic()
-                    limit.reschedule(asyncio.get_running_loop().time() + late)
-        except TimeoutError:
-            raise TooSlow(f"the body comes too slowly: {size} bytes in {time.monotonic() - began:.0f} s") from None
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = await self._receive(request, visit)
         encoding = request.headers.get("content-encoding", "identity").lower()
         if encoding == "identity":
             return body
         if encoding not in ("gzip", "x-gzip", "deflate"):
             raise WrongType(f"content-encoding {encoding[:40]!r}; the server takes gzip, deflate and none")
         unpacked = await asyncio.to_thread(_unpack, body, self._most)
-        self._hold(visit, len(unpacked))
+        self.hold(visit, len(unpacked))
         return unpacked
+
+    def hold(self, visit: Visit, size: int) -> None:
+        """Counts bytes that a visit holds. Raises QueueFull where all bodies together are over the limit."""
+        visit.held += size
+        self.held += size
+        if self.held > self._most_held:
+            raise QueueFull("the bodies of all requests together are over the limit", 1)
 
     def release(self, visit: Visit) -> None:
         """Counts a visit's bytes no longer."""
         self.held -= visit.held
         visit.held = 0
 
+    async def _receive(self, request: Request, visit: Visit) -> bytes:
+        size, began = 0, time.monotonic()
+        whole = io.BytesIO()  # parts in a list would be joined in twice their memory, and leave holes in it
+        try:
+            async with asyncio.timeout(_PATIENCE) as limit:
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    part: bytes = message.get("body", b"")
+                    size += len(part)
+                    self._check(size)
+                    self.hold(visit, len(part))
+                    more = message.get("more_body", False)
+                    if size == len(part) and not more:
+                        return part
+                    whole.write(part)
+                    if not more:
+                        return whole.getvalue()
+                    late = began + _PATIENCE + size / _SLOWEST - time.monotonic()
+                    limit.reschedule(asyncio.get_running_loop().time() + late)
+        except TimeoutError:
+            raise TooSlow(f"the body comes too slowly: {size} bytes in {time.monotonic() - began:.0f} s") from None
+
     def _check(self, size: int) -> None:
         if size > self._most:
             raise TooMany(f"the body is over the limit of {self._most} bytes (max_body)")
-
-    def _hold(self, visit: Visit, size: int) -> None:
-        visit.held += size
-        self.held += size
-        if self.held > self._most_held:
-            raise QueueFull("the bodies of all requests together are over the limit", 1)
 
 
 def _unpack(body: bytes, most: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +16,7 @@ from qalign_fast.scorer import Scorer
 from qalign_fast.serve.batcher import Answer, Batcher, Ticket, Wanted
 from qalign_fast.serve.bodies import Bodies
 from qalign_fast.serve.cache import digest_of
+from qalign_fast.serve.fetching import Fetching
 from qalign_fast.serve.metrics import Metrics
 from qalign_fast.serve.problems import NotFound, Problem, QueueFull, Unavailable, Unprocessable
 from qalign_fast.serve.served import Served, facts_of, load_scorer
@@ -41,6 +43,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.bodies = Bodies(settings)
+        self.fetching = Fetching(settings.queue)
         self.guard = UrlGuard(settings.url_hosts, max_bytes=settings.limits.picture_bytes)
         self.models: dict[str, Served] = {}
         self.draining = False
@@ -80,7 +83,8 @@ class Service:
                     await asyncio.sleep(_POLL)
 
     def close(self) -> None:
-        """Ends the threads of all models."""
+        """Ends the threads."""
+        self.fetching.close()
         for served in self.models.values():
             served.batcher.close()
 
@@ -155,13 +159,16 @@ class Service:
         """Takes the uploads into the queue: pictures, or with `clip` each as a clip. Raises Problem."""
         if not uploads:
             raise Unprocessable("there is no picture in the body")
-        wanted = [await self._wanted(upload, clip) for upload in uploads]
-        return served.batcher.submit(wanted, tasks, visit_of(request).client, self.deadline(request, timeout))
+        limit = self.deadline(request, timeout)
+        fetched = await self._fetch(request, uploads, limit)
+        wanted = [await self._wanted(upload, clip) for upload in fetched]
+        return served.batcher.submit(wanted, tasks, visit_of(request).client, limit)
 
     async def score_frames(
         self, request: Request, served: Served, frames: Sequence[Upload], tasks: Sequence[str], clip: ClipOptions
     ) -> list[Answer]:
         """One answer for a clip that is given as its frames."""
+        frames = await self._fetch(request, frames, self.deadline(request))
         for frame in frames:
             if isinstance(frame.data, QAlignError):
                 raise Unprocessable(str(frame.data))
@@ -196,12 +203,15 @@ class Service:
             for task, score in (scored.scores or {}).items():
                 self.metrics.score.labels(served.name, task).observe(score.value)
 
+    async def _fetch(self, request: Request, uploads: Sequence[Upload], timeout: float) -> Sequence[Upload]:
+        return await self.fetching.fetch(uploads, partial(self.bodies.hold, visit_of(request)), timeout)
+
     async def _wanted(self, upload: Upload, clip: ClipOptions | None) -> Wanted:
         digest = None
-        if self.settings.cache and isinstance(upload.data, bytes) and not upload.fetch:
+        if self.settings.cache and isinstance(upload.data, bytes):
             digest = await asyncio.to_thread(digest_of, upload.data, clip)
         item = Item(upload.source, upload.media, "video" if clip else "image", clip or ClipOptions())
-        return Wanted(item, upload.fetch, digest)
+        return Wanted(item, digest)
 
 
 async def _until_gone(request: Request, tickets: Sequence[Ticket]) -> list[Answer]:

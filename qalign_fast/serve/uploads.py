@@ -37,7 +37,7 @@ class Upload:
 
     source: str
     data: bytes | QAlignError = b""
-    fetch: Callable[[], Any] | None = None
+    fetch: Callable[[], bytes] | None = None
     is_frame: bool = False  # of a clip that is sent frame by frame
 
     @property
@@ -149,7 +149,7 @@ def json_upload(value: Any, guard: UrlGuard, source: str, *, depth: int = 0) -> 
     if not isinstance(value, str):
         raise Unprocessable(f"{source}: expected base64, a data: URI, or an object with 'b64' or 'url'")
     if value[:8].lower().startswith(("http://", "https://")):
-        return Upload(source, fetch=partial(_fetch, guard, value, source))
+        return Upload(source, fetch=partial(guard.fetch, value))
     try:
         if value[:5].lower() == "data:":
             data, _ = plain(value, source)
@@ -159,10 +159,6 @@ def json_upload(value: Any, guard: UrlGuard, source: str, *, depth: int = 0) -> 
         return Upload(source, error)
     except (binascii.Error, ValueError) as error:
         return Upload(source, ImageError(f"{source}: not base64 ({one_line(error)})"))
-
-
-def _fetch(guard: UrlGuard, url: str, source: str) -> Any:
-    return {"bytes": guard.fetch(url), "path": source}
 
 
 def check_type(content_type: str, taken: Sequence[str]) -> str:

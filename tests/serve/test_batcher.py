@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from qalign_fast.errors import InternalError
-from qalign_fast.feed.items import ClipOptions, Item, Scored
-from qalign_fast.serve.batcher import Answer, Batcher, Ticket, Wanted
+from qalign_fast.feed.items import ClipOptions, Scored
+from qalign_fast.serve.batcher import Answer, Batcher, Ticket
 from qalign_fast.serve.cache import ScoreCache, digest_of
 from qalign_fast.serve.problems import Late, QueueFull, TooMany
 from support.held_scorer import (
@@ -253,38 +253,6 @@ async def test_clips_are_equal_only_if_their_frames_are() -> None:
     scorer.reading.open()
     await answers(tickets)
     assert sorted(scorer.names()) == ["a", "b", "d"]
-
-
-@on_loop
-async def test_pictures_that_are_fetched_are_never_taken_for_equal() -> None:
-    """Their bytes are not there yet, as those of an empty picture are not."""
-    scorer = HeldScorer()
-    batcher, _ = make(scorer)
-    scorer.reading.hold()
-
-    def fetched(name: str) -> Wanted:
-        return Wanted(Item(name, {"bytes": b"", "path": name}), lambda: {"bytes": name.encode(), "path": name})
-
-    tickets = batcher.submit([fetched("a"), fetched("b"), wanted("c", b"")], ("quality",), "me", LONG)
-    scorer.reading.open()
-    found = await answers(tickets)
-    assert [value(answer) for answer in found] == [score_for(data).value for data in (b"a", b"b", b"")]
-
-
-@on_loop
-async def test_whatever_a_fetch_raises_is_that_pictures_error() -> None:
-    scorer = HeldScorer()
-    batcher, _ = make(scorer)
-
-    def broken() -> Any:
-        raise ValueError("no\nway")
-
-    for _ in range(40):  # more than there are threads
-        item = Item("a", {"bytes": b"", "path": "a"})
-        (answer,) = await answers(batcher.submit([Wanted(item, broken)], ("quality",), "me", LONG))
-        assert isinstance(answer.scored.error, InternalError)
-        assert str(answer.scored.error) == "it cannot be fetched (ValueError: no)"
-    assert (batcher.pending, batcher._reading) == (0, 0)
 
 
 @on_loop

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import structlog
 
+from qalign_fast.errors import ImageError
 from qalign_fast.serve import logs, routes
 from qalign_fast.serve.app import make_app
 from qalign_fast.serve.batcher import Batcher
 from qalign_fast.serve.served import Served
 from qalign_fast.serve.service import Service
 from qalign_fast.serve.settings import Settings
-from support.held_scorer import FACTS, HeldScorer, count_of, on_loop, score_for, until
+from support.held_scorer import FACTS, Gate, HeldScorer, count_of, on_loop, score_for, until
 
 GONE = {"type": "http.disconnect"}
 
@@ -297,6 +298,119 @@ async def test_a_late_picture_makes_a_request_late_and_the_rest_of_it_is_dropped
         assert dict(visitor.got[0]["headers"])[b"retry-after"]
         server.scorer.scoring.open()
         await until(lambda: server.counts() == (0, 0, 0, 0, 0))
+
+
+# pictures by URL
+
+
+class Hosts:
+    """In place of the network: each URL's file, which is held, or the error that its name says."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    def fetch(self, url: str) -> bytes:
+        self.gate.go_through(url)
+        name = url.rpartition("/")[2]
+        if name == "broken":
+            raise ValueError("no\nway")
+        if name == "missing":
+            raise ImageError(f"{url}: not there")
+        return bytes(10_000) if name == "large" else name.encode()
+
+
+def with_hosts(server: Running) -> Hosts:
+    hosts = Hosts()
+    server.service.guard = hosts  # type: ignore[assignment]
+    return hosts
+
+
+def visit_urls(server: Running, *files: str, field: str = "images", **more: Any) -> Visitor:
+    content = {field: [{"url": f"http://host/{name}", "source": f"{i} {name}"} for i, name in enumerate(files)]}
+    more["headers"] = {"content-type": "application/json"} | more.get("headers", {})
+    return server.visit(part(json.dumps(content).encode()), **more)
+
+
+@on_loop
+async def test_a_slow_host_keeps_nobody_elses_picture_waiting() -> None:
+    async with running() as server:
+        hosts = with_hosts(server)
+        hosts.gate.hold()
+        slow = visit_urls(server, *(f"file{i}" for i in range(40)))
+        await hosts.gate.next()
+        other = server.visit(part(b"a"))
+        await other.end()
+        assert other.status == 200
+        assert server.batcher.pending == 0
+        hosts.gate.open()
+        await slow.end()
+        expected = [round(score_for(f"file{i}".encode()).value, 4) for i in range(40)]
+        assert [row["score"] for row in slow.json()["rows"]] == expected
+        assert server.counts() == (0, 0, 0, 0, 0)
+
+
+@on_loop
+async def test_what_cannot_be_fetched_is_that_pictures_error() -> None:
+    async with running(cache=10) as server:
+        with_hosts(server)
+        visitor = visit_urls(server, "a", "missing", "broken", "bad", "a")
+        await visitor.end()
+        rows = visitor.json()["rows"]
+        assert [row["error"] for row in rows] == [
+            None,
+            "http://host/missing: not there",
+            "2 broken: cannot be fetched (ValueError: no)",
+            "3 bad: not a picture",
+            None,
+        ]
+        assert [row.get("error_type") for row in rows] == [None, "ImageError", "InternalError", "ImageError", None]
+        assert server.scorer.names() in (["0 a"], ["0 a", "4 a"])
+        assert server.counts() == (0, 0, 0, 0, 0)
+
+
+@on_loop
+async def test_frames_by_url_are_fetched_too() -> None:
+    async with running() as server:
+        hosts = with_hosts(server)
+        visitor = visit_urls(server, "a", "missing", field="frames", path="/v1/score/video")
+        await visitor.end()
+        assert (visitor.status, visitor.json()["error"]) == (422, "http://host/missing: not there")
+        assert sorted(hosts.gate.all()) == ["http://host/a", "http://host/missing"]
+
+
+@on_loop
+async def test_a_url_that_takes_too_long_is_late() -> None:
+    async with running() as server:
+        hosts = with_hosts(server)
+        hosts.gate.hold()
+        visitor = visit_urls(server, "a", "b", headers={"x-request-timeout": "0.05"})
+        await visitor.end()
+        assert visitor.status == 503
+        assert dict(visitor.got[0]["headers"])[b"retry-after"]
+        hosts.gate.open()
+        await until(lambda: len(hosts.gate.all()) == 0)
+        assert server.counts() == (0, 0, 0, 0, 0)
+
+
+@on_loop
+async def test_urls_that_are_fetched_are_bounded_in_number_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(queue=3) as server:
+        hosts = with_hosts(server)
+        hosts.gate.hold()
+        first = visit_urls(server, "a", "b")
+        await hosts.gate.next()
+        over = visit_urls(server, "c", "d")
+        await over.end()
+        assert over.status == 429
+        hosts.gate.open()
+        await first.end()
+        assert first.status == 200
+        monkeypatch.setattr(server.service.bodies, "_most_held", 1000)
+        large = visit_urls(server, "large")
+        await large.end()
+        assert "large" in hosts.gate.all()[-1]
+        assert large.status == 429
+        assert server.counts() == (0, 0, 0, 0, 0)
 
 
 # what is refused

@@ -324,7 +324,7 @@ def test_what_cannot_be_exported_is_told_before_the_server_starts(
         tracing.exporters()
 
 
-@pytest.mark.parametrize("package", ["opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"])
+@pytest.mark.parametrize("package", tracing._PACKAGES)
 def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert tracing.exporters() == ()
