@@ -19,6 +19,8 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from qalign_fast.errors import ImageError, InternalError, one_line
 from qalign_fast.feed.items import Item, Scored
 from qalign_fast.feed.threads import Threads, give_way
@@ -40,6 +42,7 @@ _GONE = ImageError("it was scored")  # in place of media that nobody needs any m
 _SMALL = 1 << 20  # bytes of a picture that one thread may read and compute
 _COMPARED = 8  # pictures in flight of one length that a new one is compared with
 _LONGEST_RETRY = 60  # seconds
+log = structlog.get_logger("qalign_fast.serve")
 
 
 class State(IntEnum):
@@ -385,8 +388,9 @@ class Batcher:
                 return [
                     scored for half in (reads[:middle], reads[middle:]) for scored in self._score(half, again=False)
                 ]
+            log.error("the model failed", pictures=len(reads), exc_info=error)
             fault = InternalError(f"the model failed ({type(error).__name__}: {one_line(error)})")
-            fault.__cause__ = error
+            fault.__cause__ = error.with_traceback(None)  # its frames have the batch's pixels, and this error
             return [Scored(read.key, None, fault) for read in reads]
 
     def _was_scored(self, batch: Sequence[Job], found: Sequence[Scored[str]], size: int) -> None:
@@ -420,6 +424,7 @@ class Batcher:
             if not ticket.future.done():
                 own = _as_asked(scored, ticket.wanted.item.key)
                 ticket.future.set_result(Answer(own, waited, reading, inference, job.times, batch))
+        job.tickets.clear()  # each of them has its job: together they would live until garbage is collected
 
     def _hand_over(self, do: Callable[..., None], *given: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended

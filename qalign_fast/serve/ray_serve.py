@@ -55,7 +55,8 @@ def deployment(
     ray_actor_options: what a replica takes of its machine. Default: a GPU where `device` is cuda. A replica on a CPU
         has as many threads as its `num_cpus` says, or every core where it says nothing.
     max_ongoing_requests: that Ray gives to a replica at a time. Default: some more than the queue has room for.
-    max_queued_requests: that wait at a proxy of Ray until a replica takes them. Default: as many as the queue has.
+    max_queued_requests: that wait at a proxy of Ray until a replica takes them, as each does for a moment. Default: as
+        many as a replica is given.
 
     A model that cannot be loaded fails the deployment. Without `api_key`, keys are those of QALIGN_API_KEY in the
     replica's environment. Raises OptionError, and MissingExtraError where Ray is missing.
@@ -77,7 +78,7 @@ def deployment(
         "num_replicas": num_replicas,
         "ray_actor_options": actor,
         "max_ongoing_requests": max_ongoing_requests or settings.queue + _MORE,
-        "max_queued_requests": settings.queue if max_queued_requests is None else max_queued_requests,
+        "max_queued_requests": max_queued_requests or settings.queue + _MORE,
         "graceful_shutdown_timeout_s": settings.grace,
         **more,
     }
