@@ -85,7 +85,7 @@ def test_a_pickled_scorer_is_loaded_anew_by_the_same_arguments(expected: list[Sc
     assert found.score(small) == expected[PATHS.index(small)]
     with pytest.raises(ImageError, match="over the limit of 3367 pixels"):
         found.score(large)
-    assert {"cls", "model", *asked} == {"cls", *inspect.signature(Scorer.load).parameters}
+    assert {"cls", "model", "api_key", *asked} == {"cls", *inspect.signature(Scorer.load).parameters}
 
 
 def test_a_subclass_stays_one() -> None:
