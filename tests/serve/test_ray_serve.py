@@ -178,7 +178,11 @@ def local_ray() -> Iterator[RunningServer]:
         ray.shutdown()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(50):  # Ray's last processes still write into it
+            shutil.rmtree(folder, ignore_errors=True)
+            if not Path(folder).exists():
+                break
+            time.sleep(0.1)
 
 
 def jpegs(count: int, seed: int) -> list[bytes]:
