@@ -24,26 +24,29 @@ def open_picture(data: bytes, name: str, limits: PictureLimits) -> ImageFile.Ima
     Pillow's own limit of pixels does not apply, nor does its warning: `Image.open`, which has them, is not called.
     """
     reason: Exception | None = None
-    for parser in _parsers_of(data, limits):
-        found = parser.begins(data[:16].ljust(16, b"\0"))
-        if isinstance(found, str):  # why this Pillow cannot read it
-            raise ImageError(f"{name}: {found}{_hint(data)}")
-        if not found:
-            continue
-        try:
-            opened = _opened(parser, data, name, limits)
-        except _OTHER_FORMAT as error:
-            if not in_pillow(error):
-                raise
-            reason = error
-            continue
-        check_size(opened.size, name, limits.max_pixels)
-        if ImageFile.LOAD_TRUNCATED_IMAGES:
-            _refuse_truncated(opened)
-        return opened
-    if reason:
-        raise ImageError(f"{name}: damaged image header ({one_line(reason)}){_hint(data)}") from reason
-    raise ImageError(f"{name}: not an image of a supported format ({', '.join(formats())}){_hint(data)}")
+    try:
+        for parser in _parsers_of(data, limits):
+            found = parser.begins(data[:16].ljust(16, b"\0"))
+            if isinstance(found, str):  # why this Pillow cannot read it
+                raise ImageError(f"{name}: {found}{_hint(data)}")
+            if not found:
+                continue
+            try:
+                opened = _opened(parser, data, name, limits)
+            except _OTHER_FORMAT as error:
+                if not in_pillow(error):
+                    raise
+                reason = error
+                continue
+            check_size(opened.size, name, limits.max_pixels)
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                _refuse_truncated(opened)
+            return opened
+        if reason:
+            raise ImageError(f"{name}: damaged image header ({one_line(reason)}){_hint(data)}") from reason
+        raise ImageError(f"{name}: not an image of a supported format ({', '.join(formats())}){_hint(data)}")
+    finally:
+        reason = None  # its frames lead to this one: they would hold each other, and the file's bytes
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from qalign_fast.errors import ImageError, InternalError, one_line
+from qalign_fast.errors import InternalError, one_line
 from qalign_fast.feed.items import Item, Scored
 from qalign_fast.feed.threads import Threads, give_way
 from qalign_fast.pixels.encoded import media_name
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _READERS = 4, 32  # threads that read pictures: one a core, within these bounds
 _AHEAD = 2  # batches that are read ahead
-_GONE = ImageError("it was scored")  # in place of media that nobody needs any more
 _SMALL = 1 << 20  # bytes of a picture that one thread may read and compute
 _COMPARED = 8  # pictures in flight of one length that a new one is compared with
 _LONGEST_RETRY = 60  # seconds
@@ -258,7 +257,7 @@ class Batcher:
             if not self._in_flight[kind]:
                 del self._in_flight[kind]
         job.read = None
-        job.wanted = replace(job.wanted, item=replace(job.wanted.item, media=_GONE))
+        job.wanted = replace(job.wanted, item=replace(job.wanted.item, media=b""))
 
     def _count(self, job: Job, step: int) -> None:
         self.pending += step
@@ -332,14 +331,21 @@ class Batcher:
         self._turn()
 
     def _read_job(self, job: Job) -> bool:
-        """On a reading thread."""
-        read = self.scorer.feed.read(job.wanted.item, job.tasks)
-        self._hand_over(self._was_read, job, read)
+        """On a reading thread.
+
+        The frames of an error lead to this one. What is read has no name here: both would live until garbage is
+        collected, with the picture's bytes.
+        """
+        item = job.wanted.item
+        if job.state == State.DONE:  # it was given up, and `item` may be without its picture
+            self._hand_over(self._was_read, job, None)
+        else:
+            self._hand_over(self._was_read, job, self.scorer.feed.read(item, job.tasks))
         return False
 
-    def _was_read(self, job: Job, read: Read[str]) -> None:
+    def _was_read(self, job: Job, read: Read[str] | None) -> None:
         self._reading -= 1
-        if job.state == State.READING:
+        if read and job.state == State.READING:
             job.read = read
             self._enter_read(job)
             if read.error:
@@ -354,16 +360,18 @@ class Batcher:
 
     def _score_alone(self, job: Job) -> bool:
         """On an engine thread: one change of threads less, which is much beside a small model's score."""
-        read = self.scorer.feed.read(job.wanted.item, job.tasks)
-        ends = bool(read.error) or job.state == State.DONE  # it was given up meanwhile
-        self._hand_over(self._was_read_alone, job, read, ends)
-        if not ends:
+        item = job.wanted.item
+        read = None if job.state == State.DONE else self.scorer.feed.read(item, job.tasks)
+        goes_on = read and not read.error and job.state != State.DONE  # it may have been given up meanwhile
+        self._hand_over(self._was_read_alone, job, read, not goes_on)
+        if read and goes_on:
             self._hand_over(self._was_scored, [job], self._score([read]), 1)
+        del read  # see _read_job
         return False
 
-    def _was_read_alone(self, job: Job, read: Read[str], ends: bool) -> None:
+    def _was_read_alone(self, job: Job, read: Read[str] | None, ends: bool) -> None:
         """While it is being computed, or in place of it."""
-        if job.state == State.READING:
+        if read and job.state == State.READING:
             self._enter_read(job)
             if read.error:
                 self._answer(job, Scored(read.key, None, read.error))

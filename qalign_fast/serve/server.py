@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import socket
@@ -131,6 +132,9 @@ def _run(settings: Settings) -> None:
 
 def load_worker(settings: Settings) -> Any:
     """A worker's application. It is called in the worker's own process."""
+    # At its own end Python ends those of granian's threads that wait for its lock, for which Rust aborts the process.
+    # What is registered first is called last.
+    atexit.register(os._exit, 0)
     from qalign_fast.serve.app import make_app
 
     prepare_process(settings)
