@@ -153,9 +153,7 @@ def score(
         limits=limits,
         api_key=(api_key or None) if is_address(model) else None,
     )
-    tasks = [task]
-    if task == "all":
-        tasks = [t for t in ("quality", "aesthetics") if t in scorer.tasks()] or list(scorer.tasks())
+    tasks = scorer.usual_tasks() if task == "all" else (task,)
     scorer.require(tasks)
     skipped: Counter[str] = Counter()
     sources = find_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -40,6 +41,7 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if owns_process:
             _drain_on_sigterm(service)
+            _end_with_parent()
         loading = asyncio.create_task(_load(service, owns_process))
         yield
         loading.cancel()
@@ -100,6 +102,21 @@ def _drain_on_sigterm(service: Service) -> None:
 
     with suppress(NotImplementedError):  # Windows
         loop.add_signal_handler(signal.SIGTERM, begin)
+
+
+def _end_with_parent() -> None:
+    """A worker whose supervisor was killed would hold the port for ever, with nobody to stop it."""
+    parent, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
+    if parent is None:
+        return
+
+    def ended() -> None:
+        loop.remove_reader(parent.sentinel)
+        log.error("the supervisor is gone")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with suppress(NotImplementedError):  # Windows
+        loop.add_reader(parent.sentinel, ended)
 
 
 def _answer_errors(app: FastAPI) -> None:

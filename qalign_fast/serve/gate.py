@@ -31,7 +31,7 @@ OPEN = (
     "/openapi.json",
 )  # without a key
 _OPEN_BELOW = "/page/"
-_DRAINED, _PATIENCE = 8 << 20, 5.0  # bytes and seconds of an unread body that are taken in, so that its sender reads us
+_PATIENCE = 5.0  # seconds in which an unread body is taken in, so that its sender reads the answer
 _GONE = 499  # nginx's status for a client that has closed its connection; it is only counted
 _SCORING = ("/v1/score", "/v1/score/video", "/v1/compare")
 _REFUSALS = (401, 408, 413, 415, 422, 429, 503)
@@ -52,7 +52,7 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         key = self._key(headers)
         visit = begin_visit(scope, f"key {key}" if key is not None else (scope.get("client") or ("?",))[0])
-        exchange = _Exchange(visit, headers, receive, send)
+        exchange = _Exchange(visit, headers, receive, send, self._service.settings.max_body)
         self._service.visits += 1
         self._service.metrics.inflight.inc()
         if scope["method"] == "HEAD":
@@ -77,9 +77,10 @@ class Gate:
 
     def _refusal(self, scope: Scope, key: int | None) -> Problem | None:
         """Why a request goes no further. Under a flood most are refused, so it is done here, at the least cost."""
-        if self._keys and key is None and not _is_open(scope["path"]):
+        path = _path(scope)
+        if self._keys and key is None and not (path in OPEN or path.startswith(_OPEN_BELOW)):
             return WrongKey("this server asks for a key: Authorization: Bearer KEY")
-        if scope["method"] == "POST" and scope["path"] in _SCORING:
+        if scope["method"] == "POST" and path in _SCORING:
             return self._service.full()
         return None
 
@@ -118,8 +119,9 @@ class Gate:
 class _Exchange:
     """A request's `receive` and `send`, with what is added to every answer."""
 
-    def __init__(self, visit: Visit, headers: dict[str, str], receive: Receive, send: Send) -> None:
+    def __init__(self, visit: Visit, headers: dict[str, str], receive: Receive, send: Send, most: int) -> None:
         self._visit, self._headers, self._receive, self._send = visit, headers, receive, send
+        self._most = most
         given = headers.get("x-request-id", "")
         self.request_id = given if given.isprintable() and 0 < len(given) <= 128 else secrets.token_hex(8)
 
@@ -146,25 +148,26 @@ class _Exchange:
         return added
 
     async def _take_rest(self) -> None:
-        """Takes in a body that nobody read, if it is small: a client may not read an answer before it has sent all."""
+        """Takes in a body that nobody read: a client may not read an answer before it has sent all of it."""
         length = self._headers.get("content-length", "")
-        short = (int(length) if length.isdecimal() else 0) <= _DRAINED
+        short = (int(length) if length.isdecimal() else 0) <= self._most
         has_body = length not in ("", "0") or "transfer-encoding" in self._headers
         if not (has_body and short) or "expect" in self._headers or self._visit.status == 408:
             return
         size = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                while not self._visit.body_read and size <= _DRAINED:
+                while not self._visit.body_read and size <= self._most:
                     size += len((await self.receive()).get("body", b""))
 
 
-def _is_open(path: str) -> bool:
-    return path in OPEN or path.startswith(_OPEN_BELOW)
+def _path(scope: MutableMapping[str, Any]) -> str:
+    """Without the prefix that the application is served below."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
     """The route's template, which has no names of models or files in it."""
-    path, route = scope["path"], scope.get("route")
+    path, route = _path(scope), scope.get("route")
     known = path if path in _SCORING else _OPEN_BELOW if path.startswith(_OPEN_BELOW) else "unknown"
     return str(getattr(route, "path", None) or known)

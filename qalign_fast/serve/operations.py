@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from qalign_fast.serve.metrics import CONTENT_TYPE
-from qalign_fast.serve.schemas import problems
+from qalign_fast.serve.schemas import Health, Live, problems
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,12 +42,14 @@ def make_router(service: Service) -> APIRouter:
             return JSONResponse({"live": True, "ready": True})
         return service.unavailable().response()
 
-    @router.get("/health", response_model=None, responses=problems(503))
+    ready_or_not = {200: {"model": Health}, **problems(503)}
+
+    @router.get("/health", response_model=None, responses=ready_or_not)
     async def health() -> Response:
         """As ready."""
         return readiness()
 
-    @router.get("/ping", response_model=None, responses=problems(503))
+    @router.get("/ping", response_model=None, responses=ready_or_not)
     async def ping() -> Response:
         """As ready."""
         return readiness()
@@ -57,12 +59,12 @@ def make_router(service: Service) -> APIRouter:
         """What the server has counted, for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    @router.get("/v2/health/live", response_model=None)
+    @router.get("/v2/health/live", response_model=None, responses={200: {"model": Live}})
     async def live() -> Response:
         """Whether the process answers."""
         return JSONResponse({"live": True})
 
-    @router.get("/v2/health/ready", response_model=None, responses=problems(503))
+    @router.get("/v2/health/ready", response_model=None, responses=ready_or_not)
     async def ready() -> Response:
         """Whether every model is loaded and warm, and the server is not about to stop."""
         return readiness()

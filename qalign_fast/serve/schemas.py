@@ -83,6 +83,18 @@ class Comparisons(Scores):
     comparisons: list[Comparison]
 
 
+class Live(BaseModel):
+    """The process answers."""
+
+    live: Literal[True]
+
+
+class Health(Live):
+    """Every model is loaded and warm, and the server is not about to stop."""
+
+    ready: Literal[True]
+
+
 class Models(BaseModel):
     """What the server has loaded."""
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from qalign_fast.serve.batcher import Batcher
     from qalign_fast.serve.settings import Settings
 
-_USUAL = ("quality", "aesthetics")
 _LONGEST_TASKS = 4096
 _DESCRIBING = ("qalign.json", "config.json", "model.safetensors.index.json")
 
@@ -45,8 +44,7 @@ class Served:
         if not names:
             raise Unprocessable("task: none is given")
         if names == ("all",):
-            has = self.scorer.tasks(medium)
-            return tuple(task for task in _USUAL if task in has) or has
+            return self.scorer.usual_tasks(medium)
         self.scorer.require(names, medium)
         return names
 

@@ -561,6 +561,23 @@ def test_a_worker_that_is_killed_is_replaced(workers: int, scorer: Scorer) -> No
         assert server.stop() == 0
 
 
+def test_workers_end_after_their_supervisor_was_killed() -> None:
+    """They answer what they have begun, and leave the port to the next server."""
+    with running_server("--workers", "2") as server:
+        wait_for(lambda: loaded(server) == 2, 30)
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait(10)
+        print(f"gone after {wait_for(lambda: not any(map(is_running, workers)), 10):.2f} s")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def loaded(server: RunningServer) -> int:
     """How many workers have been ready so far."""
     return sum(line["event"] == "ready" for line in log_lines(server.log))

@@ -46,6 +46,7 @@ class Visitor:
     got: list[dict[str, Any]] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    prefix: str = ""
 
     def start(self, *messages: dict[str, Any]) -> Visitor:
         for message in messages:
@@ -56,9 +57,9 @@ class Visitor:
             "http_version": "1.1",
             "method": self.method,
             "scheme": "http",
-            "path": self.path,
-            "raw_path": self.path.encode(),
-            "root_path": "",
+            "path": self.prefix + self.path,
+            "raw_path": (self.prefix + self.path).encode(),
+            "root_path": self.prefix,
             "query_string": self.query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in self.headers.items()],
             "client": ("192.0.2.1", 4000),
@@ -155,6 +156,19 @@ def written_log() -> Iterator[io.StringIO]:
 
 
 ROWS = {"accept": "application/x-ndjson"}
+
+
+@on_loop
+@pytest.mark.parametrize("prefix", ["", "/scores"])
+async def test_below_a_prefix_the_same_routes_ask_for_a_key(prefix: str) -> None:
+    async with running(api_keys=("sesame",)) as server:
+        found = {}
+        for path in ("/health", "/metrics", "/", "/page/style.css", "/v1/models"):
+            visitor = server.visit(part(), method="GET", path=path, prefix=prefix)
+            await visitor.end()
+            found[path] = visitor.status
+        assert found == {"/health": 200, "/metrics": 200, "/": 200, "/page/style.css": 200, "/v1/models": 401}
+
 
 # clients that go
 

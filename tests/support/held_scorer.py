@@ -97,6 +97,9 @@ class HeldScorer:
     def tasks(self, _: str = "image") -> tuple[str, ...]:
         return "quality", "aesthetics"
 
+    def usual_tasks(self, medium: str = "image") -> tuple[str, ...]:
+        return self.tasks(medium)
+
     def require(self, tasks: Sequence[str], medium: str = "image") -> None:
         if unknown := set(tasks) - set(self.tasks(medium)):
             raise TaskError(f"no task {', '.join(sorted(unknown))}")
