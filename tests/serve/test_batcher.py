@@ -769,7 +769,9 @@ async def test_whatever_happens_every_picture_gets_its_own_score_and_nothing_is_
         for number in range(600):
             group.create_task(request(number))
     await until(lambda: batcher.pending == 0 and not batcher._reading and not batcher._scoring)
-    assert all(seen.values()), seen
+    # a slow machine refuses what a quick one answers late, and the other way about
+    assert all(seen[what] for what in ("scored", "bad", "failed", "gone")), seen
+    assert seen["late"] + seen["refused"], seen
     assert (batcher._work, len(batcher._read), batcher._in_flight) == (0, 0, {})
     assert batcher._waiting.pop() is None
     assert count_of(metrics, "qalign_queue_size") == 0
