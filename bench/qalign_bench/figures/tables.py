@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from qalign_bench.figures import server_tables
 from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number
 
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md")
+DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md", "docs/serve.md")
 _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -39,7 +40,12 @@ def table(name: str, results: Path) -> str:
     """The markdown of a results file."""
     file = results / f"{name}.json"
     found = json.loads(file.read_text("utf-8"))
-    return _FORMS[name](found) if name in _FORMS else _bench(found, f"bench/results/{name}.json")
+    shown = f"bench/results/{name}.json"
+    if name in _FORMS:
+        return _FORMS[name](found)
+    if "verdicts" in found:
+        return _verdicts(found, shown)
+    return _server(found, shown) if found["scenario"] == "server" else _bench(found, shown)
 
 
 _SHORT = (
@@ -190,6 +196,47 @@ def _full_rows(model: Found) -> list[list[str]]:
     ]
 
 
+def _server(found: Found, file: str) -> str:
+    """The scenario `server`: its first table in short, and what it says as a whole."""
+    runs = found["runs"]
+    columns = [column for column in server_tables.TABLES[0] if column[0] in _SERVER_SHORT]
+    header, rows = cells(columns, runs)
+    facts = runs[0]["environment"]
+    what = [f"{found['model']}, {facts['cpu']}, {facts['cores']} cores", facts["date"][:10]]
+    said = "\n".join(f"- {line}." for line in server_tables.lines(dict(found)))
+    return f"{markdown_table(header, rows)}\n\n{said}\n\n`{file}`: {'; '.join(what)}."
+
+
+_VERDICTS: Mapping[str, tuple[str, float]] = {  # how each is called, and what it is divided by
+    "goodput_of_peak": ("right answers a second, of the peak", 1),
+    "refused_p99_ms": ("refusals' p99, ms", 1),
+    "accepted_p99_ms": ("accepted requests' p99, ms", 1),
+    "answers_per_request": ("answers per request", 1),
+    "failed": ("failed requests", 1),
+    "unanswered": ("unanswered requests", 1),
+    "extra_answers": ("answers that nobody asked for", 1),
+    "wrong": ("wrong scores", 1),
+    "requests": ("requests", 1),
+    "queue_max": ("longest queue", 1),
+    "memory_growth_bytes": ("memory grown, MB", 1e6),
+    "memory_mb_per_minute": ("memory's slope, MB a minute", 1),
+    "descriptors_grown": ("descriptors grown", 1),
+    "threads_grown": ("threads grown", 1),
+}
+
+
+def _verdicts(found: Found, file: str) -> str:
+    """What must hold of a server in a study: each with its limit and what was measured."""
+    rows = []
+    for name, verdict in found["verdicts"].items():
+        title, unit = _VERDICTS[name]
+        limits = {"at most": verdict.get("most"), "at least": verdict.get("least")}
+        asked = [f"{how} {number(limit / unit)}" for how, limit in limits.items() if limit is not None]
+        rows.append([title, *(asked or ["1"]), number(verdict["value"] / unit), "" if verdict["holds"] else "missed"])
+    machine = _machine(found["environment"], ("fastapi", "granian"))
+    return f"{markdown_table(['what', 'asked', 'measured', ''], rows)}\n\n`{file}`: {machine}."
+
+
 def _seconds(spread: list[float]) -> str:
     low, median, high = spread
     return f"{median:.3f} s ({low:.3f}..{high:.3f})"
@@ -199,6 +246,9 @@ def _machine(facts: Found, packages: tuple[str, ...]) -> str:
     versions = ", ".join(f"{package} {facts[package]}" for package in packages)
     cores = f"{facts['cores']} cores, " if "cores" in facts else ""
     return f"{facts['cpu']}, {cores}Python {facts['python']}, {versions}, {facts['date'][:10]}"
+
+
+_SERVER_SHORT = "contestant", "load", "right/s", "p50 ms", "p99 ms", "in the bound", "refused", "wrong"
 
 
 def _short(value: float) -> str:
