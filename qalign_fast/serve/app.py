@@ -63,7 +63,7 @@ def make_app(settings: Settings, *, service: Service | None = None, owns_process
         telemetry=tracing.NO_OTHER,
     )
     for protocol in (routes, operations, open_inference, text_embeddings, vllm, rerank, kserve_v1):
-        app.include_router(protocol.make_router(service))
+        app.router.routes += protocol.make_router(service).routes  # include_router would match each path twice
     operations.add_page(app)
     document.complete(app, with_keys=bool(settings.api_keys))
     _answer_errors(app)

@@ -292,6 +292,7 @@ class Batcher:
                 return
             job.enter(State.READING)
             if self._is_alone(job):
+                job.state = State.SCORING  # it is no longer given up: little is left to do, and one thread does all
                 self._scoring += 1
                 self._engine.submit(partial(self._score_alone, job))
             else:
@@ -360,26 +361,18 @@ class Batcher:
 
     def _score_alone(self, job: Job) -> bool:
         """On an engine thread: one change of threads less, which is much beside a small model's score."""
-        item = job.wanted.item
-        read = None if job.state == State.DONE else self.scorer.feed.read(item, job.tasks)
-        goes_on = read and not read.error and job.state != State.DONE  # it may have been given up meanwhile
-        self._hand_over(self._was_read_alone, job, read, not goes_on)
-        if read and goes_on:
-            self._hand_over(self._was_scored, [job], self._score([read]), 1)
-        del read  # see _read_job
+        reads = [self.scorer.feed.read(job.wanted.item, job.tasks)]
+        when, size = time.monotonic(), int(not reads[0].error)
+        self._hand_over(self._was_scored_alone, job, when, self._score(reads), size)
+        del reads  # see _read_job
         return False
 
-    def _was_read_alone(self, job: Job, read: Read[str] | None, ends: bool) -> None:
-        """While it is being computed, or in place of it."""
-        if read and job.state == State.READING:
-            self._enter_read(job)
-            if read.error:
-                self._answer(job, Scored(read.key, None, read.error))
-            else:
-                job.enter(State.SCORING)
-        if ends:
-            self._scoring -= 1
-            self._turn()
+    def _was_scored_alone(self, job: Job, when: float, found: Sequence[Scored[str]], size: int) -> None:
+        job.times[State.READ] = when
+        if size:
+            job.times[State.SCORING] = when
+        self._was_scored([job], found, size)
+        self._loop.call_soon(self._metrics.decode.observe, job.seconds(State.READING, State.READ))
 
     def _score_batch(self, batch: Sequence[Job], reads: list[Read[str]]) -> bool:
         """On an engine thread."""
@@ -402,15 +395,20 @@ class Batcher:
             return [Scored(read.key, None, fault) for read in reads]
 
     def _was_scored(self, batch: Sequence[Job], found: Sequence[Scored[str]], size: int) -> None:
+        """`size`: of the batch that was computed; 0 where there was nothing to compute."""
         self._scoring -= 1
         now = time.monotonic()
-        self._measure(now, batch)
-        self._metrics.batch_size.observe(size)
-        self._metrics.inference.observe(now - batch[0].times.get(State.SCORING, now))
         for job, scored in zip(batch, found, strict=True):
-            if job.state == State.SCORING:  # one that was alone may have been given up while it was read
-                self._answer(job, scored, size)
+            self._answer(job, scored, size)
+        if size:
+            self._measure(now, batch)
+            self._loop.call_soon(self._note_batch, size, now - batch[0].times[State.SCORING])
         self._turn()
+
+    def _note_batch(self, size: int, seconds: float) -> None:
+        """Called after the answers, which it would hold up."""
+        self._metrics.batch_size.observe(size)
+        self._metrics.inference.observe(seconds)
 
     def _measure(self, now: float, batch: Sequence[Job]) -> None:
         """Wall seconds a frame: since the last batch ended, or since the batch's first job came."""
@@ -424,7 +422,7 @@ class Batcher:
         self._finish(job)
         begun = State.SCORING if State.SCORING in job.times else State.READ
         waited = job.seconds(State.WAITING, State.READING) + job.seconds(State.READ, begun)
-        self._metrics.queue.observe(waited)
+        self._loop.call_soon(self._metrics.queue.observe, waited)
         reading, inference = job.seconds(State.READING, State.READ), job.seconds(State.SCORING, State.DONE)
         if scored.scores and job.wanted.digest:
             self._cache.put(job.wanted.digest, scored)

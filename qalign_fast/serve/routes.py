@@ -19,6 +19,7 @@ from qalign_fast.serve import schemas
 from qalign_fast.serve.batcher import Answer
 from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import Problem, Unprocessable, problem_response
+from qalign_fast.serve.scoring_route import ScoringRoute
 from qalign_fast.serve.uploads import Asked, Upload, check_type, json_uploads, parse_json, parse_multipart
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Rows(StreamingResponse):
 
 def make_router(service: Service) -> APIRouter:
     """The routes below /v1 that are ours."""
-    router = APIRouter(tags=["scores"])
+    router = APIRouter(tags=["scores"], route_class=ScoringRoute)
 
     @router.post(
         "/v1/score",

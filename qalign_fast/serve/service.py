@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _LOADING_RETRY = 5  # seconds
 _POLL = 0.02  # seconds between two looks at whether all work is done
+_PROMPT = 0.1  # seconds within which a client that goes is not noticed
 _LINGER = 0.25  # seconds for last answers to be written, and for others to learn that it is not ready
 log = structlog.get_logger("qalign_fast.serve")
 
@@ -215,21 +216,32 @@ class Service:
 
 
 async def _until_gone(request: Request, tickets: Sequence[Ticket]) -> list[Answer]:
-    """All answers. Raises the first problem at once, ClientGone when the client closes its connection."""
-    one = len(tickets) == 1
-    answers: asyncio.Future[Any] = tickets[0].future if one else asyncio.gather(*(ticket.future for ticket in tickets))
+    """All answers. Raises the first problem at once, ClientGone when the client closes its connection.
+
+    Whether it does is only asked after a moment: that costs more than to wait for a prompt answer.
+    """
+    futures = [ticket.future for ticket in tickets]
+    done, waiting = await asyncio.wait(futures, timeout=_PROMPT, return_when=asyncio.FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    if waiting:
+        await _all_or_gone(request, futures)
+    return [future.result() for future in futures]
+
+
+async def _all_or_gone(request: Request, futures: Sequence[asyncio.Future[Answer]]) -> None:
+    answers = asyncio.gather(*futures)
     answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks where the client is gone
     gone = asyncio.ensure_future(_disconnect(request))
     gone.add_done_callback(lambda _: answers.cancel())
     try:
-        found = await answers
+        await answers
     except asyncio.CancelledError:
         if gone.done() and not gone.cancelled():
             raise ClientGone from None
         raise
     finally:
         gone.cancel()
-    return [found] if one else found
 
 
 async def _disconnect(request: Request) -> None:

@@ -12,6 +12,7 @@ from qalign_fast.levels import Score
 from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, ErrorAnswer, problems
+from qalign_fast.serve.scoring_route import ScoringRoute
 
 if TYPE_CHECKING:
     from qalign_fast.serve.service import Service
@@ -65,7 +66,7 @@ class ModelStatus(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """The routes below /v1/models/{model}."""
-    router = APIRouter(tags=["KServe v1"])
+    router = APIRouter(tags=["KServe v1"], route_class=ScoringRoute)
 
     @router.post(
         f"/v1/models/{{model}}{_PREDICT}",  # before the other route, which takes its path too

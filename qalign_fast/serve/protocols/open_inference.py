@@ -33,6 +33,7 @@ from qalign_fast.serve.protocols.open_inference_tensors import (
     write_reply,
 )
 from qalign_fast.serve.schemas import problems
+from qalign_fast.serve.scoring_route import ScoringRoute
 from qalign_fast.serve.uploads import Upload, parse_json
 from qalign_fast.version import __version__
 
@@ -70,7 +71,7 @@ _SCORES: dict[int | str, dict[str, Any]] = {
 
 def make_router(service: Service) -> APIRouter:
     """The routes below /v2, except health."""
-    router = APIRouter(tags=["Open Inference Protocol v2"])
+    router = APIRouter(tags=["Open Inference Protocol v2"], route_class=ScoringRoute)
 
     @router.get("/v2", response_model=bodies.ServerFacts)
     async def server() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.protocols.text_embeddings import Text, empty
 from qalign_fast.serve.protocols.vllm import Picture, Usage, parts_of
 from qalign_fast.serve.schemas import PICTURE, problems
+from qalign_fast.serve.scoring_route import ScoringRoute
 
 if TYPE_CHECKING:
     from qalign_fast.serve.served import Served
@@ -84,7 +85,7 @@ class Results(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """The routes /rerank, /v1/rerank and /v2/rerank. All of them take both forms."""
-    router = APIRouter(tags=["text-embeddings-inference", "vLLM"])
+    router = APIRouter(tags=["text-embeddings-inference", "vLLM"], route_class=ScoringRoute)
 
     async def rerank(request: Request) -> Response:
         """Orders pictures by their scores: with `texts` as text-embeddings-inference, with `documents` as vLLM."""

@@ -18,6 +18,7 @@ from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import BadRequest
 from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, problems
+from qalign_fast.serve.scoring_route import ScoringRoute
 from qalign_fast.version import __version__
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Info(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """The routes /info and /predict."""
-    router = APIRouter(tags=["text-embeddings-inference"])
+    router = APIRouter(tags=["text-embeddings-inference"], route_class=ScoringRoute)
 
     @router.get("/info", response_model=Info, responses=problems(401, 503))
     async def info() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qalign_fast.serve.json_answer import JsonAnswer
 from qalign_fast.serve.problems import TooMany, Unprocessable
 from qalign_fast.serve.protocols import foreign
 from qalign_fast.serve.schemas import PICTURE, problems
+from qalign_fast.serve.scoring_route import ScoringRoute
 
 if TYPE_CHECKING:
     from qalign_fast.serve.service import Service
@@ -68,7 +69,7 @@ class Classification(BaseModel):
 
 def make_router(service: Service) -> APIRouter:
     """The route /classify."""
-    router = APIRouter(tags=["vLLM"])
+    router = APIRouter(tags=["vLLM"], route_class=ScoringRoute)
 
     @router.post(
         "/classify",
