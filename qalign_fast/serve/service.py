@@ -220,28 +220,28 @@ async def _until_gone(request: Request, tickets: Sequence[Ticket]) -> list[Answe
 
     Whether it does is only asked after a moment: that costs more than to wait for a prompt answer.
     """
-    futures = [ticket.future for ticket in tickets]
-    done, waiting = await asyncio.wait(futures, timeout=_PROMPT, return_when=asyncio.FIRST_EXCEPTION)
-    for future in done:
-        future.result()
-    if waiting:
-        await _all_or_gone(request, futures)
-    return [future.result() for future in futures]
+    one = len(tickets) == 1
+    answers: asyncio.Future[Any] = tickets[0].future if one else asyncio.gather(*(ticket.future for ticket in tickets))
+    gone: asyncio.Task[None] | None = None
 
+    def listen() -> None:
+        nonlocal gone
+        gone = asyncio.ensure_future(_disconnect(request))
+        gone.add_done_callback(lambda _: answers.cancel())
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody else asks for it
 
-async def _all_or_gone(request: Request, futures: Sequence[asyncio.Future[Answer]]) -> None:
-    answers = asyncio.gather(*futures)
-    answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody asks where the client is gone
-    gone = asyncio.ensure_future(_disconnect(request))
-    gone.add_done_callback(lambda _: answers.cancel())
+    timer = asyncio.get_running_loop().call_later(_PROMPT, listen)
     try:
-        await answers
+        found = await answers
     except asyncio.CancelledError:
-        if gone.done() and not gone.cancelled():
+        if gone and gone.done() and not gone.cancelled():
             raise ClientGone from None
         raise
     finally:
-        gone.cancel()
+        timer.cancel()
+        if gone:
+            gone.cancel()
+    return [found] if one else found
 
 
 async def _disconnect(request: Request) -> None:
