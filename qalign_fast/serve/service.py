@@ -197,6 +197,9 @@ class Service:
         visit.count(answers)
         if self.tracing:
             self.tracing.note(visit, served.name, answers)
+        asyncio.get_running_loop().call_soon(self._count, served, answers)  # it would hold up the answer
+
+    def _count(self, served: Served, answers: Sequence[Answer]) -> None:
         for answer in answers:
             scored = answer.scored
             failed = type(scored.error).__name__ == "InternalError"
