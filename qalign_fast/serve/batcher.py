@@ -101,6 +101,7 @@ class Job:
     tickets: list[Ticket]
     state: State = State.WAITING
     read: Read[str] | None = None
+    reads_alone: bool = False  # it is SCORING, and is still being read; its thread says when it is not
     times: dict[State, float] = field(default_factory=dict)  # when it came there
 
     def enter(self, state: State) -> None:
@@ -266,7 +267,8 @@ class Batcher:
 
     def _expire(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
-            if not ticket.future.done() and ticket.job and ticket.job.state < State.SCORING:
+            job = ticket.job
+            if not ticket.future.done() and job and (job.state < State.SCORING or job.reads_alone):
                 ticket.future.set_exception(Late("the deadline passed in the queue", self.retry_after()))
                 ticket.future.exception()  # a request that has ended asks for none of its futures: that is no fault
                 self._leave(ticket)
@@ -292,7 +294,7 @@ class Batcher:
                 return
             job.enter(State.READING)
             if self._is_alone(job):
-                job.state = State.SCORING  # it is no longer given up: little is left to do, and one thread does all
+                job.state, job.reads_alone = State.SCORING, True  # it is not given up: one thread does all there is
                 self._scoring += 1
                 self._engine.submit(partial(self._score_alone, job))
             else:
@@ -363,8 +365,10 @@ class Batcher:
         """On an engine thread: one change of threads less, which is much beside a small model's score."""
         reads = [self.scorer.feed.read(job.wanted.item, job.tasks)]
         when, size = time.monotonic(), int(not reads[0].error)
-        self._hand_over(self._was_scored_alone, job, when, self._score(reads), size)
-        del reads  # see _read_job
+        job.reads_alone = False
+        found = self._score(reads) if size else [Scored(reads[0].key, None, reads[0].error)]
+        self._hand_over(self._was_scored_alone, job, when, found, size)
+        del reads, found  # see _read_job
         return False
 
     def _was_scored_alone(self, job: Job, when: float, found: Sequence[Scored[str]], size: int) -> None:

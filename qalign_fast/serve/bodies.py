@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from qalign_fast.serve.settings import Settings
 
-_PATIENCE = 20.0  # seconds, and for every _SLOWEST bytes that came one more
-_SLOWEST = 16 << 10
+PATIENCE = 32.0  # seconds, and for every SLOWEST bytes that came one more
+SLOWEST = 16 << 10
 _MOST_HELD = 1 << 30  # bytes of all bodies together, or eight of the largest
 
 
@@ -64,7 +64,7 @@ class Bodies:
         size, began = 0, time.monotonic()
         whole = io.BytesIO()  # parts in a list would be joined in twice their memory, and leave holes in it
         try:
-            async with asyncio.timeout(_PATIENCE) as limit:
+            async with asyncio.timeout(PATIENCE) as limit:
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
@@ -79,7 +79,7 @@ class Bodies:
                     whole.write(part)
                     if not more:
                         return whole.getvalue()
-                    late = began + _PATIENCE + size / _SLOWEST - time.monotonic()
+                    late = began + PATIENCE + size / SLOWEST - time.monotonic()
                     limit.reschedule(asyncio.get_running_loop().time() + late)
         except TimeoutError:
             raise TooSlow(f"the body comes too slowly: {size} bytes in {time.monotonic() - began:.0f} s") from None

@@ -31,7 +31,7 @@ OPEN = (
     "/openapi.json",
 )  # without a key
 _OPEN_BELOW = "/page/"
-_PATIENCE = 5.0  # seconds in which an unread body is taken in, so that its sender reads the answer
+_PATIENCE, _OVER = 5.0, 8 << 20  # seconds, and bytes over the limit, of an unread body that is taken in all the same
 _GONE = 499  # nginx's status for a client that has closed its connection; it is only counted
 _SCORING = ("/v1/score", "/v1/score/video", "/v1/compare")
 _REFUSALS = (401, 408, 413, 415, 422, 429, 503)
@@ -52,7 +52,7 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         key = self._key(headers)
         visit = begin_visit(scope, f"key {key}" if key is not None else (scope.get("client") or ("?",))[0])
-        exchange = _Exchange(visit, headers, receive, send, self._service.settings.max_body)
+        exchange = _Exchange(visit, headers, receive, send, self._service.settings.max_body + _OVER)
         self._service.visits += 1
         self._service.metrics.inflight.inc()
         if scope["method"] == "HEAD":

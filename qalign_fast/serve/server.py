@@ -112,7 +112,7 @@ def _run(settings: Settings) -> None:
         "qalign_fast.serve",
         address=settings.host,
         port=settings.port,
-        interface=Interfaces.ASGI,
+        interface=Interfaces.RSGI,
         workers=settings.workers,
         loop=Loops.asyncio,
         http=HTTPModes.http1,
@@ -136,9 +136,10 @@ def load_worker(settings: Settings) -> Any:
     # What is registered first is called last.
     atexit.register(os._exit, 0)
     from qalign_fast.serve.app import make_app
+    from qalign_fast.serve.rsgi import Rsgi
 
     prepare_process(settings)
-    return make_app(settings, owns_process=True)
+    return Rsgi(make_app(settings, owns_process=True))
 
 
 def prepare_process(settings: Settings) -> None:

@@ -62,8 +62,10 @@ class Settings:
                 raise OptionError(f"{name} is {getattr(self, name)}; expected {bound} or more")
         if not self.timeout > 0:
             raise OptionError(f"timeout is {self.timeout}; expected seconds, more than 0")
-        if not all(self.api_keys):
-            raise OptionError("an API key is empty")
+        if not all(key.isascii() and key.isprintable() and key.split() == [key] for key in self.api_keys):
+            raise OptionError(
+                "an API key is empty or has what no header takes; expected letters, digits and signs of ASCII"
+            )
         if (self.certificate is None) != (self.private_key is None):
             raise OptionError("HTTPS needs both a certificate and its private key")
         names = [name for name, _ in self.models]

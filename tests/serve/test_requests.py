@@ -462,7 +462,7 @@ async def test_the_bodies_of_all_requests_together_are_bounded(monkeypatch: pyte
 
 @on_loop
 async def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qalign_fast.serve.bodies._PATIENCE", 0.05)
+    monkeypatch.setattr("qalign_fast.serve.bodies.PATIENCE", 0.05)
     async with running() as server:
         visitor = server.visit(part(b"x", more=True), headers={"content-length": "100"})
         await visitor.end()

@@ -76,7 +76,7 @@ def server(model: Path) -> Iterator[RunningServer]:
 def strict(kernels: None) -> Iterator[RunningServer]:
     """With keys and low limits, all given by the environment."""
     environment = {
-        "QALIGN_API_KEY": "first-key schlüssel-2",
+        "QALIGN_API_KEY": "first-key second-key",
         "QALIGN_QUEUE": "4",
         "QALIGN_MAX_BODY": "3000000",
         "QALIGN_MAX_PIXELS": "1000000",
@@ -587,8 +587,8 @@ def test_keys(strict: RunningServer) -> None:
 
     assert ask(authorization="Bearer first-key").status == 200
     assert ask(authorization="bearer  first-key ").status == 200
-    assert with_key("schlüssel-2".encode()) == 200
-    assert with_key("schlüssel-2".encode("latin-1")) == 401
+    assert with_key(b"second-key") == 200
+    assert with_key("schlüssel-2".encode()) == 401
     for wrong in ("Bearer wrong-key", "Bearer ", "Bearer", "", "first-key", "Basic first-key", "Bearer first-ke"):
         answer = ask(authorization=wrong)
         check_problem(answer, 401)
@@ -686,14 +686,23 @@ def test_the_log_says_what_came_of_a_request(server: RunningServer) -> None:
     mark = "mark-of-this-request"
     images = [{"b64": b64(noise(9)), "source": SECRET}, {"b64": b64(BROKEN), "source": SECRET}]
     server.post_json(f"/v1/score?source={SECRET}", {"images": images}, {"x-request-id": mark})
-    (line,) = [line for line in log_lines(server.log) if line.get("request_id") == mark]
+    line = logged(server, mark)
     expected = {"event": "request", "route": "/v1/score", "status": 200, "scored": 1, "bad": 1, "method": "POST"}
     assert line.items() >= expected.items()
     assert line["client"] == "127.0.0.1"
     assert line["ms"] >= line["inference_ms"] > 0
     server.ask("GET", f"/{SECRET}", headers={"x-request-id": "mark-2"})
-    (unknown,) = [line for line in log_lines(server.log) if line.get("request_id") == "mark-2"]
-    assert unknown["route"] == "unknown"
+    assert logged(server, "mark-2")["route"] == "unknown"
+
+
+def logged(server: RunningServer, mark: str) -> dict[str, Any]:
+    """The line of a request, which is written after its answer."""
+    end = time.monotonic() + 10
+    while not (found := [line for line in log_lines(server.log) if line.get("request_id") == mark]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (line,) = found
+    return line
 
 
 def test_metrics_have_the_names_that_were_agreed_and_count_right(server: RunningServer) -> None:
