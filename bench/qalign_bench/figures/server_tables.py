@@ -57,9 +57,13 @@ TABLES: list[list[Column]] = [
 
 
 def lines(found: Results) -> list[str]:
-    """What the bench says as a whole, what was measured, and warnings."""
-    who = dict.fromkeys(names(found["runs"]))
-    return [*_added(found), *_saturated(found), *_highest(found), *_about(found), *who, *warnings(found)]
+    """The findings, who the contestants are, and warnings."""
+    return [*findings(found), *dict.fromkeys(names(found["runs"])), *warnings(found)]
+
+
+def findings(found: Results) -> list[str]:
+    """What the bench says as a whole, and what was measured."""
+    return [*_added(found), *_saturated(found), *_highest(found), *_about(found)]
 
 
 def _added(found: Results) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qalign_bench.figures import server_tables
-from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number
+from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number, warnings
 
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
@@ -203,7 +203,7 @@ def _server(found: Found, file: str) -> str:
     header, rows = cells(columns, runs)
     facts = runs[0]["environment"]
     what = [f"{found['model']}, {facts['cpu']}, {facts['cores']} cores", facts["date"][:10]]
-    said = "\n".join(f"- {line}." for line in server_tables.lines(dict(found)))
+    said = "\n".join(f"- {line}." for line in (*server_tables.findings(dict(found)), *warnings(dict(found))))
     return f"{markdown_table(header, rows)}\n\n{said}\n\n`{file}`: {'; '.join(what)}."
 
 
