@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qalign_fast.serve.settings import Settings
 
-PATIENCE = 32.0  # seconds, and for every SLOWEST bytes that came one more
+PATIENCE = 30.0  # seconds, and for every SLOWEST bytes that came one more
 SLOWEST = 16 << 10
 _MOST_HELD = 1 << 30  # bytes of all bodies together, or eight of the largest
 
