@@ -35,6 +35,9 @@ class Watch:
         self._over.set()
         self._thread.join()
         self._after = self.server.usage()
+        if self._after:  # a block may be shorter than the interval
+            self.moments.append(time.perf_counter() - self._began)
+            self.usages.append(self._after)
 
     @property
     def cpu_s(self) -> float | None:
