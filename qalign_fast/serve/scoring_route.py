@@ -11,7 +11,7 @@ from starlette.routing import request_response
 
 class ScoringRoute(APIRoute):
     """As FastAPI's in the document. A POST is handled as starlette does it: FastAPI has nothing to do for a function of
-    one request, and takes a quarter of a millisecond for it, which is much beside a small model's score.
+    one request, and takes a tenth of a millisecond for it, which is much beside a small model's score.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

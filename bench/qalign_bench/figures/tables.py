@@ -24,6 +24,7 @@ _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def main() -> None:
+    """Writes the tables of all documents anew."""
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(with_tables(path.read_text("utf-8"), RESULTS), "utf-8")
@@ -196,6 +197,9 @@ def _full_rows(model: Found) -> list[list[str]]:
     ]
 
 
+_SERVER_SHORT = "contestant", "load", "right/s", "p50 ms", "p99 ms", "in the bound", "refused", "wrong"
+
+
 def _server(found: Found, file: str) -> str:
     """The scenario `server`: its first table in short, and what it says as a whole."""
     runs = found["runs"]
@@ -250,9 +254,6 @@ def _machine(facts: Found, packages: tuple[str, ...]) -> str:
     versions = ", ".join(f"{package} {facts[package]}" for package in packages)
     cores = f"{facts['cores']} cores, " if "cores" in facts else ""
     return f"{facts['cpu']}, {cores}Python {facts['python']}, {versions}, {facts['date'][:10]}"
-
-
-_SERVER_SHORT = "contestant", "load", "right/s", "p50 ms", "p99 ms", "in the bound", "refused", "wrong"
 
 
 def _short(value: float) -> str:
