@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Many = list[Picture] | tuple[Picture, ...] | Iterator[Picture]
 
-_USUAL_TASKS = ("quality", "aesthetics")
-
 
 class Scorer:
     """A loaded model that rates pictures and clips on 1 (bad) to 5 (excellent). Several threads may use it.
@@ -135,8 +133,9 @@ class Scorer:
 
     def usual_tasks(self, medium: str = "image") -> tuple[str, ...]:
         """What "all" stands for: quality and aesthetics, or every task of a model that has neither."""
-        has = self.tasks(medium)
-        return tuple(task for task in _USUAL_TASKS if task in has) or has
+        from qalign_fast.families.prompt import usual_tasks
+
+        return usual_tasks(self.tasks(medium))
 
     def require(self, tasks: Sequence[str], medium: str = "image") -> None:
         """Raises TaskError, which lists what there is, unless the model has these tasks."""

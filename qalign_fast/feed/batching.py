@@ -11,7 +11,7 @@ import numpy as np
 
 from qalign_fast.feed.items import Item, Key, Moment, Scored
 from qalign_fast.feed.prompts import find_prompts
-from qalign_fast.feed.reading import Read, ReadAhead, Reader
+from qalign_fast.feed.reading import ItemReader, Read, ReadAhead, Reader
 from qalign_fast.feed.threads import Task, Threads, give_way
 from qalign_fast.levels import score_of
 from qalign_fast.pixels.arrays import is_tensor
@@ -82,11 +82,32 @@ class Feed:
         array's pixels are those that it has when it is taken. What one item scores does not depend on the others.
         `strict` raises the first error about an item, after the batches before it, in place of returning it.
         """
-        threads = self._readers if workers > 1 else self._lone_readers
         reader = Reader(self._engine, self._limits, tasks)
-        batches = ReadAhead(items, reader, threads, batch_size, workers).batches()
-        for scored in self._in_flight(partial(self.score_read, strict=strict), batches):
+        batches = self.read_ahead(items, reader, batch_size=batch_size, workers=workers)
+        for scored in self.score_batches(batches, strict=strict):
             yield from scored
+
+    def read_ahead(
+        self,
+        items: Iterable[Item[Key]],
+        reader: ItemReader,
+        *,
+        batch_size: int,
+        workers: int,
+        group: Callable[[Key], object] | None = None,
+    ) -> Iterator[list[Read[Key]]]:
+        """The first half of `run`, with a reader of the caller's: batches of what was read, in order.
+
+        No batch holds items of two groups, which `group` tells by an item's key.
+        """
+        threads = self._readers if workers > 1 else self._lone_readers
+        return ReadAhead(items, reader, threads, batch_size, workers, group).batches()
+
+    def score_batches(
+        self, batches: Iterable[Sequence[Read[Key]]], *, strict: bool = False
+    ) -> Iterator[list[Scored[Key]]]:
+        """The second half of `run`: what each batch scores, in order. A read without pixels and error has no scores."""
+        return self._in_flight(partial(self.score_read, strict=strict), iter(batches))
 
     def tasks(self, medium: str) -> tuple[str, ...]:
         """The tasks that the model has for a medium, "image" or "video"."""
@@ -108,7 +129,7 @@ class Feed:
         self.close()
 
     def _in_flight(
-        self, score: Callable[[Sequence[Read[Key]]], list[Scored[Key]]], batches: Iterator[list[Read[Key]]]
+        self, score: Callable[[Sequence[Read[Key]]], list[Scored[Key]]], batches: Iterator[Sequence[Read[Key]]]
     ) -> Iterator[list[Scored[Key]]]:
         """Each batch's results in order, as many batches under way as the engine gains by."""
         if self._engine.in_flight == 1:

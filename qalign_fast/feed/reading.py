@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias
 
 from qalign_fast.errors import InternalError, QAlignError, VideoError, one_line
 from qalign_fast.feed.items import ClipOptions, Item, Key, Medium
@@ -48,6 +48,21 @@ class Read(Generic[Key]):
     error: QAlignError | None = None
     each: tuple[Prompt, ...] = ()  # that are asked of every frame of a clip too
     moments: tuple[tuple[int, float | None], ...] = ()
+
+
+class ItemReader(Protocol):
+    """What read-ahead asks of a reader."""
+
+    def take(self, item: Item[Key], /) -> tuple[Callable[[], Read[Key]], int]:
+        """A function that reads the item later, in any thread, and the bytes that are held until it is called.
+
+        The function raises nothing about the item: its error is in what it returns.
+        """
+        ...
+
+    def pixel_bytes(self, item: Item[Key], /) -> int:
+        """How many bytes its pixels take at most."""
+        ...
 
 
 class Reader:
@@ -183,6 +198,7 @@ class _Waiting(Generic[Key]):
 
     task: Task[Read[Key]]
     medium: Medium
+    group: object
     held: int  # bytes, until it is read
     pixels: int  # bytes, as long as it waits
 
@@ -227,16 +243,23 @@ class ReadAhead(Generic[Key]):
     """
 
     def __init__(
-        self, items: Iterable[Item[Key]], reader: Reader, threads: Threads, batch_size: int, workers: int
+        self,
+        items: Iterable[Item[Key]],
+        reader: ItemReader,
+        threads: Threads,
+        batch_size: int,
+        workers: int,
+        group: Callable[[Key], object] | None = None,
     ) -> None:
         self._items, self._reader, self._threads, self._batch_size = items, reader, threads, batch_size
+        self._group = group or (lambda _: None)
         self._todo = _Todo(threads, workers)
         self._waiting: deque[_Waiting[Key]] = deque()
         self._read = 0  # how many of the first waiting items are known to be read
         self._held = self._pixels = 0  # bytes of snapshots that are not read yet, and of the pixels of all that wait
 
     def batches(self) -> Iterator[list[Read[Key]]]:
-        """Pictures in batches of up to `batch_size`, each clip alone, in order."""
+        """Pictures of one group in batches of up to `batch_size`, each clip alone, in order."""
         source = iter(self._items)
         try:
             while True:
@@ -251,7 +274,7 @@ class ReadAhead(Generic[Key]):
     def _take(self, item: Item[Key]) -> None:
         self._threads.check_open()
         work, held = self._reader.take(item)
-        waiting = _Waiting(Task(work), item.medium, held, self._reader.pixel_bytes(item))
+        waiting = _Waiting(Task(work), item.medium, self._group(item.key), held, self._reader.pixel_bytes(item))
         self._waiting.append(waiting)
         self._held += waiting.held
         self._pixels += waiting.pixels
@@ -276,8 +299,9 @@ class ReadAhead(Generic[Key]):
 
     def _next_batch(self) -> int:
         """How many of those that wait are in it."""
-        pictures = takewhile(lambda waiting: waiting.medium == "image", islice(self._waiting, self._batch_size))
-        return max(1, sum(1 for _ in pictures))
+        group = self._waiting[0].group
+        alike = takewhile(lambda w: w.medium == "image" and w.group == group, islice(self._waiting, self._batch_size))
+        return max(1, sum(1 for _ in alike))
 
     def _pop(self) -> Read[Key]:
         first = self._waiting.popleft()

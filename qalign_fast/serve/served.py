@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qalign_fast.identity import hash_model
 from qalign_fast.references import find_model
 from qalign_fast.scorer import Scorer
 from qalign_fast.serve.problems import Unprocessable
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from qalign_fast.serve.settings import Settings
 
 _LONGEST_TASKS = 4096
-_DESCRIBING = ("qalign.json", "config.json", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def facts_of(name: str, reference: str | None, scorer: Scorer, settings: Setting
         "engine": engine.name,
         "device": engine.device,
         "kernels": engine.kernels,
-        "hash": _hash(find_model(reference)),
+        "hash": hash_model(find_model(reference)),
         "scale": [scale.low, scale.high],
         "levels": list(scale.words),
         **engine.family.sizes_to_json(config),  # by which a client makes pixels as the server would
@@ -88,12 +87,3 @@ def facts_of(name: str, reference: str | None, scorer: Scorer, settings: Setting
             "max_pictures": settings.queue,
         },
     }
-
-
-def _hash(directory: Path) -> str:
-    """SHA-256 of the files that describe a model; an artifact's has the hashes of all others in it."""
-    digest = hashlib.sha256()
-    for name in _DESCRIBING:
-        if (directory / name).is_file():
-            digest.update((directory / name).read_bytes())
-    return digest.hexdigest()

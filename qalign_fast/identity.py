@@ -1,0 +1,50 @@
+"""A reference to a model in, what tells it from others out: its name and a hash of the files that describe it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from qalign_fast.artifact.manifest import MANIFEST, is_artifact, read_manifest
+from qalign_fast.families.registry import family_of_checkpoint
+from qalign_fast.references import find_model
+
+# an artifact's manifest has the hashes of all its other files in it
+_DESCRIBING = (MANIFEST, "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def identify_model(reference: str | Path | None, precision: str | None = None) -> dict[str, str]:
+    """The name, sha256, precision and family of a model, without loading it. Scores of equal ones can be compared.
+
+    A checkpoint's hash covers its description and its weights' names and sizes, not their content, which is gigabytes.
+    Raises ArtifactError as `find_model` does.
+    """
+    directory = find_model(reference)
+    if is_artifact(directory):
+        manifest = read_manifest(directory / MANIFEST)
+        name, precision, family = manifest.name, manifest.precision, manifest.family
+    else:
+        name, precision, family = directory.resolve().name, precision or "fp32", family_of_checkpoint(directory)
+    return {"name": name, "sha256": hash_model(directory), "precision": precision, "family": family.name}
+
+
+def tasks_of(reference: str | Path | None) -> tuple[str, ...]:
+    """The tasks that a model has for pictures, without loading it. Raises ArtifactError as `find_model` does."""
+    directory = find_model(reference)
+    if not is_artifact(directory):
+        return family_of_checkpoint(directory).tasks
+    prompts = [entry.prompt for entry in read_manifest(directory / MANIFEST).prompts]
+    return tuple(prompt.task for prompt in prompts if prompt.medium == "image")
+
+
+def hash_model(directory: Path) -> str:
+    """SHA-256 of the files that describe a model, and of a checkpoint's weights the names and sizes."""
+    digest = hashlib.sha256()
+    for name in _DESCRIBING:
+        if (directory / name).is_file():
+            digest.update((directory / name).read_bytes())
+    if not is_artifact(directory):
+        for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()

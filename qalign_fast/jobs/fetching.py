@@ -1,0 +1,90 @@
+"""Bytes that decoding processes cannot read themselves: rows of tables, and files in other stores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from qalign_fast.errors import ImageError, OptionError, QAlignError, VideoError, one_line
+from qalign_fast.jobs.decoding import Reading
+from qalign_fast.jobs.inputs.columns import open_columns
+from qalign_fast.jobs.inputs.stores import is_url, protocol_of, store_of
+from qalign_fast.jobs.inputs.tables import column_of
+
+if TYPE_CHECKING:
+    from qalign_fast.jobs.entries import Entry
+    from qalign_fast.jobs.inputs.found import InputOptions
+
+_ROWS = 16  # of pictures' bytes that are read at a time
+
+
+class Fetcher:
+    """`row` is for the one thread that takes entries in order; `fetch` for any thread."""
+
+    def __init__(self, taking: InputOptions, most: int) -> None:
+        """`taking`: how the inputs were taken. `most`: bytes of a picture."""
+        self._taking, self._most = taking, most
+        self._opened = ExitStack()
+        self._place: bytes | None = None
+        self._next = 0  # the row that `_values` gives next
+        self._values: Iterator[Any] = iter(())
+
+    def row(self, entry: Entry) -> bytes | Reading:
+        """The bytes that a table's row holds; or why they cannot be had."""
+        try:
+            if self._place != entry.place or self._next > entry.offset:
+                self._open(entry)
+            value = next(self._values)
+            while self._next < entry.offset:
+                self._next, value = self._next + 1, next(self._values)
+            self._next += 1
+        except (OSError, OptionError, StopIteration, ValueError) as error:
+            self._place = None
+            return _unavailable(entry, one_line(error) if not isinstance(error, StopIteration) else "the row is gone")
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            return Reading(error=_kind(entry)(f"{entry.source}: no picture, the row has no bytes"), status="failed")
+        return bytes(data)
+
+    def fetch(self, entry: Entry) -> bytes | Reading:
+        """A file of another store, or its slice; or why it cannot be had, which may be otherwise the next time."""
+        url = entry.place.decode("utf-8", "surrogateescape")
+        start, end = (entry.offset, entry.offset + entry.size) if entry.kind == "slice" else (None, None)
+        try:
+            store, path = store_of(url)
+            if start is None and (size := store.size(path)) is not None and size > self._most:
+                return Reading(
+                    error=_kind(entry)(f"{entry.source}: over the limit of {self._most} bytes"), status="failed"
+                )
+            return bytes(store.cat_file(path, start=start, end=end))
+        except QAlignError as error:
+            return _unavailable(entry, str(error))
+        except Exception as error:  # of any store's own kind
+            return _unavailable(entry, f"{type(error).__name__}: {one_line(error)}")
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _open(self, entry: Entry) -> None:
+        self._opened.close()
+        name = os.fsdecode(entry.place)
+        table = self._opened.enter_context(open_columns(name, _allowed(name, self._taking)))
+        column = column_of(name, self._taking, table.schema.names)
+        batches = table.batches([column], _ROWS, entry.offset)
+        self._values = (value for batch in batches for value in batch.column(0).to_pylist())
+        self._place, self._next = entry.place, entry.offset
+
+
+def _allowed(name: str, taking: InputOptions) -> tuple[str, ...]:
+    """What was planned was allowed."""
+    return (*taking.protocols, protocol_of(name)) if is_url(name) else taking.protocols
+
+
+def _kind(entry: Entry) -> type[QAlignError]:
+    return VideoError if entry.medium == "video" else ImageError
+
+
+def _unavailable(entry: Entry, why: str) -> Reading:
+    return Reading(error=_kind(entry)(f"{entry.source}: {why}"), status="unavailable")

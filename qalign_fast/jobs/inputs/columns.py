@@ -1,0 +1,70 @@
+"""A Parquet or Arrow file in, its columns out in batches, or the bytes of one row after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qalign_fast.errors import OptionError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@contextmanager
+def open_columns(name: str, protocols: tuple[str, ...]) -> Iterator[Parquet | Arrow]:
+    """A table's file, opened. Raises OptionError for one that is none, OSError."""
+    import pyarrow as pa
+
+    from qalign_fast.jobs.inputs.tables import open_input
+
+    with open_input(name, protocols) as file:
+        try:
+            yield Parquet(file) if Path(name).suffix.lower() == ".parquet" else Arrow(name)
+        except pa.ArrowException as error:
+            raise OptionError(f"{name}: cannot be read as a table ({one_line(error)})") from error
+
+
+class Parquet:
+    """Reads pages as they are needed: a row group may hold gigabytes of pictures."""
+
+    def __init__(self, file: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self._file = pq.ParquetFile(file, pre_buffer=False)
+        self.schema: pa.Schema = self._file.schema_arrow
+
+    def batches(self, columns: list[str], rows: int, start: int = 0) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns, from row `start` on."""
+        group, skipped = 0, 0
+        about = self._file.metadata
+        while group < about.num_row_groups and skipped + about.row_group(group).num_rows <= start:
+            skipped += about.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, about.num_row_groups))
+        for batch in self._file.iter_batches(rows, row_groups=groups, columns=columns):
+            left = max(0, min(batch.num_rows, start - skipped))
+            skipped += batch.num_rows
+            if left < batch.num_rows:
+                yield batch.slice(left)
+
+
+class Arrow:
+    """A file of Arrow's stream or file format, mapped: nothing is copied that is not asked for."""
+
+    def __init__(self, name: str) -> None:
+        import pyarrow as pa
+
+        source = pa.memory_map(name)
+        try:
+            self._table = pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid:
+            self._table = pa.ipc.open_file(source).read_all()
+        self.schema: pa.Schema = self._table.schema
+
+    def batches(self, columns: list[str], rows: int, start: int = 0) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns, from row `start` on."""
+        names = list(dict.fromkeys(column.split(".")[0] for column in columns))
+        yield from self._table.select(names).slice(start).to_batches(max_chunksize=rows)

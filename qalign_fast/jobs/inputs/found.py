@@ -1,0 +1,134 @@
+"""The inputs that a user names in, groups of entries out: what each of them is, and who reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+from qalign_fast.errors import OptionError
+from qalign_fast.jobs.entries import Entry
+from qalign_fast.jobs.inputs.files import entries_of_files
+from qalign_fast.jobs.inputs.lists import listed
+from qalign_fast.jobs.inputs.saved_datasets import arrow_files, is_saved_dataset
+from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, protocol_of
+from qalign_fast.jobs.inputs.tables import SUFFIXES as TABLES
+from qalign_fast.jobs.inputs.tables import entries_of_table
+from qalign_fast.jobs.inputs.tars import entries_of_tar
+from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, find_sources
+
+_LISTS = frozenset([".txt", ".lst", ".list"])
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the datasets library's image folder has them
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How inputs are taken.
+
+    column: of a table, the one with paths, URLs or bytes; of a tar, the suffix of the member to score. None: the first
+        of the usual names.
+    keep: columns of a table that the rows of output repeat; of a tar, text members, or fields of a sample's JSON
+        member.
+    root: the folder that relative paths of a table or a list start from. None: a table's own folder, and for a list
+        the working directory.
+    recursive: whether folders below folders are read.
+    formats: further picture formats, as of PictureLimits.
+    protocols: of stores that lists and tables may name, such as "s3" and "https".
+    """
+
+    column: str | None = None
+    keep: tuple[str, ...] = ()
+    root: str | None = None
+    recursive: bool = False
+    formats: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that make shards together. A tar's are one shard, which is named after it."""
+
+    entries: Iterator[Entry]
+    tar: str | None = None
+
+
+def find_entries(
+    inputs: Sequence[str], options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None] = lambda _: None
+) -> Iterator[Group]:
+    """The entries of every input, in order. `skipped` hears the kind of each file of a folder that is left out.
+
+    Raises OptionError for an input that cannot be read as what it is, and for columns that it does not have.
+    """
+    loose: list[str] = []
+    for name in inputs:
+        if (read := _reader_of(name, options, stdin)) is None:
+            loose.append(name)  # files, folders of pictures and patterns follow one another in one group
+            continue
+        if loose:
+            yield Group(_of_files(loose, options, stdin, skipped))
+            loose = []
+        yield from read()
+    if loose:
+        yield Group(_of_files(loose, options, stdin, skipped))
+
+
+def _reader_of(name: str, options: InputOptions, stdin: BufferedIOBase) -> Callable[[], Iterable[Group]] | None:
+    """What reads an input that is more than a file, a folder of pictures or a pattern."""
+    suffix, allowed = Path(name).suffix.lower(), options.protocols
+    if is_url(name):
+        allowed = (*allowed, protocol_of(name))  # who names a store on the command line allows it
+    if name.lower().endswith(_COMPRESSED):
+        raise OptionError(f"{name}: a compressed tar cannot be read in parts; unpack it to a .tar first")
+    if suffix == ".tar":
+        return lambda: [Group(entries_of_tar(name, options, allowed), name)]
+    if suffix in TABLES:
+        return lambda: [Group(entries_of_table(name, options, allowed))]
+    if is_url(name):
+        return lambda: [Group(entries_of_urls(name, options, allowed))]
+    if name == "-" or (suffix in _LISTS and Path(name).is_file()):
+        return lambda: [Group(listed(name, options, stdin))]
+    return (lambda: _of_folder(name, options)) if Path(name).is_dir() and _is_dataset(name) else None
+
+
+def _is_dataset(folder: str) -> bool:
+    """Whether a folder is a saved data set, one of tars or tables, or has a table about its pictures."""
+    if is_saved_dataset(folder) or any(os.path.isfile(os.path.join(folder, name)) for name in _METADATA):  # noqa: PTH113, PTH118
+        return True
+    return not _holds_media(folder) and bool(_tars(folder) or _tables(folder))
+
+
+def _of_folder(folder: str, options: InputOptions) -> Iterable[Group]:
+    if is_saved_dataset(folder):
+        return (Group(entries_of_table(file, options, options.protocols)) for file in arrow_files(folder))
+    for name in _METADATA:
+        if (table := Path(folder, name)).is_file():
+            return [Group(entries_of_table(str(table), options, options.protocols))]
+    if tars := _tars(folder):
+        return (Group(entries_of_tar(tar, options, options.protocols), tar) for tar in tars)
+    return (Group(entries_of_table(table, options, options.protocols)) for table in _tables(folder))
+
+
+def _of_files(
+    names: list[str], options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None]
+) -> Iterator[Entry]:
+    found = find_sources(names, stdin, recursive=options.recursive, formats=options.formats, skipped=skipped)
+    return entries_of_files(found)
+
+
+def _holds_media(folder: str) -> bool:
+    """Whether a picture or a clip lies in the folder itself."""
+    wanted = IMAGE_SUFFIXES | CLIP_SUFFIXES
+    with os.scandir(folder) as entries:
+        return any(Path(entry.name).suffix.lower() in wanted for entry in entries)
+
+
+def _tars(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).glob("*.tar"))
+
+
+def _tables(folder: str) -> list[str]:
+    """Parquet files in the folder, or in its `data`, as data sets on the Hub have them."""
+    return sorted(str(path) for path in (*Path(folder).glob("*.parquet"), *Path(folder).glob("data/*.parquet")))

@@ -1,0 +1,116 @@
+"""Other stores through fsspec: URLs in, entries out. `s3://`, `gs://`, `hf://`, `https://`, `zip://` and more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from qalign_fast.errors import MissingExtraError, OptionError, QAlignError, one_line
+from qalign_fast.jobs.entries import Entry
+from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, MORE_SUFFIXES, is_video
+
+if TYPE_CHECKING:
+    from qalign_fast.jobs.inputs.found import InputOptions
+
+_PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+def is_url(name: str) -> bool:
+    """Whether a name begins with a protocol, as "s3://" is one."""
+    return _PROTOCOL.match(name) is not None
+
+
+def protocol_of(url: str) -> str:
+    """ "s3" of "s3://bucket/key"."""
+    found = _PROTOCOL.match(url)
+    assert found is not None
+    return found[1].lower()
+
+
+def refusal(url: str, protocols: tuple[str, ...]) -> str | None:
+    """Why a URL that a list or a table names is not opened; None if its protocol is allowed.
+
+    A list may come from anywhere, and a URL may lead to a machine that only this one can reach.
+    """
+    protocol = protocol_of(url)
+    if protocol in protocols:
+        return None
+    return f"{url}: {protocol}:// is not opened unless --allow {protocol} says so"
+
+
+def store_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises MissingExtraError where its package is not installed, OptionError for a protocol that fsspec does not have.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(f"{url} needs fsspec: pip install 'qalign-fast[jobs]'") from missing
+    try:
+        found: tuple[Any, str] = url_to_fs(url)
+    except ImportError as missing:  # fsspec says which package it is
+        raise MissingExtraError(f"{url}: {one_line(missing)}") from missing
+    except ValueError as error:
+        raise OptionError(f"{url}: {one_line(error)}") from error
+    return found
+
+
+def entry_of_url(source: str, url: str, protocols: tuple[str, ...]) -> Entry:
+    """A URL that a list or a table names. Its size is not asked for: that would be a request for each."""
+    path = url.partition("?")[0]
+    medium: Any = "video" if is_video(path) else "image"
+    return Entry(source, url.encode("utf-8", "surrogateescape"), medium=medium, problem=refusal(url, protocols))
+
+
+def entries_of_urls(url: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+    """A file, what a pattern matches, or all pictures and clips below a folder, in the order of their sorted names.
+
+    Raises QAlignError where the store cannot be listed, OptionError where there is nothing.
+    """
+    assert refusal(url, protocols) is None
+    store, path = store_of(url)
+    wanted = CLIP_SUFFIXES.union(IMAGE_SUFFIXES, *(MORE_SUFFIXES[name] for name in options.formats))
+    try:
+        if any(sign in path for sign in "*?["):
+            found = store.glob(path, detail=True)
+        elif store.isfile(path):
+            found = {path: store.info(path)}
+        else:
+            everything = store.find(path, detail=True) if options.recursive else _in_folder(store, path)
+            found = {name: about for name, about in everything.items() if PurePosixPath(name).suffix.lower() in wanted}
+    except Exception as error:  # of any store's own kind
+        raise QAlignError(f"{url}: cannot be listed ({one_line(error)})") from error
+    if not found:
+        raise OptionError(f"{url}: no picture and no clip is there")
+    for name in sorted(found):
+        if found[name].get("type") != "directory":
+            yield _entry(_url_of(store, name, url), found[name])
+
+
+def _in_folder(store: Any, path: str) -> dict[str, dict[str, Any]]:
+    return {about["name"]: about for about in store.ls(path, detail=True) if about.get("type") != "directory"}
+
+
+def _url_of(store: Any, name: str, url: str) -> str:
+    """A file's URL. In an archive it is the member, with what follows "::" in the URL that was given."""
+    inner, chain, outer = url.partition("::")
+    if chain:
+        return f"{protocol_of(inner)}://{name}::{outer}"
+    return str(store.unstrip_protocol(name))
+
+
+def _entry(url: str, about: dict[str, Any]) -> Entry:
+    entry = Entry(
+        url, url.encode("utf-8", "surrogateescape"), medium="video" if is_video(url.partition("::")[0]) else "image"
+    )
+    entry.size = int(about.get("size") or -1)
+    changed = about.get("LastModified") or about.get("mtime") or about.get("created")
+    if isinstance(changed, datetime):
+        entry.mtime_ns = int(changed.timestamp() * 1e9)
+    elif isinstance(changed, int | float):
+        entry.mtime_ns = int(changed * 1e9)
+    return entry

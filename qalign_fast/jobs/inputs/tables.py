@@ -1,0 +1,150 @@
+"""A table in, entries out: CSV, TSV, JSON lines, Parquet or Arrow, with a column of paths, URLs or bytes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from qalign_fast.errors import OptionError, one_line
+from qalign_fast.jobs.entries import Entry
+from qalign_fast.jobs.inputs.lists import entry_of_name
+from qalign_fast.jobs.inputs.stores import is_url, refusal, store_of
+from qalign_fast.sources import is_video
+
+if TYPE_CHECKING:
+    from qalign_fast.jobs.inputs.found import InputOptions
+
+SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow"])
+# the names that are tried where none is given
+_COLUMNS = "image bytes jpg png path file filename file_name filepath image_path url image_url uri".split()
+_ROWS = 4096  # of a table that are looked at at a time
+
+
+def entries_of_table(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+    """An entry for each row, in order. Raises OptionError for a table or a column that cannot be read."""
+    try:
+        if Path(name).suffix.lower() in (".parquet", ".arrow"):
+            yield from _columnar(name, options, protocols)
+        else:
+            yield from _textual(name, options, protocols)
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"{name}: cannot be read as a table ({one_line(error)})") from error
+
+
+def open_input(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
+    """A local file or a URL, opened. Raises OptionError for a protocol that is not allowed, OSError."""
+    if not is_url(name):
+        return open(name, "rb")  # noqa: PTH123 (the caller closes it)
+    if problem := refusal(name, protocols):
+        raise OptionError(problem)
+    store, path = store_of(name)
+    opened: IO[bytes] = store.open(path, "rb")
+    return opened
+
+
+def column_of(name: str, options: InputOptions, has: list[str]) -> str:
+    """The column to score. Raises OptionError, which lists what there is."""
+    for column in (options.column, *options.keep):
+        if column is not None and column not in has:
+            raise OptionError(f"{name}: no column {column!r}; it has: {', '.join(has)}")
+    found = options.column or next((column for column in _COLUMNS if column in has), None)
+    if found is None:
+        raise OptionError(f"{name}: which column has the pictures? --column says so; it has: {', '.join(has)}")
+    return found
+
+
+def _textual(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+    root = options.root or (None if is_url(name) else os.path.dirname(name))  # noqa: PTH120
+    with open_input(name, protocols) as file:
+        column = None
+        for number, row in enumerate(_rows(name, file)):
+            column = column or column_of(name, options, list(row))
+            value = row.get(column)
+            kept = {key: row.get(key) for key in options.keep}
+            if isinstance(value, str) and value:
+                entry = entry_of_name(value, value, root, protocols)
+                entry.keep = kept
+            else:
+                entry = Entry(f"{name}#{number}", os.fsencode(name), keep=kept, problem=_no_name(name, number, column))
+            yield entry
+
+
+def _rows(name: str, file: IO[bytes]) -> Iterator[Mapping[str, Any]]:
+    lines = (line.decode("utf-8-sig" if first == 0 else "utf-8") for first, line in enumerate(file))
+    suffix = Path(name).suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        yield from csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+        return
+    for number, line in enumerate(lines):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise OptionError(f"{name}: line {number + 1} is no JSON object")
+            yield row
+
+
+def _columnar(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+    import pyarrow as pa
+
+    from qalign_fast.jobs.inputs.columns import open_columns
+
+    with open_columns(name, protocols) as table:
+        column = column_of(name, options, table.schema.names)
+        kind = table.schema.field(column).type
+        for kept in options.keep:
+            _check_kept(name, kept, table.schema.field(kept).type)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            yield from _of_paths(name, table, column, options, protocols)
+        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            yield from _of_bytes(name, table, None, options)
+        elif pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            yield from _of_bytes(name, table, f"{column}.path" if kind.get_field_index("path") >= 0 else None, options)
+        else:
+            raise OptionError(
+                f"{name}: column {column!r} is of {kind}; expected paths, URLs, bytes, or bytes and a path"
+            )
+
+
+def _of_paths(name: str, table: Any, column: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+    root = options.root or (None if is_url(name) else os.path.dirname(name))  # noqa: PTH120
+    number = 0
+    for batch in table.batches([column, *options.keep], _ROWS):
+        for row in batch.to_pylist():
+            if value := row[column]:
+                entry = entry_of_name(value, value, root, protocols)
+            else:
+                entry = Entry(f"{name}#{number}", os.fsencode(name), problem=_no_name(name, number, column))
+            entry.keep = {key: row[key] for key in options.keep}
+            yield entry
+            number += 1
+
+
+def _of_bytes(name: str, table: Any, path: str | None, options: InputOptions) -> Iterator[Entry]:
+    """Rows whose bytes lie in the table: only their places are planned. The bytes are not read."""
+    place, number = name.encode("utf-8", "surrogateescape"), 0
+    wanted = [path, *options.keep] if path else list(options.keep)
+    for batch in table.batches(wanted, _ROWS):
+        for row in batch.to_pylist() if wanted else [{}] * batch.num_rows:
+            called = (row[path.split(".")[0]] or {}).get("path") if path else None
+            entry = Entry(called or f"{name}#{number}", place, "row", number)
+            entry.medium = "video" if called and is_video(called) else "image"
+            entry.keep = {key: row[key] for key in options.keep}
+            yield entry
+            number += 1
+
+
+def _check_kept(name: str, column: str, kind: Any) -> None:
+    import pyarrow as pa
+
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind):
+        raise OptionError(f"{name}: column {column!r} is of {kind}, which rows do not keep")
+
+
+def _no_name(name: str, number: int, column: str) -> str:
+    return f"{name}: row {number} has no name in column {column!r}"

@@ -1,0 +1,110 @@
+"""Planned inputs in, what was read out, by processes of their own: the reader that the feed's read-ahead asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from qalign_fast.errors import ImageError, QAlignError, VideoError
+from qalign_fast.feed.items import ClipOptions, Item
+from qalign_fast.feed.prompts import check_frames, find_prompts
+from qalign_fast.feed.reading import Read
+from qalign_fast.jobs.cell import Cell
+from qalign_fast.jobs.decoding import Reading, Setting, Task
+from qalign_fast.jobs.entries import Entry
+
+if TYPE_CHECKING:
+    from qalign_fast.engines.contract import Engine
+    from qalign_fast.families.prompt import Prompt
+    from qalign_fast.jobs.fetching import Fetcher
+    from qalign_fast.pixels.limits import PictureLimits
+
+
+class IsolatedReader:
+    """Reads entries, each in one of `workers` processes. What was found beside the pixels is left in the entry.
+
+    Local files are read where they are decoded. Others' bytes are fetched in this process: rows of tables in order,
+    when they are taken; URLs on the feed's threads.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: PictureLimits,
+        tasks: tuple[str, ...],
+        *,
+        workers: int,
+        time_limit: float,
+        clip: ClipOptions,
+        fetcher: Fetcher,
+    ) -> None:
+        """`time_limit`: seconds that a picture may take. Raises VideoError for more frames than the model can take."""
+        self._rule, self._clip, self._fetcher = engine.config.pixels, clip, fetcher
+        self._prompts: Mapping[str, tuple[Prompt, ...] | QAlignError] = {
+            medium: _prompts(engine, tasks, medium) for medium in ("image", "video")
+        }
+        self._most_frames: int = engine.family.clip_frames if clip.max_frames is None else clip.max_frames
+        if not isinstance(clips := self._prompts["video"], QAlignError):
+            check_frames(engine, self._most_frames, clips)
+        setting = Setting(self._rule, limits, "", self._most_frames)
+        self._cells = [Cell(setting, time_limit) for _ in range(workers)]
+        self._free: SimpleQueue[Cell] = SimpleQueue()
+        for cell in self._cells:
+            self._free.put(cell)
+
+    def take(self, item: Item[Any]) -> tuple[Callable[[], Read[Any]], int]:
+        """A function that reads the entry, which is the item's key; and the bytes that are held until it is called."""
+        entry: Entry = item.key
+        data = self._fetcher.row(entry) if entry.kind == "row" else None
+        return partial(self._read, entry, data), 0 if data is None or isinstance(data, Reading) else len(data)
+
+    def pixel_bytes(self, item: Item[Any]) -> int:
+        """How many bytes its pixels take at most."""
+        most: int = self._rule.most_bytes
+        return most * (self._most_frames if item.medium == "video" else 1)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for cell in self._cells:
+            cell.close()
+
+    def _read(self, entry: Entry, data: bytes | Reading | None) -> Read[Any]:
+        prompts = self._prompts[entry.medium]
+        if isinstance(prompts, QAlignError):
+            entry.reading = Reading(error=prompts, status="failed")
+            return Read(entry, entry.medium, error=prompts)
+        if entry.problem is not None:
+            data = Reading(error=_error_of(entry, entry.problem), status="unavailable")
+        elif entry.is_url and entry.kind != "row":
+            data = self._fetcher.fetch(entry)
+        if isinstance(data, Reading):
+            entry.reading, pixels = data, None
+        else:
+            cell = self._free.get()
+            try:
+                entry.reading, pixels = cell.read(self._task(entry, data), data)
+            finally:
+                self._free.put(cell)
+        found = entry.reading
+        return Read(entry, entry.medium, prompts, pixels, found.warnings, found.error, moments=found.moments)
+
+    def _task(self, entry: Entry, data: bytes | None) -> Task:
+        if data is not None:
+            return Task(entry.source, entry.medium, self._clip, None, 0, len(data))
+        if entry.kind == "slice":
+            return Task(entry.source, entry.medium, self._clip, entry.place, entry.offset, entry.size)
+        return Task(entry.source, entry.medium, self._clip, entry.place)
+
+
+def _prompts(engine: Engine, tasks: tuple[str, ...], medium: str) -> tuple[Prompt, ...] | QAlignError:
+    """A task that the model does not have for a medium is an error of that medium's inputs."""
+    try:
+        return find_prompts(engine, tasks, medium)
+    except QAlignError as error:
+        return error
+
+
+def _error_of(entry: Entry, text: str) -> QAlignError:
+    return (VideoError if entry.medium == "video" else ImageError)(text)
