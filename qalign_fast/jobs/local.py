@@ -14,6 +14,8 @@ from qalign_fast.scorer import Scorer
 from qalign_kernels.cores import cores
 
 if TYPE_CHECKING:
+    from qalign_fast.engines.contract import Engine
+    from qalign_fast.feed.batching import Feed
     from qalign_fast.feed.reading import Read
     from qalign_fast.jobs.dedup import Duplicates
     from qalign_fast.jobs.entries import Entry
@@ -72,9 +74,8 @@ class LocalEngine:
         A batch never holds entries of two shards, so that a shard's scores do not depend on which are scored before it.
         Raises what the engine raises.
         """
-        feed = self._scorer.feed
         started: dict[int, list[Entry]] = {}
-        batches: Iterable[list[Read[Any]]] = feed.read_ahead(
+        batches: Iterable[list[Read[Any]]] = self.feed.read_ahead(
             _items(shards, started),
             self._reader,
             batch_size=self._setup.run.batch_size,
@@ -83,7 +84,7 @@ class LocalEngine:
         )
         if self._duplicates is not None:
             batches = self._duplicates.mark(batches)
-        for batch in feed.score_batches(batches):
+        for batch in self.feed.score_batches(batches):
             for each in batch:
                 entry: Entry = each.key
                 if each.scores is not None:
@@ -93,6 +94,16 @@ class LocalEngine:
                 scored(entry)
                 if entry is started[entry.shard][-1]:
                     yield started.pop(entry.shard)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model."""
+        return self._scorer.engine
+
+    @property
+    def feed(self) -> Feed:
+        """What scores its pictures."""
+        return self._scorer.feed
 
     def close(self) -> None:
         self._reader.close()

@@ -1,4 +1,4 @@
-"""Engines on a Ray cluster: an actor for each, which scores shards. Inputs must be reachable from the actors' machines."""
+"""Engines on a Ray cluster: an actor for each scores shards. Inputs must be reachable from the actors' machines."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def ray_engines_for(job: JobOptions, run: RunOptions, duplicates: Duplicates | N
 def _devices(asked: tuple[str, ...]) -> list[str]:
     if asked != ("auto",):
         return list(asked)
-    if gpus := int(ray.cluster_resources().get("GPU", 0)):
+    cluster: Any = ray
+    if gpus := int(cluster.cluster_resources().get("GPU", 0)):
         return ["cuda:0"] * gpus
-    return ["cpu"] * sum(node["Alive"] for node in ray.nodes())
+    return ["cpu"] * sum(node["Alive"] for node in cluster.nodes())

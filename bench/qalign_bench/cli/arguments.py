@@ -18,7 +18,9 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
-Scenario = StrEnum("Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels", "server"])
+Scenario = StrEnum(
+    "Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels", "server", "jobs"]
+)
 Engine = StrEnum(
     "Engine", [("auto", "auto"), ("native", "native"), ("torch", "torch"), ("onnx", "onnx"), ("cuda", "onnx-cuda")]
 )
@@ -33,7 +35,8 @@ def bench(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Pictures that pipeline, startup, pixels and server read. Default: generated.", show_default=False
+            help="Pictures that pipeline, startup, pixels, server and jobs read. Default: generated.",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
@@ -167,6 +170,7 @@ def bench(
     startup     from the start of Python to a first score, warm and cold
     pixels      files to pixels, on one core
     server      the HTTP server under load: latency, goodput, refusals, what it adds to its engine
+    jobs        a job over files on disk beside the feed alone; what exactness costs; plans and resuming
     \b
     qalign-fast bench latency --model random:one-align --precision int8
     qalign-fast bench throughput --model one-align-int8 --batch 1 --batch 4

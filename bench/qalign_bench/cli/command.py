@@ -15,8 +15,8 @@ from qalign_bench.cli.options import Options, WrongOptionError
 from qalign_bench.cli.progress import Progress
 from qalign_bench.cli.session import Session
 from qalign_bench.contestants.command_lines import check_peers
-from qalign_bench.figures import report, server_tables
-from qalign_bench.scenarios import files_to_pixels, forwards, operations, pipeline, server, startup
+from qalign_bench.figures import job_tables, report, server_tables
+from qalign_bench.scenarios import files_to_pixels, forwards, jobs, operations, pipeline, server, startup
 from qalign_fast.engines.devices import choose_device
 from qalign_fast.errors import MissingExtraError, QAlignError
 
@@ -28,14 +28,16 @@ SCENARIOS: Mapping[str, Callable[[Session], None]] = {
     "startup": startup.measure,
     "pixels": files_to_pixels.measure,
     "server": server.measure,
+    "jobs": jobs.measure,
 }
 # the scenarios that have an option
 _ENGINES = ("latency", "throughput", "pipeline", "operations", "startup")
 _PEERS = ("latency", "throughput", "pixels")
-_FILES = ("pipeline", "startup", "pixels", "server")
-_MODELS = (*_ENGINES, "server")
+_FILES = ("pipeline", "startup", "pixels", "server", "jobs")
+_MODELS = (*_ENGINES, "server", "jobs")
 _BATCHES = ("latency", "throughput", "pipeline")
 _SERVERS = ("server",)
+_OWN_TABLES = {"server": server_tables, "jobs": job_tables}
 _DRAWN = (".png", ".svg", ".pdf")
 
 
@@ -106,8 +108,8 @@ def check(options: Options, plot: Path | None) -> None:
             raise QAlignError(f"{file}: no such file")
     if plot is None:
         return
-    if options.scenario in _SERVERS:
-        raise WrongOptionError("--plot", "is no option of server")
+    if options.scenario in _OWN_TABLES:
+        raise WrongOptionError("--plot", f"is no option of {options.scenario}")
     if plot.suffix.lower() not in _DRAWN or not plot.absolute().parent.is_dir():
         raise WrongOptionError("--plot", f"{plot} is not a {' or '.join(_DRAWN)} file in a folder that exists")
     if find_spec("matplotlib") is None:
@@ -122,8 +124,8 @@ def _show(session: Session, form: str, plot: Path | None, *, interrupted: bool) 
             print(f"warning: {found['noise']['warning']}", file=sys.stderr)
     else:
         shown = report.as_markdown if form == "markdown" else report.as_text
-        of_servers = (server_tables.TABLES, server_tables.lines(found)) if session.options.scenario in _SERVERS else ()
-        print(shown(found, *of_servers))
+        own = _OWN_TABLES.get(session.options.scenario)
+        print(shown(found, *((own.TABLES, own.lines(found)) if own else ())))
     sys.stdout.flush()
     if plot is not None:
         from qalign_bench.figures.plot import draw

@@ -83,7 +83,7 @@ def entries_of_urls(url: str, options: InputOptions, protocols: tuple[str, ...])
             everything = store.find(path, detail=True) if options.recursive else _in_folder(store, path)
             found = {name: about for name, about in everything.items() if PurePosixPath(name).suffix.lower() in wanted}
     except Exception as error:  # of any store's own kind
-        raise QAlignError(f"{url}: cannot be listed ({one_line(error)})") from error
+        raise QAlignError(f"{url}: cannot be listed ({type(error).__name__}: {one_line(error)})") from error
     if not found:
         raise OptionError(f"{url}: no picture and no clip is there")
     for name in sorted(found):
