@@ -44,6 +44,14 @@ class DeviceError(QAlignError):
     """
 
 
+class RowsError(QAlignError):
+    """A rows file that cannot be read, is none of ours, or lacks what was asked of it: a column, a task, a score."""
+
+
+class CalibrationError(QAlignError):
+    """A calibration that cannot be read, is none of ours, or is of another model."""
+
+
 class OptionError(QAlignError, ValueError):
     """A number or a name that a call does not take."""
 

@@ -67,14 +67,14 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def make_writer(kind: str, out: IO[str], scale: Scale = FIVE_LEVELS) -> Writer:
-    """A writer of "table", "jsonl" or "csv", for scores on a scale.
+def make_writer(kind: str, out: IO[str], scale: Scale = FIVE_LEVELS, *, percentile: bool = False) -> Writer:
+    """A writer of "table", "jsonl" or "csv", for scores on a scale, and for percentiles where rows have them.
 
     JSON lines and CSV appear row by row; a table when it is closed.
     """
     if kind == "csv":
-        return Csv(out, scale)
-    return JsonLines(out) if kind == "jsonl" else Table(out, scale)
+        return Csv(out, scale, percentile=percentile)
+    return JsonLines(out) if kind == "jsonl" else Table(out, scale, percentile=percentile)
 
 
 class JsonLines:
@@ -94,9 +94,10 @@ class JsonLines:
 class Csv:
     """Each level's probability is a column of its name. Warnings are one text."""
 
-    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS) -> None:
+    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS, *, percentile: bool = False) -> None:
         self._out = out
         fields = ("source", "task", "score", "level", *scale.words, "frames", "error", "warnings")
+        fields += ("percentile",) * percentile
         self._writer = csv.DictWriter(out, fields, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
@@ -111,8 +112,8 @@ class Csv:
 class Table:
     """For people: as wide as it must be where no terminal sets a width."""
 
-    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS) -> None:
-        self._out, self._scale = out, scale
+    def __init__(self, out: IO[str], scale: Scale = FIVE_LEVELS, *, percentile: bool = False) -> None:
+        self._out, self._scale, self._percentile = out, scale, percentile
         self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
@@ -129,15 +130,22 @@ class Table:
         table.add_column("task")
         table.add_column(f"score {self._scale.low:g}..{self._scale.high:g}", justify="right")
         table.add_column("level", overflow="fold")
+        if self._percentile:
+            table.add_column("percentile", justify="right")
         for row in self._rows:
             frames = f" ({row['frames']} frame{'' if row['frames'] == 1 else 's'})" if "frames" in row else ""
             if row["error"] is None:
                 shown = (f"{row['score']:.3f}", Text(row["level"]))
             else:
                 shown = ("-", Text(printable(row["error"]), style="red"))
-            table.add_row(Text(printable(row["source"]) + frames), row["task"], *shown)
+            last = [_percentile(row)] if self._percentile else []
+            table.add_row(Text(printable(row["source"]) + frames), row["task"], *shown, *last)
         console = Console(file=self._out, width=None if self._out.isatty() else 200, highlight=False)
         console.print(table)
         for row in self._rows:
             for warning in row.get("warnings", ()):
                 console.print(Text(printable(f"{row['source']}: {warning}")))
+
+
+def _percentile(row: Row) -> str:
+    return "-" if row["percentile"] is None else f"{row['percentile']:.2f}"

@@ -1,7 +1,7 @@
 """The console script: finds the command, and turns errors into one line and an exit code.
 
 stdout carries only data; progress and remarks go to stderr. Exit codes: 0 all scored, 1 an error of ours in one line,
-2 a wrong option, 3 some inputs could not be scored, 6 an artifact too far from its source, 130 interrupted.
+2 a wrong option, 3 some inputs could not be scored, 6 an artifact, or a run, too far from another, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,18 @@ from qalign_fast.version import __version__
 
 COMMANDS = (
     "score",
+    "run",
     "serve",
     "info",
     "export",
     "build",
     "verify",
+    "report",
+    "threshold",
+    "calibrate",
+    "drift",
+    "compare",
+    "rank",
     "bench",
 )  # each a file here with a function of that name
 

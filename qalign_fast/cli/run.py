@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -141,7 +143,7 @@ def run(
         raise typer.BadParameter("give the folder for the shards", param_hint="--out")
     if is_address(model):
         raise OptionError("a job runs its own engine; with a server's address use `qalign-fast score`")
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
     from qalign_fast.jobs.options import JobOptions, RunOptions
 
     more = _names(formats)
@@ -183,7 +185,7 @@ def _run(out: Path, job: JobOptions, how: RunOptions, *, force: bool, retry: boo
         make_engines = ray_engines_for
     skipped: Counter[str] = Counter()
     progress = Progress()
-    with progress.hearing():
+    with progress.hearing(), _told_when_interrupted():
         outcome = run_job(
             out,
             job,
@@ -202,6 +204,15 @@ def _run(out: Path, job: JobOptions, how: RunOptions, *, force: bool, retry: boo
         raise typer.Exit(130)
     if outcome.errors:
         raise typer.Exit(3)
+
+
+@contextmanager
+def _told_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        remark("ended at once; the same command goes on with the shards that are finished")
+        raise
 
 
 def _tell(out: Path, outcome: Outcome, seconds: float, *, as_json: bool) -> None:

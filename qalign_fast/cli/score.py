@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ from qalign_fast.sources import find_sources, to_items
 from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
+    from qalign_fast.analysis.calibration import Calibration
     from qalign_fast.engines.contract import Engine
 
 
@@ -122,6 +124,10 @@ def score(
     max_bytes: Annotated[
         int | None, typer.Option(min=1, help="Of a file. Default: 64 MiB for a picture.", show_default=False)
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A file of `calibrate`: adds each score's percentile, 0..100.", show_default=False),
+    ] = None,
     no_verify: NoVerify = False,
 ) -> None:
     """Score pictures and clips; a row for each and task, in order.
@@ -155,6 +161,7 @@ def score(
     )
     tasks = scorer.usual_tasks() if task == "all" else (task,)
     scorer.require(tasks)
+    calibrated = None if calibration is None else _calibration(calibration, model, precision, tasks)
     skipped: Counter[str] = Counter()
     sources = find_sources(
         paths, stdin_bytes(), recursive=recursive, null=null, formats=more, skipped=lambda k: skipped.update([k])
@@ -164,7 +171,9 @@ def score(
     started = time.perf_counter()
     with scorer, open_output(output, kind, mode) as out:
         rows = make_rows(scorer.feed.run(items, tasks, batch_size=batch_size, workers=workers), tasks)
-        with closing(make_writer(kind, out, scorer.engine.family.scale)) as writer, rows_progress() as seen:
+        rows = rows if calibrated is None else calibrated.add_to(rows)
+        writer = make_writer(kind, out, scorer.engine.family.scale, percentile=calibrated is not None)
+        with closing(writer), rows_progress() as seen:
             done, failed = write_rows(rows, writer, seen)
     took = time.perf_counter() - started
     remark(f"{done} row{'' if done == 1 else 's'} in {took:.2f} s" + (f", {failed} failed" if failed else ""))
@@ -175,6 +184,17 @@ def score(
     _remark_on(scorer.engine)
     if failed:
         raise typer.Exit(3)
+
+
+def _calibration(path: Path, model: str | None, precision: str | None, tasks: Sequence[str]) -> Calibration:
+    """Raises CalibrationError for one of another model, TaskError for a task that it does not have."""
+    from qalign_fast.analysis.calibration import model_identity, read_calibration
+
+    found = read_calibration(path)
+    found.require_model(model_identity(model, precision))
+    for task in tasks:
+        found.of_task(task)
+    return found
 
 
 def _colour(text: str | None) -> tuple[int, int, int] | None:

@@ -12,10 +12,12 @@ from qalign_fast.jobs.decoding import Reading
 from qalign_fast.jobs.inputs.columns import open_columns
 from qalign_fast.jobs.inputs.stores import is_url, protocol_of, store_of
 from qalign_fast.jobs.inputs.tables import column_of
+from qalign_fast.pixels.encoded import read_all
 
 if TYPE_CHECKING:
     from qalign_fast.jobs.entries import Entry
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
+    from qalign_fast.pixels.limits import PictureLimits
 
 _ROWS = 16  # of pictures' bytes that are read at a time
 
@@ -23,9 +25,9 @@ _ROWS = 16  # of pictures' bytes that are read at a time
 class Fetcher:
     """`row` is for the one thread that takes entries in order; `fetch` for any thread."""
 
-    def __init__(self, taking: InputOptions, most: int) -> None:
-        """`taking`: how the inputs were taken. `most`: bytes of a picture."""
-        self._taking, self._most = taking, most
+    def __init__(self, taking: InputOptions, limits: PictureLimits) -> None:
+        """`taking`: how the inputs were taken."""
+        self._taking, self._limits = taking, limits
         self._opened = ExitStack()
         self._place: bytes | None = None
         self._next = 0  # the row that `_values` gives next
@@ -52,15 +54,15 @@ class Fetcher:
         """A file of another store, or its slice; or why it cannot be had, which may be otherwise the next time."""
         url = entry.place.decode("utf-8", "surrogateescape")
         start, end = (entry.offset, entry.offset + entry.size) if entry.kind == "slice" else (None, None)
+        most = self._limits.stream_bytes if entry.medium == "video" else self._limits.picture_bytes
         try:
             store, path = store_of(url)
-            if start is None and (size := store.size(path)) is not None and size > self._most:
-                return Reading(
-                    error=_kind(entry)(f"{entry.source}: over the limit of {self._most} bytes"), status="failed"
-                )
-            return bytes(store.cat_file(path, start=start, end=end))
+            if 0 <= entry.size <= most:
+                return bytes(store.cat_file(path, start=start, end=end))  # one request
+            with store.open(path, "rb") as file:
+                return read_all(file, entry.source, most, _kind(entry))
         except QAlignError as error:
-            return _unavailable(entry, str(error))
+            return Reading(error=error, status="unavailable")
         except Exception as error:  # of any store's own kind
             return _unavailable(entry, f"{type(error).__name__}: {one_line(error)}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def remove_job(path: Path) -> None:
     """Removes a job and its rows, and nothing else. Raises OSError."""
     for line in Journal(path / INSIDE / "journal.jsonl").read().values():
         (path / line.file).unlink(missing_ok=True)
-    if is_planned(path):
+    with suppress(QAlignError):  # a job that cannot be read any more has no other names
         job = JobFolder(path)
         for shard in range(job.summary.shards):  # a file may be there without its line
             job.file_of(shard).unlink(missing_ok=True)

@@ -6,14 +6,13 @@ ds = ds.map(score_function("image"), batched=True, with_rank=True, remove_column
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.artifact.manifest import MANIFEST
+from qalign_fast.identity import hash_model
 from qalign_fast.jobs.row_columns import Columns, texts_for_none
 from qalign_fast.jobs.row_scorer import RowScorer, require
 from qalign_fast.references import EMBEDDED
@@ -41,7 +40,7 @@ class ScoreFunction:
     None: datasets guesses a column's type from the first values that are written.
 
     column: the pictures' column.
-    identity: this package's version, and the hash of a local model's manifest: another model is another function.
+    identity: this package's version, and a local model's hash: another model is another function.
     """
 
     column: str
@@ -70,6 +69,6 @@ def _cuda_devices() -> int:
 
 
 def _hash_of(model: str | Path | None) -> str:
-    """The SHA-256 of an artifact's manifest, which holds its files' own. Empty for a checkpoint and for a Hub id."""
-    manifest = (EMBEDDED if model is None else Path(model)) / MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+    """What tells a local model from others. Empty for a Hub id, which is not fetched for that."""
+    directory = EMBEDDED if model is None else Path(model)
+    return hash_model(directory) if directory.is_dir() else ""

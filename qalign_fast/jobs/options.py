@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from qalign_fast.errors import OptionError
 from qalign_fast.feed.items import ClipOptions
-from qalign_fast.jobs.inputs.found import InputOptions
 from qalign_fast.jobs.inputs.stores import is_url
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.pixels.limits import PictureLimits
 
 Format: TypeAlias = Literal["parquet", "jsonl", "csv"]

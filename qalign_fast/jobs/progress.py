@@ -55,7 +55,10 @@ class Progress(Watcher):
 
     def scored(self, entry: Entry) -> None:
         self._done += 1
-        self._errors += entry.reading is not None and entry.reading.error is not None
+        if entry.reading is not None and entry.reading.error is not None:
+            self._errors += 1
+            if entry.reading.status == "quarantined":
+                self.remark(str(entry.reading.error))
         now = time.monotonic()
         if self._bar is not None:
             if now - self._last > 0.2:

@@ -126,7 +126,7 @@ class RowScorer:
         cells: dict[str, Any] = {f"{self.prefix}status": "ok"}
         for task, score in scored.get().items():
             row = make_row("", task, score)
-            of_task = {"score": row["score"], "score01": round(score.unit, 4), "level": row["level"]}
+            of_task = {"score": row["score"], "score01": round(score.unit, 6), "level": row["level"]}
             cells |= {f"{self._before(task)}{name}": cell for name, cell in (of_task | row["probabilities"]).items()}
         return cells
 

@@ -12,8 +12,6 @@ from qalign_fast.scorer import Scorer
 from qalign_fast.serve.problems import Unprocessable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qalign_fast.serve.batcher import Batcher
     from qalign_fast.serve.settings import Settings
 

@@ -15,7 +15,7 @@ import pytest
 
 from qalign_fast.errors import QAlignError
 from qalign_fast.jobs.folder import is_locked
-from qalign_fast.jobs.inputs.found import InputOptions
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Watcher, run_job
 from support.jobs import STEPS, files, finish, job_process, options, run_options, small_pictures
 

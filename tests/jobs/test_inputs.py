@@ -20,7 +20,8 @@ import pytest
 from qalign_fast import Scorer
 from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.jobs.entries import Entry
-from qalign_fast.jobs.inputs.found import InputOptions, find_entries
+from qalign_fast.jobs.inputs.found import find_entries
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.plan import Plan, write_plan
 from support.clips import constant, write_clip
@@ -305,6 +306,11 @@ def test_wrong_columns_are_told_with_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("[1]\n")
     with pytest.raises(OptionError, match="line 1 is no JSON object"):
         entries(tmp_path / "c.jsonl")
+
+
+def test_columns_of_files_are_refused() -> None:
+    with pytest.raises(OptionError, match="files and folders of pictures have no columns"):
+        entries(SAMPLES[0], keep=("id",))
 
 
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:

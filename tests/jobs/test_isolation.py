@@ -18,7 +18,7 @@ from qalign_fast.errors import QAlignError
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.jobs.cell import Cell
 from qalign_fast.jobs.decoding import Setting, Task
-from qalign_fast.jobs.inputs.found import InputOptions
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Watcher, run_job
 from qalign_fast.jobs.local import EngineSetup, LocalEngine
 from qalign_fast.pixels.limits import LIMITS

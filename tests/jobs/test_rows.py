@@ -21,7 +21,7 @@ from qalign_fast import Scorer
 from qalign_fast.identity import identify_model
 from qalign_fast.jobs import local
 from qalign_fast.jobs.dry_run import dry_run
-from qalign_fast.jobs.inputs.found import InputOptions
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.options import FORMATS, hash_options
 from qalign_fast.jobs.status import status_of

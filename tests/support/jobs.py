@@ -136,7 +136,7 @@ def _main(asked: dict[str, Any]) -> Outcome:
 
 
 def _recursive() -> Any:
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
 
     return InputOptions(recursive=True)
 

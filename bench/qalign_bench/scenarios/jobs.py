@@ -25,7 +25,7 @@ from qalign_bench.figures.runs import of_times, our_run
 from qalign_bench.figures.spread import median, ratio
 from qalign_fast.feed.items import Item
 from qalign_fast.jobs.entries import Entry
-from qalign_fast.jobs.inputs.found import InputOptions
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Watcher, run_job
 from qalign_fast.jobs.local import EngineSetup, LocalEngine, default_workers
 from qalign_fast.jobs.options import JobOptions, RunOptions

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
+from qalign_fast.jobs.inputs.stores import open_input
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 def open_columns(name: str, protocols: tuple[str, ...]) -> Iterator[Parquet | Arrow]:
     """A table's file, opened. Raises OptionError for one that is none, OSError."""
     import pyarrow as pa
-
-    from qalign_fast.jobs.inputs.tables import open_input
 
     with open_input(name, protocols) as file:
         try:

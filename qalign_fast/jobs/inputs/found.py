@@ -16,35 +16,13 @@ from qalign_fast.jobs.inputs.saved_datasets import arrow_files, is_saved_dataset
 from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, protocol_of
 from qalign_fast.jobs.inputs.tables import SUFFIXES as TABLES
 from qalign_fast.jobs.inputs.tables import entries_of_table
+from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.inputs.tars import entries_of_tar
 from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, find_sources
 
 _LISTS = frozenset([".txt", ".lst", ".list"])
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the datasets library's image folder has them
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """How inputs are taken.
-
-    column: of a table, the one with paths, URLs or bytes; of a tar, the suffix of the member to score. None: the first
-        of the usual names.
-    keep: columns of a table that the rows of output repeat; of a tar, text members, or fields of a sample's JSON
-        member.
-    root: the folder that relative paths of a table or a list start from. None: a table's own folder, and for a list
-        the working directory.
-    recursive: whether folders below folders are read.
-    formats: further picture formats, as of PictureLimits.
-    protocols: of stores that lists and tables may name, such as "s3" and "https".
-    """
-
-    column: str | None = None
-    keep: tuple[str, ...] = ()
-    root: str | None = None
-    recursive: bool = False
-    formats: tuple[str, ...] = ()
-    protocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +92,8 @@ def _of_folder(folder: str, options: InputOptions) -> Iterable[Group]:
 def _of_files(
     names: list[str], options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None]
 ) -> Iterator[Entry]:
+    if options.keep or options.column:
+        raise OptionError(f"{names[0]}: files and folders of pictures have no columns; tables and tars have")
     found = find_sources(names, stdin, recursive=options.recursive, formats=options.formats, skipped=skipped)
     return entries_of_files(found)
 

@@ -15,7 +15,7 @@ from qalign_fast.jobs.inputs.stores import entry_of_url, is_url
 from qalign_fast.sources import Refused, find_sources
 
 if TYPE_CHECKING:
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
 
 
 def listed(name: str, options: InputOptions, stdin: BufferedIOBase) -> Iterator[Entry]:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from qalign_fast.errors import MissingExtraError, OptionError, QAlignError, one_line
 from qalign_fast.jobs.entries import Entry
 from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, MORE_SUFFIXES, is_video
 
 if TYPE_CHECKING:
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
 
 _PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
@@ -57,6 +57,17 @@ def store_of(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise OptionError(f"{url}: {one_line(error)}") from error
     return found
+
+
+def open_input(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
+    """A local file or a URL, opened. Raises OptionError for a protocol that is not allowed, OSError."""
+    if not is_url(name):
+        return open(name, "rb")  # noqa: PTH123 (the caller closes it)
+    if problem := refusal(name, protocols):
+        raise OptionError(problem)
+    store, path = store_of(name)
+    opened: IO[bytes] = store.open(path, "rb")
+    return opened
 
 
 def entry_of_url(source: str, url: str, protocols: tuple[str, ...]) -> Entry:

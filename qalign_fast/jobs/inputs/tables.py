@@ -11,12 +11,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.jobs.entries import Entry
+from qalign_fast.jobs.inputs.columns import open_columns
 from qalign_fast.jobs.inputs.lists import entry_of_name
-from qalign_fast.jobs.inputs.stores import is_url, refusal, store_of
+from qalign_fast.jobs.inputs.stores import is_url, open_input
 from qalign_fast.sources import is_video
 
 if TYPE_CHECKING:
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
 
 SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow"])
 # the names that are tried where none is given
@@ -35,17 +36,6 @@ def entries_of_table(name: str, options: InputOptions, protocols: tuple[str, ...
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"{name}: cannot be read as a table ({one_line(error)})") from error
-
-
-def open_input(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
-    """A local file or a URL, opened. Raises OptionError for a protocol that is not allowed, OSError."""
-    if not is_url(name):
-        return open(name, "rb")  # noqa: PTH123 (the caller closes it)
-    if problem := refusal(name, protocols):
-        raise OptionError(problem)
-    store, path = store_of(name)
-    opened: IO[bytes] = store.open(path, "rb")
-    return opened
 
 
 def column_of(name: str, options: InputOptions, has: list[str]) -> str:
@@ -91,8 +81,6 @@ def _rows(name: str, file: IO[bytes]) -> Iterator[Mapping[str, Any]]:
 
 def _columnar(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
     import pyarrow as pa
-
-    from qalign_fast.jobs.inputs.columns import open_columns
 
     with open_columns(name, protocols) as table:
         column = column_of(name, options, table.schema.names)

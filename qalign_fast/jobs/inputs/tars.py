@@ -7,15 +7,15 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.jobs.entries import Entry
-from qalign_fast.jobs.inputs.stores import is_url, refusal, store_of
+from qalign_fast.jobs.inputs.stores import is_url, open_input
 from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, MORE_SUFFIXES
 
 if TYPE_CHECKING:
-    from qalign_fast.jobs.inputs.found import InputOptions
+    from qalign_fast.jobs.inputs.taking import InputOptions
 
 _MOST_TEXT = 16 << 20  # bytes of a text or JSON member
 
@@ -27,7 +27,7 @@ def entries_of_tar(name: str, options: InputOptions, protocols: tuple[str, ...])
     """
     wanted = _wanted(options)
     try:
-        with _open(name, protocols) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_input(name, protocols) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in _samples(tar):
                 if media := next((m for m in members if _suffix(m) in wanted), None):
                     yield _entry(name, tar, key, media, members, options.keep)
@@ -52,16 +52,6 @@ def _wanted(options: InputOptions) -> frozenset[str]:
 
 def _suffix(member: tarfile.TarInfo) -> str:
     return split_key(member.name)[1]
-
-
-def _open(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
-    if not is_url(name):
-        return open(name, "rb")  # noqa: PTH123 (the caller closes it)
-    if problem := refusal(name, protocols):
-        raise OptionError(problem)
-    store, path = store_of(name)
-    opened: IO[bytes] = store.open(path, "rb")
-    return opened
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:

@@ -1,0 +1,42 @@
+"""`qalign-fast report`: rows in, a page for a browser or for paper out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qalign_fast.cli.console import remark
+from qalign_fast.cli.output import Format, choose_mode, open_output
+
+
+def report(
+    rows: Annotated[Path, typer.Argument(help="Rows: Parquet, JSON lines, CSV or a job's folder.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, an HTML file.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    by: Annotated[str, typer.Option(help="Group by this column, or by `folder`.")] = "folder",
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many of the best, the worst, the slowest.")] = 12,
+    title: Annotated[str | None, typer.Option(help="Default: the rows' name.", show_default=False)] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Show the best and the worst, from their files.")
+    ] = False,
+) -> None:
+    """Make one page of the rows: distributions, the best and the worst, groups, errors, the slowest.
+
+    \b
+    qalign-fast report job/ -o report.html
+    qalign-fast report scores.jsonl -o report.html --by camera --thumbnails
+    """
+    from qalign_fast.analysis.page import PageOptions, make_page
+    from qalign_fast.analysis.rows import read_rows
+    from qalign_fast.analysis.summary import WANTED
+    from qalign_fast.analysis.thumbnails import make_thumbnail
+
+    mode = choose_mode(output, Format.table, overwrite=overwrite, append=False)
+    found = read_rows(rows, [*WANTED, by])
+    options = PageOptions(by=by, top=top, title=title, thumbnail=make_thumbnail if thumbnails else None)
+    page = "".join(make_page(found, options))  # whole before the output is opened: an error leaves no half of it
+    with open_output(output, Format.jsonl, mode) as out:
+        out.write(page)
+    remark(f"{output}: {len(page.encode()) / 1e6:.1f} MB, {len(found)} rows")
