@@ -1,4 +1,4 @@
-"""A decoding process that is replaced when it dies or hangs: a task in, its reading and pixels out."""
+"""A decoding process that is replaced when it dies or hangs: tasks in, their readings and pixels out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as TooLongError
 from concurrent.futures.process import BrokenProcessPool
@@ -13,9 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from qalign_fast.errors import ImageError, MissingExtraError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading, Setting, Task, decode, read_exchange, start, write_exchange
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 TRIES = 2  # of a picture that kills or hangs its process
 _STARTS = 5  # of a pool that breaks before it reads anything
+_ENDED = (BrokenProcessPool, RuntimeError, CancelledError, ProcessExpired)  # what pebble raises for a lost process
 _GRACE = 30.0  # seconds beyond the limit for a pool that should have ended a hanging process
 
 
@@ -48,23 +49,31 @@ class Cell:
         self._pool: ProcessPool | None = None
         self._closed = False
 
-    def read(self, task: Task, data: bytes | memoryview | None = None) -> tuple[Reading, Pixels | None]:
-        """What `decode` gives, after at most `TRIES` tries, and the pixels [F, H, W, 3]. `data`: the task's bytes.
+    def read(self, tasks: Sequence[Task], data: Sequence[bytes | None]) -> list[tuple[Reading, Pixels | None]]:
+        """What `decode` gives, and the pixels [F, H, W, 3]. `data`: the bytes of tasks without a path.
 
-        Raises QAlignError where processes cannot be started, OSError where the exchange file cannot be written.
+        Tasks are asked for together. If their process ends or takes too long they are asked for one by one, each up to
+        `TRIES` times. Raises QAlignError where processes cannot be started, OSError where the exchange file cannot be
+        written.
         """
+        if len(tasks) > 1:
+            try:
+                return self._ask(tasks, data)
+            except (*_ENDED, TooLongError):
+                pass  # one of them is to blame
+        return [self._read_one(task, its) for task, its in zip(tasks, data, strict=True)]
+
+    def _read_one(self, task: Task, data: bytes | None) -> tuple[Reading, Pixels | None]:
         died: list[str] = []
         broken = 0
         while len(died) < TRIES:
-            if data is not None:
-                write_exchange(self._file, data)
             try:
-                return self._take(self._ask(task))
+                return self._ask([task], [data])[0]
             except TooLongError:
                 died.append(f"took longer than {self._limit:g} s")
             except ProcessExpired as error:
                 died.append(f"ended its process ({_reason(error.exitcode)})")
-            except (BrokenProcessPool, RuntimeError, CancelledError) as error:  # it was ended between two pictures
+            except _ENDED as error:  # it was ended between two pictures
                 self._end()
                 broken += 1
                 if broken == _STARTS:
@@ -80,32 +89,53 @@ class Cell:
         os.close(self._file)
         self._path.unlink(missing_ok=True)
 
-    def _ask(self, task: Task) -> Reading:
+    def _ask(self, tasks: Sequence[Task], data: Sequence[bytes | None]) -> list[tuple[Reading, Pixels | None]]:
         if self._closed:
             raise QAlignError("the job was ended")
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(1, initializer=start, initargs=(self._setting,), context=context)
-        future = self._pool.schedule(decode, (task,), timeout=self._limit)
+        future = self._pool.schedule(decode, (self._laid_down(tasks, data),), timeout=self._limit)
         try:
-            reading: Reading = future.result(self._limit + _GRACE)
-            return reading
+            return list(self._taken_up(future.result(self._limit + _GRACE)))
         except TooLongError:
             if not future.done():
                 self._end()
             raise
 
-    def _take(self, reading: Reading) -> tuple[Reading, Pixels | None]:
-        if reading.error is not None:
-            return reading, None
-        data = read_exchange(self._file, prod(reading.shape))
-        return reading, np.frombuffer(data, np.uint8).reshape(reading.shape)
+    def _laid_down(self, tasks: Sequence[Task], data: Sequence[bytes | None]) -> list[Task]:
+        """The tasks, with their bytes in the exchange file."""
+        place, found = 0, []
+        for task, its in zip(tasks, data, strict=True):
+            if its is not None:
+                write_exchange(self._file, its, place)
+                task = replace(task, offset=place, length=len(its))  # noqa: PLW2901
+                place += len(its)
+            found.append(task)
+        return found
+
+    def _taken_up(self, readings: list[Reading]) -> Iterator[tuple[Reading, Pixels | None]]:
+        place = 0
+        for reading in readings:
+            if reading.error is not None:
+                yield reading, None
+                continue
+            pixels = read_exchange(self._file, prod(reading.shape), place).reshape(reading.shape)
+            place += pixels.size
+            yield reading, pixels
 
     def _end(self) -> None:
+        """Ends the pool, and waits for that, but not for ever: a message that broke off would hold it up."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.stop()
-            pool.join()
+            ending = Thread(target=_stop, args=(pool,), daemon=True)
+            ending.start()
+            ending.join(_GRACE)
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _reason(code: int | None) -> str:

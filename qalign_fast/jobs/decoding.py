@@ -1,4 +1,4 @@
-"""A task in, pixels in a file out: what runs in a process of its own, so that a picture can kill nothing else."""
+"""Tasks in, pixels in a file out: what runs in a process of its own, so that a picture can kill nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,6 +21,8 @@ from qalign_fast.pixels.limits import PictureLimits, check_bytes
 from qalign_fast.pixels.picture import load_pixels
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from qalign_fast.feed.items import ClipOptions, Medium
     from qalign_fast.pixels.rule import PixelRule
 
@@ -31,12 +35,11 @@ _PART = 1 << 20  # bytes hashed at a time
 class Task:
     """A picture or a clip to read: a file, a slice of a file, or bytes that lie in the exchange file.
 
-    `name` is what errors call it. `length` is of the slice or the bytes; None: the whole file.
+    `name` is what errors call it. `offset` and `length` are of the slice or the bytes; no length: the whole file.
     """
 
     name: str
     medium: Medium
-    clip: ClipOptions
     path: bytes | None  # None: the bytes lie in the exchange file
     offset: int = 0
     length: int | None = None
@@ -44,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read. The pixels, uint8 of `shape` [F, H, W, 3], lie in the exchange file, unless there is an error.
+    """What was read. The pixels, uint8 of `shape` [F, H, W, 3], lie in the exchange file; none where there is an error.
 
     sha256: of the encoded bytes; None where they could not be read.
     seconds: to read, hash and decode.
@@ -66,12 +69,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a decoding process needs to know: the family's pixel rule, limits, and its exchange file."""
+    """What a decoding process needs to know: the family's pixel rule, limits, and its exchange file.
+
+    most_frames: of a clip whose options name no number.
+    """
 
     rule: PixelRule
     limits: PictureLimits
-    exchange: str
-    most_frames: int  # of a clip whose options name no number
+    clip: ClipOptions
+    most_frames: int
+    exchange: str = ""
 
 
 _setting: Setting
@@ -88,44 +95,55 @@ def start(setting: Setting) -> None:
     _exchange = os.open(setting.exchange, os.O_RDWR | getattr(os, "O_BINARY", 0))
 
 
-def decode(task: Task) -> Reading:
-    """Reads a task's picture or clip into the exchange file. Whatever is raised is in the Reading.
+def decode(tasks: Sequence[Task]) -> list[Reading]:
+    """Reads pictures or clips; their pixels lie one behind another in the exchange file.
 
-    Raises OSError where the exchange file cannot be written: that is not the picture's fault.
+    Whatever is raised about one of them is in its Reading.
+    Raises OSError where the exchange file cannot be written: that is not a picture's fault.
     """
+    given = [read_exchange(_exchange, task.length or 0, task.offset) if task.path is None else None for task in tasks]
+    readings: list[Reading] = []
+    place = 0
+    for task, data in zip(tasks, given, strict=True):
+        reading = _decode(task, data, place)
+        place += prod(reading.shape) if reading.shape else 0
+        readings.append(reading)
+    return readings
+
+
+def write_exchange(file: int, data: memoryview | bytes, offset: int) -> None:
+    """Writes all of the data at an offset. Raises OSError."""
+    view, place = memoryview(data), 0
+    while place < len(view):
+        place += os.pwrite(file, view[place:], offset + place)
+
+
+def read_exchange(file: int, length: int, offset: int) -> npt.NDArray[np.uint8]:
+    """Bytes from an offset on. Raises OSError where there are fewer."""
+    data = np.empty(length, np.uint8)
+    view, place = data.data, 0
+    while place < length:
+        count = os.preadv(file, [view[place:]], offset + place)
+        if not count:
+            raise OSError(f"the exchange file ends {length - place} bytes too early")
+        place += count
+    return data
+
+
+def _decode(task: Task, data: npt.NDArray[np.uint8] | None, place: int) -> Reading:
     started = time.perf_counter()
     about: dict[str, Any] = {}
     try:
-        media = _open(task, about)
-        pixels = _load(task, media, about)
+        pixels = _load(task, _open(task, data, about), about)
     except _UnavailableError as error:
         about |= {"error": error.error, "status": "unavailable"}
     except Exception as error:
         about["error"] = error if isinstance(error, QAlignError) else _internal(task.name, error)
         about["status"] = "unavailable" if isinstance(error, MemoryError) else "failed"
     else:
-        write_exchange(_exchange, pixels.data.cast("B"))
+        write_exchange(_exchange, pixels.data.cast("B"), place)
         about["shape"] = pixels.shape
     return Reading(seconds=time.perf_counter() - started, **about)
-
-
-def write_exchange(file: int, data: memoryview | bytes) -> None:
-    """Writes all of the data to the file's beginning. Raises OSError."""
-    view, place = memoryview(data), 0
-    while place < len(view):
-        place += os.pwrite(file, view[place:], place)
-
-
-def read_exchange(file: int, length: int) -> bytearray:
-    """The first bytes of the file. Raises OSError where there are fewer."""
-    data = bytearray(length)
-    view, place = memoryview(data), 0
-    while place < length:
-        count = os.preadv(file, [view[place:]], place)
-        if not count:
-            raise OSError(f"the exchange file ends after {place} of {length} bytes")
-        place += count
-    return data
 
 
 class _UnavailableError(Exception):
@@ -133,12 +151,12 @@ class _UnavailableError(Exception):
         self.error = error
 
 
-def _open(task: Task, about: dict[str, Any]) -> bytes | str:
+def _open(task: Task, given: npt.NDArray[np.uint8] | None, about: dict[str, Any]) -> bytes | str:
     """The encoded bytes; of a clip's file the path, because it is read as a stream. Leaves hash, size and time."""
     limits, kind = _setting.limits, VideoError if task.medium == "video" else ImageError
     if task.path is None:
-        assert task.length is not None
-        data = bytes(read_exchange(_exchange, task.length))
+        assert given is not None
+        data = given.tobytes()
         check_bytes(len(data), task.name, limits.picture_bytes if task.medium == "image" else limits.stream_bytes, kind)
     else:
         try:
@@ -190,7 +208,7 @@ def _load(task: Task, media: bytes | str, about: dict[str, Any]) -> np.ndarray:
         return np.ascontiguousarray(pixels)[None] if pixels.ndim == 3 else np.ascontiguousarray(pixels)
     from qalign_fast.pixels.clip import load_clip
 
-    clip = task.clip
+    clip = _setting.clip
     found = load_clip(
         media,
         rule,

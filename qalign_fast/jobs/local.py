@@ -79,7 +79,7 @@ class LocalEngine:
             _items(shards, started),
             self._reader,
             batch_size=self._setup.run.batch_size,
-            workers=self._setup.workers,
+            workers=self._reader.threads,
             group=lambda entry: entry.shard,
         )
         if self._duplicates is not None:

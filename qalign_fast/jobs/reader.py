@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.errors import ImageError, QAlignError, VideoError
@@ -12,6 +11,7 @@ from qalign_fast.feed.items import ClipOptions, Item
 from qalign_fast.feed.prompts import check_frames, find_prompts
 from qalign_fast.feed.reading import Read
 from qalign_fast.jobs.cell import Cell
+from qalign_fast.jobs.cells import TOGETHER, Cells
 from qalign_fast.jobs.decoding import Reading, Setting, Task
 from qalign_fast.jobs.entries import Entry
 
@@ -41,18 +41,15 @@ class IsolatedReader:
         fetcher: Fetcher,
     ) -> None:
         """`time_limit`: seconds that a picture may take. Raises VideoError for more frames than the model can take."""
-        self._rule, self._clip, self._fetcher = engine.config.pixels, clip, fetcher
+        self._rule, self._fetcher = engine.config.pixels, fetcher
         self._prompts: Mapping[str, tuple[Prompt, ...] | QAlignError] = {
             medium: _prompts(engine, tasks, medium) for medium in ("image", "video")
         }
         self._most_frames: int = engine.family.clip_frames if clip.max_frames is None else clip.max_frames
         if not isinstance(clips := self._prompts["video"], QAlignError):
             check_frames(engine, self._most_frames, clips)
-        setting = Setting(self._rule, limits, "", self._most_frames)
-        self._cells = [Cell(setting, time_limit) for _ in range(workers)]
-        self._free: SimpleQueue[Cell] = SimpleQueue()
-        for cell in self._cells:
-            self._free.put(cell)
+        setting = Setting(self._rule, limits, clip, self._most_frames)
+        self._cells = Cells([Cell(setting, time_limit) for _ in range(workers)])
 
     def take(self, item: Item[Any]) -> tuple[Callable[[], Read[Any]], int]:
         """A function that reads the entry, which is the item's key; and the bytes that are held until it is called."""
@@ -67,8 +64,12 @@ class IsolatedReader:
 
     def close(self) -> None:
         """Ends the processes."""
-        for cell in self._cells:
-            cell.close()
+        self._cells.close()
+
+    @property
+    def threads(self) -> int:
+        """How many of the feed's threads are to wait: each process takes so many pictures, and as many are next."""
+        return 2 * TOGETHER * len(self._cells)
 
     def _read(self, entry: Entry, data: bytes | Reading | None) -> Read[Any]:
         prompts = self._prompts[entry.medium]
@@ -82,20 +83,17 @@ class IsolatedReader:
         if isinstance(data, Reading):
             entry.reading, pixels = data, None
         else:
-            cell = self._free.get()
-            try:
-                entry.reading, pixels = cell.read(self._task(entry, data), data)
-            finally:
-                self._free.put(cell)
+            entry.reading, pixels = self._cells.read(_task(entry, data), data)
         found = entry.reading
         return Read(entry, entry.medium, prompts, pixels, found.warnings, found.error, moments=found.moments)
 
-    def _task(self, entry: Entry, data: bytes | None) -> Task:
-        if data is not None:
-            return Task(entry.source, entry.medium, self._clip, None, 0, len(data))
-        if entry.kind == "slice":
-            return Task(entry.source, entry.medium, self._clip, entry.place, entry.offset, entry.size)
-        return Task(entry.source, entry.medium, self._clip, entry.place)
+
+def _task(entry: Entry, data: bytes | None) -> Task:
+    if data is not None:
+        return Task(entry.source, entry.medium, None, 0, len(data))
+    if entry.kind == "slice":
+        return Task(entry.source, entry.medium, entry.place, entry.offset, entry.size)
+    return Task(entry.source, entry.medium, entry.place)
 
 
 def _prompts(engine: Engine, tasks: tuple[str, ...], medium: str) -> tuple[Prompt, ...] | QAlignError:

@@ -45,13 +45,18 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def cell() -> Iterator[Cell]:
-    cell = Cell(Setting(Scorer.load().config.pixels, LIMITS, "", 31), 60.0)
+    cell = Cell(Setting(Scorer.load().config.pixels, LIMITS, ClipOptions(), 31), 60.0)
     yield cell
     cell.close()
 
 
 def task(path: Path, **others: Any) -> Task:
-    return Task(str(path), "image", ClipOptions(), os.fsencode(path), **others)
+    return Task(str(path), "image", os.fsencode(path), **others)
+
+
+def read(cell: Cell, one: Task) -> Any:
+    [found] = cell.read([one], [None])
+    return found
 
 
 def pid_of(cell: Cell) -> int:
@@ -100,10 +105,10 @@ def test_a_quarantined_picture_is_scored_by_a_retry(tmp_path: Path) -> None:
 
 def test_an_idle_process_that_is_killed_is_replaced(cell: Cell, tmp_path: Path) -> None:
     picture = plain_picture(tmp_path / "a.png", (9, 9, 9))
-    first, pixels = cell.read(task(picture))
+    first, pixels = read(cell, task(picture))
     for _ in range(3):
         os.kill(pid_of(cell), signal.SIGKILL)
-        again, same = cell.read(task(picture))
+        again, same = read(cell, task(picture))
         assert again.sha256 == first.sha256
         assert (same == pixels).all()
 
@@ -120,7 +125,7 @@ def test_processes_that_are_killed_at_random_lose_nothing(tmp_path: Path) -> Non
 
         def scored(self, entry: object) -> None:
             assert self.engine
-            cells = self.engine._reader._cells
+            cells = self.engine._reader._cells._cells
             pool = cells[self.kills % len(cells)]._pool
             if self.kills < 12 and pool is not None:
                 for pid in list(pool._pool_manager.worker_manager.workers):
@@ -150,10 +155,10 @@ def test_processes_that_cannot_start_end_the_job_with_a_reason(tmp_path: Path) -
         def __reduce__(self) -> Any:
             return os._exit, (3,)
 
-    cell = Cell(Setting(Unpicklable(), LIMITS, "", 31), 5.0)  # type: ignore[arg-type]
+    cell = Cell(Setting(Unpicklable(), LIMITS, ClipOptions(), 31), 5.0)  # type: ignore[arg-type]
     try:
         with pytest.raises(QAlignError, match="processes that decode pictures cannot be started"):
-            cell.read(task(plain_picture(tmp_path / "a.png", (1, 2, 3))))
+            read(cell, task(plain_picture(tmp_path / "a.png", (1, 2, 3))))
     finally:
         cell.close()
 
@@ -164,9 +169,9 @@ def test_what_cannot_be_had_is_unavailable_and_what_cannot_be_read_failed(cell: 
     os.mkfifo(tmp_path / "pipe.jpg")
     expected = {"missing.jpg": "unavailable", "text.jpg": "failed", "empty.jpg": "failed", "pipe.jpg": "failed"}
     for name, status in expected.items():
-        reading, pixels = cell.read(task(tmp_path / name))
+        reading, pixels = read(cell, task(tmp_path / name))
         assert (reading.status, pixels) == (status, None), reading
-    assert cell.read(task(tmp_path, offset=0))[0].status == "failed"  # a folder
+    assert read(cell, task(tmp_path, offset=0))[0].status == "failed"  # a folder
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class MisbehavingRule:
 def misbehaving_engine(job: JobOptions, run: RunOptions, duplicates: Any) -> LocalEngine:
     """A `LocalEngine` whose decoding processes have the rule."""
     engine = LocalEngine(EngineSetup(job, run, "cpu", run.threads, run.workers or 2), duplicates)
-    for cell in engine._reader._cells:
+    for cell in engine._reader._cells._cells:
         cell._setting = replace(cell._setting, rule=MisbehavingRule(cell._setting.rule))
     return engine
 
