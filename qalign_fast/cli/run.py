@@ -131,7 +131,7 @@ def run(
     \b
     qalign-fast run photos/ -r --out scores/
     qalign-fast run data.parquet --column image --keep id,caption --out scores/ --task all
-    qalign-fast run 'shards/{000..099}.tar' --out scores/
+    qalign-fast run 'shards/*.tar' --keep txt --out scores/
     qalign-fast run --status scores/
     """
     if status is not None:

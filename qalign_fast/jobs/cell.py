@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 from qalign_fast.errors import ImageError, MissingExtraError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading, Setting, Task, decode, read_exchange, start, write_exchange
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 TRIES = 2  # of a picture that kills or hangs its process
 _STARTS = 5  # of a pool that breaks before it reads anything
 _ENDED = (BrokenProcessPool, RuntimeError, CancelledError, ProcessExpired)  # what pebble raises for a lost process
-_GRACE = 30.0  # seconds beyond the limit for a pool that should have ended a hanging process
+_GRACE = 120.0  # seconds beyond the limit, in which a process also starts
 
 
 class Cell:
@@ -43,8 +44,8 @@ class Cell:
 
     def __init__(self, setting: Setting, limit: float) -> None:
         """`limit`: seconds that a picture may take."""
-        self._file, path = tempfile.mkstemp(prefix="qalign-pixels-")
-        self._path, self._limit = Path(path), limit
+        self._file, path = _exchange_file(self)
+        self._limit = limit
         self._setting = replace(setting, exchange=path)
         self._pool: ProcessPool | None = None
         self._closed = False
@@ -83,11 +84,9 @@ class Cell:
         return Reading(error=why, status="quarantined"), None
 
     def close(self) -> None:
-        """Ends the process, and deletes the exchange file. Who waits for a picture gets QAlignError."""
+        """Ends the process. Who waits for a picture gets QAlignError."""
         self._closed = True
         self._end()
-        os.close(self._file)
-        self._path.unlink(missing_ok=True)
 
     def _ask(self, tasks: Sequence[Task], data: Sequence[bytes | None]) -> list[tuple[Reading, Pixels | None]]:
         if self._closed:
@@ -131,6 +130,18 @@ class Cell:
             ending = Thread(target=_stop, args=(pool,), daemon=True)
             ending.start()
             ending.join(_GRACE)
+
+
+def _exchange_file(owner: object) -> tuple[int, str]:
+    """A file's handle, and the path by which the other process opens it. It is gone when its owner is."""
+    if hasattr(os, "memfd_create"):  # it goes with this process, even one that is killed
+        handle = os.memfd_create("qalign-pixels")
+        finalize(owner, os.close, handle)
+        return handle, f"/proc/{os.getpid()}/fd/{handle}"
+    handle, path = tempfile.mkstemp(prefix="qalign-pixels-")
+    finalize(owner, os.close, handle)
+    finalize(owner, Path(path).unlink, missing_ok=True)
+    return handle, path
 
 
 def _stop(pool: ProcessPool) -> None:

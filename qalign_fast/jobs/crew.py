@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qalign_fast.jobs.entries import Entry
     from qalign_fast.jobs.local import EngineSetup, LocalEngine
 
+_PATIENCE = 10.0  # seconds that an engine has to end
 TRIES = 3  # of a shard whose engine dies
 
 
@@ -118,7 +120,12 @@ class ProcessMember:
         path = Path(self._folder.name, "shard")
         path.write_bytes(pickle.dumps(entries))
         try:
-            self._pool.schedule(_score_file, (str(path),)).result()
+            future = self._pool.schedule(_score_file, (str(path),))
+        except RuntimeError as error:  # it died between two shards
+            self._end()
+            raise MemberDiedError(one_line(error)) from error
+        try:
+            future.result()
         except ProcessExpired as error:
             raise MemberDiedError(f"exit code {error.exitcode}") from error
         except (BrokenProcessPool, CancelledError) as error:
@@ -129,6 +136,9 @@ class ProcessMember:
 
     def close(self) -> None:
         self._closed = True
+        if self._pool is not None and self._pool.active:
+            with suppress(Exception):  # an engine that cannot end itself is ended
+                self._pool.schedule(_close, timeout=_PATIENCE).result(_PATIENCE)
         self._end()
         self._folder.cleanup()
 
@@ -148,6 +158,12 @@ def _start(setup: EngineSetup, cores: frozenset[int] | None) -> None:
     if cores is not None:
         os.sched_setaffinity(0, cores)
     _setup = setup
+
+
+def _close() -> None:
+    """In the engine's process: ends its decoding processes."""
+    if _engine is not None:
+        _engine.close()
 
 
 def _score_file(path: str) -> None:

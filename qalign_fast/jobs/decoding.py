@@ -161,14 +161,15 @@ def _open(task: Task, given: npt.NDArray[np.uint8] | None, about: dict[str, Any]
     else:
         try:
             whole_clip = task.medium == "video" and task.length is None
-            most = limits.max_bytes if whole_clip else None if task.length else limits.picture_bytes
+            allowed = limits.picture_bytes if task.medium == "image" else limits.stream_bytes
+            most = limits.max_bytes if whole_clip else allowed if task.length is None else None
             with open_path(os.fsdecode(task.path), task.name, most, kind) as file:
                 status = os.fstat(file.fileno())
                 about |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
                 if whole_clip:
                     about["sha256"] = _hash_file(file)
                     return os.fsdecode(task.path)
-                data = _read(file, task, status.st_size, limits.picture_bytes, kind)
+                data = _read(file, task, status.st_size, allowed, kind)
         except kind as error:
             if isinstance(error.__cause__, OSError):
                 raise _UnavailableError(error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ def dry_run(
 
     For a folder with a job, its inputs are compared with what is there now. Raises what `run_job` raises.
     """
+    if not job.inputs and is_planned(path):
+        job = replace(job, inputs=tuple(JobFolder(path).about["options"]["inputs"]))
     model = identify_model(run.model, run.precision)
     with tempfile.TemporaryDirectory(prefix="qalign-plan-") as temporary:
         plan_job(Path(temporary), job, model, find_entries(job.inputs, job.taking, stdin), planning)

@@ -21,7 +21,8 @@ class Entry:
     kind: "file": `place` is a file; "slice": `size` bytes of the file from `offset`, as in a tar; "row": the row number
         `offset` of the table `place`.
     place: a path, as bytes, or a URL.
-    size, mtime_ns: of the file when the plan was made; -1 where that is not known.
+    size: of the file when the plan was made; of a slice its own; -1 where it is not known.
+    mtime_ns: of the file, tar or table when the plan was made; -1 where it is not known.
     key: of a WebDataset's sample.
     keep: the kept columns' values.
     problem: why it cannot be had, where that was found while planning.
@@ -52,7 +53,8 @@ class Entry:
 
     @property
     def changed(self) -> bool:
-        """Whether its file was not as planned when it was read."""
-        if self.reading is None or self.kind != "file" or -1 in (self.size, self.reading.size):
+        """Whether its file, or the tar or table that it is in, was not as planned when it was read."""
+        if self.reading is None or -1 in (self.mtime_ns, self.reading.mtime_ns):
             return False
-        return (self.size, self.mtime_ns) != (self.reading.size, self.reading.mtime_ns)
+        resized = self.kind == "file" and self.size != self.reading.size
+        return resized or self.mtime_ns != self.reading.mtime_ns

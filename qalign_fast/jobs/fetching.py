@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qalign_fast.errors import ImageError, OptionError, QAlignError, VideoError, one_line
+from qalign_fast.errors import ImageError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading
 from qalign_fast.jobs.inputs.columns import open_columns
-from qalign_fast.jobs.inputs.stores import is_url, protocol_of, store_of
+from qalign_fast.jobs.inputs.stores import is_url, protocols_of, store_of
 from qalign_fast.jobs.inputs.tables import column_of
 from qalign_fast.pixels.encoded import read_all
 
@@ -29,12 +29,13 @@ class Fetcher:
         """`taking`: how the inputs were taken."""
         self._taking, self._limits = taking, limits
         self._opened = ExitStack()
+        self.mtime_ns = -1  # of the table that was opened last
         self._place: bytes | None = None
         self._next = 0  # the row that `_values` gives next
         self._values: Iterator[Any] = iter(())
 
-    def row(self, entry: Entry) -> bytes | Reading:
-        """The bytes that a table's row holds; or why they cannot be had."""
+    def row(self, entry: Entry) -> bytes | str | Reading:
+        """The bytes that a table's row holds, or the path of a file in their place; or why they cannot be had."""
         try:
             if self._place != entry.place or self._next > entry.offset:
                 self._open(entry)
@@ -42,10 +43,12 @@ class Fetcher:
             while self._next < entry.offset:
                 self._next, value = self._next + 1, next(self._values)
             self._next += 1
-        except (OSError, OptionError, StopIteration, ValueError) as error:
+        except Exception as error:  # of any store's and any format's own kind
             self._place = None
             return _unavailable(entry, one_line(error) if not isinstance(error, StopIteration) else "the row is gone")
         data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(value, dict) and (path := value.get("path")) and not is_url(path):
+            return os.path.join(os.path.dirname(os.fsdecode(entry.place)), path)  # noqa: PTH118, PTH120
         if data is None:
             return Reading(error=_kind(entry)(f"{entry.source}: no picture, the row has no bytes"), status="failed")
         return bytes(data)
@@ -58,7 +61,10 @@ class Fetcher:
         try:
             store, path = store_of(url)
             if 0 <= entry.size <= most:
-                return bytes(store.cat_file(path, start=start, end=end))  # one request
+                data = bytes(store.cat_file(path, start=start, end=end))  # one request
+                if start is not None and len(data) != entry.size:
+                    return _unavailable(entry, "the store does not give parts of a file; copy the tar here first")
+                return data
             with store.open(path, "rb") as file:
                 return read_all(file, entry.source, most, _kind(entry))
         except QAlignError as error:
@@ -77,11 +83,12 @@ class Fetcher:
         batches = table.batches([column], _ROWS, entry.offset)
         self._values = (value for batch in batches for value in batch.column(0).to_pylist())
         self._place, self._next = entry.place, entry.offset
+        self.mtime_ns = -1 if is_url(name) else os.stat(name).st_mtime_ns  # noqa: PTH116
 
 
 def _allowed(name: str, taking: InputOptions) -> tuple[str, ...]:
     """What was planned was allowed."""
-    return (*taking.protocols, protocol_of(name)) if is_url(name) else taking.protocols
+    return (*taking.protocols, *protocols_of(name)) if is_url(name) else taking.protocols
 
 
 def _kind(entry: Entry) -> type[QAlignError]:

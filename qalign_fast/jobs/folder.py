@@ -22,6 +22,7 @@ from qalign_fast.families.registry import find_family
 from qalign_fast.jobs.journal import Journal, Line, agreeing, hash_file
 from qalign_fast.jobs.options import JobOptions, differences, hash_options
 from qalign_fast.jobs.safe_files import Reached, remove_temporary, unwatched, write_whole
+from qalign_fast.levels import LEVELS
 
 try:
     from filelock import FileLock, Timeout
@@ -150,23 +151,32 @@ def plan_job(
     model: Mapping[str, str],
     groups: Iterable[Group],
     seen: Callable[[int], None] = lambda _: None,
+    *,
+    anew: bool = False,
 ) -> None:
-    """Plans a job into a folder that has none. Raises OptionError, QAlignError and OSError."""
+    """Plans a job into a folder that has none; `anew`: in place of the one that is there, once the plan stands.
+
+    Raises OptionError, QAlignError and OSError.
+    """
     inside = path / INSIDE
     inside.mkdir(parents=True, exist_ok=True)
     check_kept(options)
     found: list[Summary] = []
-    plan = inside / "plan.parquet"
-    write_whole(
-        plan, lambda aside: found.append(write_plan(aside, groups, options.shard_size, options.taking.keep, seen))
-    )
+
+    def write(aside: Path) -> None:
+        summary = write_plan(aside, groups, options.shard_size, options.taking.keep, seen)
+        if anew:
+            remove_job(path, keep=aside)
+        there = {file.name for file in path.iterdir()}
+        for shard in range(summary.shards):
+            if (name := f"{summary.name(shard)}.{options.format}") in there:
+                raise QAlignError(f"{path / name}: is there already, and is not of this job; give another --out")
+        found.append(summary)
+
+    write_whole(inside / "plan.parquet", write)
     [summary] = found
-    for shard in (0, *summary.names):
-        if (there := path / f"{summary.name(shard)}.{options.format}").exists():
-            plan.unlink()
-            raise QAlignError(f"{there}: is there already, and is not of this job; give another --out")
     about = describe(options, model) | {"folder": os.getcwd(), "plan": asdict(summary)}  # noqa: PTH109
-    about["plan_sha256"] = hash_file(plan)
+    about["plan_sha256"] = hash_file(inside / "plan.parquet")
     text = json.dumps(about, indent=1)
     write_whole(inside / "job.json", lambda aside: _write_text(aside, text))
 
@@ -202,22 +212,24 @@ def check_same(about: Mapping[str, Any], options: JobOptions, model: Mapping[str
 
 
 def check_kept(options: JobOptions) -> None:
-    """Raises OptionError for a kept column whose name is that of one of ours."""
-    if both := sorted(OURS & set(options.taking.keep)):
+    """Raises OptionError for a kept column whose name is that of one of ours, or that is named twice."""
+    keep = options.taking.keep
+    if len(set(keep)) < len(keep):
+        raise OptionError(f"--keep {', '.join(keep)}: a column is named twice")
+    if both := sorted((OURS | set(LEVELS if options.format == "csv" else ())) & set(keep)):
         raise OptionError(f"--keep {', '.join(both)}: rows have a column of that name already")
 
 
-def remove_job(path: Path) -> None:
-    """Removes a job and its rows, and nothing else. Raises OSError."""
+def remove_job(path: Path, keep: Path) -> None:
+    """Removes a job and its rows, and nothing else; `keep` is a file to keep. Raises OSError."""
     for line in Journal(path / INSIDE / "journal.jsonl").read().values():
         (path / line.file).unlink(missing_ok=True)
     with suppress(QAlignError):  # a job that cannot be read any more has no other names
         job = JobFolder(path)
         for shard in range(job.summary.shards):  # a file may be there without its line
             job.file_of(shard).unlink(missing_ok=True)
-    remove_temporary(path)
     for file in (path / INSIDE).iterdir():
-        if file.name not in ("lock", "owner"):
+        if file.name not in ("lock", "owner", keep.name):
             file.unlink()
 
 
@@ -228,7 +240,7 @@ def _counts(rows: list[dict[str, Any]], tasks: int) -> dict[str, int]:
     found = dict.fromkeys(("ok", "failed", "unavailable", "quarantined"), 0)
     for row in inputs:
         found[row["status"]] += 1
-    return found | {"changed": sum(CHANGED in (row["warnings"] or ()) for row in inputs)}
+    return found | {"changed": sum(any(CHANGED in text for text in row["warnings"] or ()) for row in inputs)}
 
 
 def _by_number(names: Mapping[str, str]) -> dict[int, str]:

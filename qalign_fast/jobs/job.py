@@ -13,7 +13,7 @@ from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.identity import identify_model
 from qalign_fast.jobs.crew import Crew, ProcessMember
 from qalign_fast.jobs.dedup import Duplicates, content_of
-from qalign_fast.jobs.folder import INSIDE, JobFolder, check_same, is_planned, lock, plan_job, remove_job
+from qalign_fast.jobs.folder import INSIDE, JobFolder, check_same, is_planned, lock, plan_job
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.journal import totals
 from qalign_fast.jobs.local import EngineSetup, LocalEngine, default_workers
@@ -147,15 +147,15 @@ def _prepare(
     force: bool,
 ) -> None:
     """Leaves a planned job with this model and these options in the folder."""
-    if force:
-        remove_job(path)
-    if is_planned(path):
+    if is_planned(path) and not force:
         check_same(JobFolder(path).about, job, model)
         return
     if not job.inputs:
-        raise OptionError(f"{path}: no job is there to go on with; name its inputs")
+        raise OptionError(
+            f"{path}: {'--force starts anew' if force else 'no job is there to go on with'}; name the inputs"
+        )
     groups = find_entries(job.inputs, job.taking, stdin, skipped)
-    plan_job(path, job, model, groups, watcher.planning)
+    plan_job(path, job, model, groups, watcher.planning, anew=force)
 
 
 def _todo(folder: JobFolder, plan: Plan, *, retry: bool) -> list[int]:

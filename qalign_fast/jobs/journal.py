@@ -51,7 +51,7 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         if mend and whole < len(data):
             os.truncate(self._path, whole)
-        found = (Line(**json.loads(line)) for line in data[:whole].splitlines())
+        found = filter(None, map(_parsed, data[:whole].splitlines()))
         return {line.shard: line for line in found}
 
     def append(self, line: Line) -> None:
@@ -97,6 +97,14 @@ def totals(lines: Iterable[Line]) -> dict[str, int]:
         for name in names:
             found[name] += getattr(line, name)
     return found
+
+
+def _parsed(text: bytes) -> Line | None:
+    """A line; None for one that is damaged, whose shard is then scored again."""
+    try:
+        return Line(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 def _agrees(path: Path, line: Line) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +18,7 @@ from qalign_fast.errors import QAlignError
 from qalign_fast.jobs.entries import Entry, Kind
 from qalign_fast.jobs.inputs.found import Group
 
+_RESERVED = re.compile(r"[_.]|part-\d+$")  # names that readers leave out, and other shards'
 _KINDS: tuple[Kind, ...] = ("file", "slice", "row")
 _SCHEMA = pa.schema(
     [
@@ -27,9 +29,9 @@ _SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("clip", pa.bool_()),
-        ("key", pa.string()),
+        ("key", pa.binary()),
         ("keep", pa.string()),  # JSON
-        ("problem", pa.string()),
+        ("problem", pa.binary()),
     ]
 )
 
@@ -67,11 +69,11 @@ def write_plan(
 
     Raises OptionError for an input that cannot be read, QAlignError where there is none at all, OSError.
     """
-    summary = Summary(kept=dict.fromkeys(keep, "null"))
+    summary, taken = Summary(kept=dict.fromkeys(keep, "null")), set[str]()
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
         for tar, entries in _shards(groups, shard_size):
             if tar is not None:
-                summary.names[summary.shards] = _name_of(tar, summary)
+                summary.names[summary.shards] = _name_of(tar, summary.shards, taken)
             writer.write_table(_to_table(entries), row_group_size=len(entries))
             _count(entries, summary)
             seen(summary.inputs)
@@ -114,9 +116,9 @@ class Plan:
             row["size"],
             row["mtime_ns"],
             "video" if row["clip"] else "image",
-            row["key"],
+            None if row["key"] is None else os.fsdecode(row["key"]),
             json.loads(row["keep"]) if row["keep"] else {},
-            row["problem"],
+            None if row["problem"] is None else os.fsdecode(row["problem"]),
             shard,
             number,
         )
@@ -142,11 +144,13 @@ def _shards(groups: Iterable[Group], size: int) -> Iterator[tuple[str | None, li
         yield None, waiting
 
 
-def _name_of(tar: str, summary: Summary) -> str:
+def _name_of(tar: str, shard: int, taken: set[str]) -> str:
     """The tar's name; where another has the same, with its folder's before it, or its shard's number behind it."""
-    path, taken = Path(tar), set(summary.names.values())
-    names = (path.stem, f"{path.parent.name}-{path.stem}", f"{path.stem}-{summary.shards:05d}")
-    return next(name for name in names if name not in taken and not name.startswith(("_", ".")))
+    path = Path(tar)
+    names = (path.stem, f"{path.parent.name}-{path.stem}", f"{path.stem}-{shard:05d}", f"tar-{shard:05d}")
+    name = next(name for name in names if name not in taken and not _RESERVED.match(name))
+    taken.add(name)
+    return name
 
 
 def _to_table(entries: list[Entry]) -> pa.Table:
@@ -159,9 +163,9 @@ def _to_table(entries: list[Entry]) -> pa.Table:
         [entry.size for entry in entries],
         [entry.mtime_ns for entry in entries],
         [entry.medium == "video" for entry in entries],
-        [entry.key for entry in entries],
+        [None if entry.key is None else os.fsencode(entry.key) for entry in entries],
         [json.dumps(entry.keep, default=str) if entry.keep else None for entry in entries],
-        [entry.problem for entry in entries],
+        [None if entry.problem is None else os.fsencode(entry.problem) for entry in entries],
     ]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
 

@@ -40,6 +40,8 @@ class Progress(Watcher):
             print(printable(text), file=sys.stderr, flush=True)
 
     def planning(self, inputs: int) -> None:
+        if self._stop:  # nothing is in hand yet
+            raise KeyboardInterrupt
         if (now := time.monotonic()) - self._planned > self._every / 6:
             self._planned = now
             self.remark(f"planning: {inputs:,} inputs so far")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +56,10 @@ class IsolatedReader:
     def take(self, item: Item[Any]) -> tuple[Callable[[], Read[Any]], int]:
         """A function that reads the entry, which is the item's key; and the bytes that are held until it is called."""
         entry: Entry = item.key
-        data = self._fetcher.row(entry) if entry.kind == "row" else None
-        return partial(self._read, entry, data), 0 if data is None or isinstance(data, Reading) else len(data)
+        if entry.kind != "row":
+            return partial(self._read, entry, None, -1), 0
+        data = self._fetcher.row(entry)
+        return partial(self._read, entry, data, self._fetcher.mtime_ns), len(data) if isinstance(data, bytes) else 0
 
     def pixel_bytes(self, item: Item[Any]) -> int:
         """How many bytes its pixels take at most."""
@@ -71,7 +75,7 @@ class IsolatedReader:
         """How many of the feed's threads are to wait: each process takes so many pictures, and as many are next."""
         return 2 * TOGETHER * len(self._cells)
 
-    def _read(self, entry: Entry, data: bytes | Reading | None) -> Read[Any]:
+    def _read(self, entry: Entry, data: bytes | str | Reading | None, mtime_ns: int) -> Read[Any]:
         prompts = self._prompts[entry.medium]
         if isinstance(prompts, QAlignError):
             entry.reading = Reading(error=prompts, status="failed")
@@ -83,14 +87,18 @@ class IsolatedReader:
         if isinstance(data, Reading):
             entry.reading, pixels = data, None
         else:
-            entry.reading, pixels = self._cells.read(_task(entry, data), data)
+            entry.reading, pixels = self._cells.read(_task(entry, data), data if isinstance(data, bytes) else None)
+        if mtime_ns != -1:
+            entry.reading = replace(entry.reading, mtime_ns=mtime_ns)
         found = entry.reading
         return Read(entry, entry.medium, prompts, pixels, found.warnings, found.error, moments=found.moments)
 
 
-def _task(entry: Entry, data: bytes | None) -> Task:
-    if data is not None:
+def _task(entry: Entry, data: bytes | str | None) -> Task:
+    if isinstance(data, bytes):
         return Task(entry.source, entry.medium, None, 0, len(data))
+    if isinstance(data, str):
+        return Task(entry.source, entry.medium, os.fsencode(data))
     if entry.kind == "slice":
         return Task(entry.source, entry.medium, entry.place, entry.offset, entry.size)
     return Task(entry.source, entry.medium, entry.place)

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def answer_of(score: Score) -> dict[str, Any]:
 
 def answers_in(rows: Sequence[Row]) -> Answers:
     """The same, of one input's rows that were written."""
-    return {row["task"]: {name: row[name] for name in (*_NONE, "warnings")} for row in rows}
+    found = {row["task"]: {name: row[name] for name in _NONE} for row in rows}
+    for row in rows:
+        found[row["task"]]["warnings"] = [text for text in row["warnings"] or () if text != CHANGED] or None
+    return found
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,11 @@ class Layout:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             if self.format == "jsonl":
                 return [json.loads(line) for line in file]
-            return [self._of_csv(row) for row in csv.DictReader(file)]
+            before = csv.field_size_limit(1 << 30)
+            try:
+                return [self._of_csv(row) for row in csv.DictReader(file)]
+            finally:
+                csv.field_size_limit(before)
 
     def _columns(self) -> list[str]:
         """CSV's: each level's probability is a column of its name."""
@@ -129,11 +137,15 @@ class Layout:
         return [*names[:at], *self.scale.words, *names[at + 1 :]]
 
     def _write_csv(self, rows: Sequence[Row], out: Any) -> None:
-        writer = csv.DictWriter(out, self._columns(), extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
+        how: Any = {"extrasaction": "ignore", "lineterminator": "\n"}
+        plain = csv.DictWriter(out, self._columns(), **how)
+        quoting = csv.DictWriter(out, self._columns(), quoting=csv.QUOTE_NONNUMERIC, **how)
+        plain.writeheader()
         for row in rows:
-            warnings = "; ".join(row["warnings"] or ())
-            writer.writerow(row | (row["probabilities"] or {}) | {"warnings": warnings})
+            flat = row | (row["probabilities"] or {}) | {"warnings": "; ".join(row["warnings"] or ())}
+            flat = {name: _encodable(value) for name, value in flat.items()}
+            bare = any(isinstance(value, str) and "\r" in value for value in flat.values())  # not quoted otherwise
+            (quoting if bare else plain).writerow(flat)
 
     def _of_csv(self, texts: Mapping[str, str]) -> Row:
         row: Row = {}
@@ -149,11 +161,11 @@ class Layout:
 
 
 def _as(kind: str, value: Any) -> Any:
-    """A kept value in its column's type."""
+    """A kept value in its column's type; None for a number that is not finite, which JSON does not have."""
     if value is None or kind in ("bool", "int"):
         return value
     if kind == "float":
-        return float(value)
+        return float(value) if isfinite(value) else None
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -165,6 +177,17 @@ def _of_text(kind: pa.DataType, text: str) -> Any:
     if pa.types.is_integer(kind):
         return int(text)
     return float(text) if pa.types.is_floating(kind) else text or None
+
+
+def _encodable(value: Any) -> Any:
+    """A text as it is, unless it has halves of characters, which no encoding has: then with escapes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def _in_utf8(row: Row) -> Row:

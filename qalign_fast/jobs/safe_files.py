@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-TEMPORARY = ".tmp-"  # begins the name of a file that is being written
+TEMPORARY = ".qalign-tmp-"  # begins the name of a file that is being written
 
 Reached = Callable[[str], None]
 
@@ -46,4 +46,5 @@ def flush(path: Path) -> None:
 def remove_temporary(folder: Path) -> None:
     """Removes what processes left that were ended while they wrote."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink()

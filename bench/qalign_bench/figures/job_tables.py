@@ -1,9 +1,9 @@
-"""The table of the scenario `jobs`, and the lines below it."""
+"""The table of the scenario `jobs`, and the lines below it; and the tables of the studies of jobs."""
 
 from __future__ import annotations
 
 from qalign_bench.cli.session import Run
-from qalign_bench.figures.report import Column, Results, names, number, percent, warnings
+from qalign_bench.figures.report import Column, Results, cells, markdown_table, names, number, percent, warnings
 
 
 def _of_feed(run: Run) -> str:
@@ -36,3 +36,57 @@ def lines(found: Results) -> list[str]:
     if "hash_ms_per_picture" in found:
         said.append(f"a picture's content hash takes {number(found['hash_ms_per_picture'], 2)} ms of its process")
     return [*dict.fromkeys(said), *warnings(found)]
+
+
+def document(found: Results, file: str) -> str:
+    """The scenario in a document."""
+    said = "\n".join(f"- {line}." for line in lines(found))
+    return f"{markdown_table(*cells(TABLES[0], found['runs']))}\n\n{said}\n\n{_receipt(found['runs'][0], file)}"
+
+
+def memory(found: Results) -> str:
+    """job_memory's cases."""
+    header = ["pictures", "pictures/s", "peak memory of the job, MB", "with its processes, MB"]
+    rows = [
+        [
+            f"{case['pictures']:,}",
+            number(case["pictures"] / case["seconds"]),
+            *(f"{case['peak_bytes'][of] / 1e6:.1f}" for of in ("main", "all")),
+        ]
+        for case in found["cases"]
+    ]
+    return f"{markdown_table(header, rows)}\n\n{_receipt(found, 'bench/results/job_memory.json')}"
+
+
+def scale(found: Results) -> str:
+    """job_scale's billion."""
+    header = [
+        "inputs of a shard",
+        "shards",
+        "plan GB",
+        "plan's footer in memory, GB",
+        "journal MB",
+        "read in s",
+        "rows GB",
+    ]
+    rows = [
+        [
+            f"{case['shard_size']:,}",
+            f"{case['shards']:,}",
+            *(number(case[name], 2) for name in ("plan_gb", "plan_open_memory_gb", "journal_mb", "journal_read_s")),
+            number(case["output_gb"], 2),
+        ]
+        for case in found["a billion"]
+    ]
+    hours, written = (found["a billion"][0][name] for name in ("plan_hours", "write_hours"))
+    most, rate = max(plan["inputs"] for plan in found["plans"]), found["rows"]["rows_per_second"]
+    said = (
+        f"A billion pictures, by what up to {most:,} took: one process plans them in {hours:.1f} hours and writes "
+        f"their rows in {written:.1f} ({rate:,.0f} rows a second)."
+    )
+    return f"{markdown_table(header, rows)}\n\n{said}\n\n{_receipt(found, 'bench/results/job_scale.json')}"
+
+
+def _receipt(found: Results, file: str) -> str:
+    facts = found["environment"]
+    return f"`{file}`: {facts['cpu']}, {facts['cores']} cores; {facts['date'][:10]}."

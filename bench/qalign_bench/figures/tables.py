@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qalign_bench.figures import server_tables
+from qalign_bench.figures import job_tables, server_tables
 from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number, warnings
 
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md", "docs/serve.md")
+DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md", "docs/serve.md", "docs/jobs.md")
 _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -46,7 +46,8 @@ def table(name: str, results: Path) -> str:
         return _FORMS[name](found)
     if "verdicts" in found:
         return _verdicts(found, shown)
-    return _server(found, shown) if found["scenario"] == "server" else _bench(found, shown)
+    own = {"server": _server, "jobs": job_tables.document}
+    return own.get(found["scenario"], _bench)(found, shown)
 
 
 _SHORT = (
@@ -264,6 +265,8 @@ def _short(value: float) -> str:
 _FORMS: Mapping[str, Callable[[Found], str]] = {
     "full_size": _full_size,
     "golden_report": _golden_report,
+    "job_memory": job_tables.memory,
+    "job_scale": job_tables.scale,
     "real_weights": _real_weights,
     "slim_install": _slim_install,
 }

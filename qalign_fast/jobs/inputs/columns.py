@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,19 +35,22 @@ class Parquet:
         self._file = pq.ParquetFile(file, pre_buffer=False)
         self.schema: pa.Schema = self._file.schema_arrow
 
-    def batches(self, columns: list[str], rows: int, start: int = 0) -> Iterator[pa.RecordBatch]:
-        """Batches of these columns, from row `start` on."""
+    def batches(
+        self, columns: Sequence[str], rows: int, start: int = 0, *, paths_of: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns, from row `start` on. `paths_of` adds a column of structs, only their paths."""
         group, skipped = 0, 0
         about = self._file.metadata
         while group < about.num_row_groups and skipped + about.row_group(group).num_rows <= start:
             skipped += about.row_group(group).num_rows
             group += 1
         groups = list(range(group, about.num_row_groups))
-        for batch in self._file.iter_batches(rows, row_groups=groups, columns=columns):
+        wanted = [*columns, *([f"{paths_of}.path"] if paths_of else [])]
+        for batch in self._file.iter_batches(rows, row_groups=groups, columns=wanted):
             left = max(0, min(batch.num_rows, start - skipped))
             skipped += batch.num_rows
             if left < batch.num_rows:
-                yield batch.slice(left)
+                yield _paths_alone(batch.slice(left), paths_of)
 
 
 class Arrow:
@@ -63,7 +66,22 @@ class Arrow:
             self._table = pa.ipc.open_file(source).read_all()
         self.schema: pa.Schema = self._table.schema
 
-    def batches(self, columns: list[str], rows: int, start: int = 0) -> Iterator[pa.RecordBatch]:
-        """Batches of these columns, from row `start` on."""
-        names = list(dict.fromkeys(column.split(".")[0] for column in columns))
-        yield from self._table.select(names).slice(start).to_batches(max_chunksize=rows)
+    def batches(
+        self, columns: Sequence[str], rows: int, start: int = 0, *, paths_of: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of these columns, from row `start` on. `paths_of` adds a column of structs, only their paths."""
+        table = self._table.select([*columns, *([paths_of] if paths_of else [])]).slice(start)
+        if not columns and not paths_of:  # pyarrow forgets how many rows a table without columns has
+            table = self._table.select([0]).slice(start)
+        for batch in table.to_batches(max_chunksize=rows):
+            yield _paths_alone(batch, paths_of)
+
+
+def _paths_alone(batch: pa.RecordBatch, name: str | None) -> pa.RecordBatch:
+    """The batch, with the paths in place of a column of structs."""
+    if name is None:
+        return batch
+    import pyarrow.compute as pc
+
+    at = batch.schema.get_field_index(name)
+    return batch.set_column(at, name, pc.struct_field(batch.column(at), "path"))

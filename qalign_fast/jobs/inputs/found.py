@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from qalign_fast.jobs.entries import Entry
 from qalign_fast.jobs.inputs.files import entries_of_files
 from qalign_fast.jobs.inputs.lists import listed
 from qalign_fast.jobs.inputs.saved_datasets import arrow_files, is_saved_dataset
-from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, protocol_of
+from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, protocols_of
 from qalign_fast.jobs.inputs.tables import SUFFIXES as TABLES
 from qalign_fast.jobs.inputs.tables import entries_of_table
 from qalign_fast.jobs.inputs.taking import InputOptions
@@ -22,6 +23,7 @@ from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, find_sources
 
 _LISTS = frozenset([".txt", ".lst", ".list"])
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_FILE_NAME = "file_name"
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as the datasets library's image folder has them
 
 
@@ -41,7 +43,7 @@ def find_entries(
     Raises OptionError for an input that cannot be read as what it is, and for columns that it does not have.
     """
     loose: list[str] = []
-    for name in inputs:
+    for name in (each for named in inputs for each in _matches(named)):
         if (read := _reader_of(name, options, stdin)) is None:
             loose.append(name)  # files, folders of pictures and patterns follow one another in one group
             continue
@@ -53,11 +55,20 @@ def find_entries(
         yield Group(_of_files(loose, options, stdin, skipped))
 
 
+def _matches(name: str) -> list[str]:
+    """The tars and tables that a pattern matches; any other name is itself."""
+    if Path(name).suffix.lower() in (".tar", *TABLES) and not is_url(name) and not os.path.lexists(name):
+        return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207
+    return [name]
+
+
 def _reader_of(name: str, options: InputOptions, stdin: BufferedIOBase) -> Callable[[], Iterable[Group]] | None:
     """What reads an input that is more than a file, a folder of pictures or a pattern."""
     suffix, allowed = Path(name).suffix.lower(), options.protocols
+    if Path(name).is_dir():
+        return (lambda: _of_folder(name, options)) if _is_dataset(name) else None
     if is_url(name):
-        allowed = (*allowed, protocol_of(name))  # who names a store on the command line allows it
+        allowed = (*allowed, *protocols_of(name))  # who names a store on the command line allows it
     if name.lower().endswith(_COMPRESSED):
         raise OptionError(f"{name}: a compressed tar cannot be read in parts; unpack it to a .tar first")
     if suffix == ".tar":
@@ -66,14 +77,12 @@ def _reader_of(name: str, options: InputOptions, stdin: BufferedIOBase) -> Calla
         return lambda: [Group(entries_of_table(name, options, allowed))]
     if is_url(name):
         return lambda: [Group(entries_of_urls(name, options, allowed))]
-    if name == "-" or (suffix in _LISTS and Path(name).is_file()):
-        return lambda: [Group(listed(name, options, stdin))]
-    return (lambda: _of_folder(name, options)) if Path(name).is_dir() and _is_dataset(name) else None
+    return (lambda: [Group(listed(name, options, stdin))]) if name == "-" or suffix in _LISTS else None
 
 
 def _is_dataset(folder: str) -> bool:
     """Whether a folder is a saved data set, one of tars or tables, or has a table about its pictures."""
-    if is_saved_dataset(folder) or any(os.path.isfile(os.path.join(folder, name)) for name in _METADATA):  # noqa: PTH113, PTH118
+    if is_saved_dataset(folder) or _metadata(folder):
         return True
     return not _holds_media(folder) and bool(_tars(folder) or _tables(folder))
 
@@ -81,9 +90,9 @@ def _is_dataset(folder: str) -> bool:
 def _of_folder(folder: str, options: InputOptions) -> Iterable[Group]:
     if is_saved_dataset(folder):
         return (Group(entries_of_table(file, options, options.protocols)) for file in arrow_files(folder))
-    for name in _METADATA:
-        if (table := Path(folder, name)).is_file():
-            return [Group(entries_of_table(str(table), options, options.protocols))]
+    if table := _metadata(folder):
+        taking = replace(options, column=options.column or _FILE_NAME)
+        return [Group(entries_of_table(table, taking, options.protocols))]
     if tars := _tars(folder):
         return (Group(entries_of_tar(tar, options, options.protocols), tar) for tar in tars)
     return (Group(entries_of_table(table, options, options.protocols)) for table in _tables(folder))
@@ -96,6 +105,14 @@ def _of_files(
         raise OptionError(f"{names[0]}: files and folders of pictures have no columns; tables and tars have")
     found = find_sources(names, stdin, recursive=options.recursive, formats=options.formats, skipped=skipped)
     return entries_of_files(found)
+
+
+def _metadata(folder: str) -> str | None:
+    """A table about the folder's pictures, which its column `file_name` names."""
+    for path in (Path(folder, name) for name in _METADATA):
+        if path.is_file() and _FILE_NAME.encode() in path.read_bytes():
+            return str(path)
+    return None
 
 
 def _holds_media(folder: str) -> bool:

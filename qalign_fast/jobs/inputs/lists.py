@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def listed(name: str, options: InputOptions, stdin: BufferedIOBase) -> Iterator[Entry]:
     """The entries of a list, in order; "-" is stdin. Raises OptionError for a list that cannot be read."""
+    if options.keep or options.column:
+        raise OptionError(f"{name}: a list has no columns; tables and tars have")
     if name == "-":
         yield from _entries(stdin, options)
         return
@@ -39,7 +41,12 @@ def _entries(stream: BufferedIOBase, options: InputOptions) -> Iterator[Entry]:
 
 
 def entry_of_name(source: str, name: str, root: str | None, protocols: tuple[str, ...]) -> Entry:
-    """A path or a URL that a list or a table names. A relative path starts from `root`."""
-    if is_url(name):
-        return entry_of_url(source, name, protocols)
-    return entry_of_file(source, os.path.join(root, name) if root else name)  # noqa: PTH118
+    """A path or a URL that a list or a table names. A relative path starts from `root`, which may be a URL."""
+    if root and not is_url(name):
+        name = os.path.join(root, name)  # noqa: PTH118
+    try:
+        os.fsencode(name), os.fsencode(source)
+    except UnicodeEncodeError:
+        shown = source.encode("utf-8", "backslashreplace").decode()
+        return Entry(shown, shown.encode(), problem=f"{shown}: no file can have this name")
+    return entry_of_url(source, name, protocols) if is_url(name) else entry_of_file(source, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -15,30 +14,26 @@ from qalign_fast.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, MORE_SUFFIXES, is
 if TYPE_CHECKING:
     from qalign_fast.jobs.inputs.taking import InputOptions
 
-_PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-
 
 def is_url(name: str) -> bool:
-    """Whether a name begins with a protocol, as "s3://" is one."""
-    return _PROTOCOL.match(name) is not None
+    """Whether a name is for another store, as "s3://bucket/key" is, or "zip://a.jpg::https://host/b.zip"."""
+    return "://" in name
 
 
-def protocol_of(url: str) -> str:
-    """ "s3" of "s3://bucket/key"."""
-    found = _PROTOCOL.match(url)
-    assert found is not None
-    return found[1].lower()
+def protocols_of(url: str) -> tuple[str, ...]:
+    """ "s3" of "s3://bucket/key"; zip and https of "zip://a.jpg::https://host/b.zip"."""
+    return tuple(part.partition("://")[0].lower() for part in url.split("::"))
 
 
 def refusal(url: str, protocols: tuple[str, ...]) -> str | None:
-    """Why a URL that a list or a table names is not opened; None if its protocol is allowed.
+    """Why a URL that a list or a table names is not opened; None if all of its protocols are allowed.
 
     A list may come from anywhere, and a URL may lead to a machine that only this one can reach.
     """
-    protocol = protocol_of(url)
-    if protocol in protocols:
-        return None
-    return f"{url}: {protocol}:// is not opened unless --allow {protocol} says so"
+    for protocol in protocols_of(url):
+        if protocol not in protocols:
+            return f"{url}: {protocol}:// is not opened unless --allow {protocol} says so"
+    return None
 
 
 def store_of(url: str) -> tuple[Any, str]:
@@ -66,7 +61,10 @@ def open_input(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
     if problem := refusal(name, protocols):
         raise OptionError(problem)
     store, path = store_of(name)
-    opened: IO[bytes] = store.open(path, "rb")
+    try:
+        opened: IO[bytes] = store.open(path, "rb")
+    except Exception as error:  # of any store's own kind
+        raise OptionError(f"{name}: cannot be opened ({type(error).__name__}: {one_line(error)})") from error
     return opened
 
 
@@ -110,7 +108,7 @@ def _url_of(store: Any, name: str, url: str) -> str:
     """A file's URL. In an archive it is the member, with what follows "::" in the URL that was given."""
     inner, chain, outer = url.partition("::")
     if chain:
-        return f"{protocol_of(inner)}://{name}::{outer}"
+        return f"{protocols_of(inner)[0]}://{name}::{outer}"
     return str(store.unstrip_protocol(name))
 
 

@@ -7,7 +7,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.jobs.entries import Entry
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qalign_fast.jobs.inputs.taking import InputOptions
 
 _MOST_TEXT = 16 << 20  # bytes of a text or JSON member
+_PART = 1 << 20  # bytes read at a time
 
 
 def entries_of_tar(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
@@ -28,12 +29,15 @@ def entries_of_tar(name: str, options: InputOptions, protocols: tuple[str, ...])
     wanted = _wanted(options)
     try:
         with open_input(name, protocols) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            changed = -1 if is_url(name) else os.fstat(file.fileno()).st_mtime_ns
             for key, members in _samples(tar):
-                if media := next((m for m in members if _suffix(m) in wanted), None):
-                    yield _entry(name, tar, key, media, members, options.keep)
+                if media := _media(members, wanted, exact=options.column is not None):
+                    yield _entry(name, changed, key, media, _kept(tar, members, options.keep))
                 tar.members.clear()  # type: ignore[attr-defined] # it would hold every member of the file
+            _check_end(file, tar)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise OptionError(f"{name}: not a whole tar ({one_line(error)})") from error
+        why = error.strerror if isinstance(error, OSError) else None
+        raise OptionError(f"{name}: {why or f'not a whole tar ({one_line(error)})'}") from error
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -54,11 +58,19 @@ def _suffix(member: tarfile.TarInfo) -> str:
     return split_key(member.name)[1]
 
 
+def _media(members: list[tarfile.TarInfo], wanted: frozenset[str], *, exact: bool) -> tarfile.TarInfo | None:
+    """The first member with a wanted suffix; else, unless it must be exact, with a wanted end: "2020.jpg" is a jpg."""
+    found = next((member for member in members if _suffix(member) in wanted), None)
+    if found is None and not exact:
+        found = next((member for member in members if _suffix(member).rpartition(".")[2] in wanted), None)
+    return found
+
+
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
     """Members that follow one another and share a key."""
     key, members = "", list[tarfile.TarInfo]()
     for member in tar:
-        if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+        if not (member.isfile() or member.islnk() or member.issym()) or PurePosixPath(member.name).name.startswith("."):
             continue
         its = split_key(member.name)[0]
         if members and its != key:
@@ -70,22 +82,32 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
         yield key, members
 
 
-def _entry(
-    name: str,
-    tar: tarfile.TarFile,
-    key: str,
-    media: tarfile.TarInfo,
-    members: list[tarfile.TarInfo],
-    keep: tuple[str, ...],
-) -> Entry:
-    medium: Any = "video" if f".{_suffix(media)}" in CLIP_SUFFIXES else "image"
-    kept = _kept(tar, members, keep) if keep else {}
-    place = name.encode() if is_url(name) else os.fsencode(name)
-    return Entry(f"{name}/{media.name}", place, "slice", media.offset_data, media.size, -1, medium, key, kept)
+def _check_end(file: IO[bytes], tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless zeros stand where no member follows, up to the end: else there would be more of them."""
+    file.seek(tar.offset)
+    if not (part := file.read(_PART)):
+        raise tarfile.ReadError("its end is missing")
+    while part:
+        if part.strip(b"\0"):
+            raise tarfile.ReadError(f"what stands at {tar.offset} is no member")
+        part = file.read(_PART)
+
+
+def _entry(name: str, changed: int, key: str, media: tarfile.TarInfo, kept: dict[str, Any]) -> Entry:
+    suffix = "." + _suffix(media).rpartition(".")[2]
+    medium: Any = "video" if suffix in CLIP_SUFFIXES else "image"
+    source = f"{name}/{media.name}"
+    place = name.encode("utf-8", "surrogateescape") if is_url(name) else os.fsencode(name)
+    entry = Entry(source, place, "slice", media.offset_data, media.size, changed, medium, key, kept)
+    if not media.isfile():
+        entry.problem = f"{source}: a link to {media.linkname}; a data set's tar has the files themselves"
+    return entry
 
 
 def _kept(tar: tarfile.TarFile, members: list[tarfile.TarInfo], keep: tuple[str, ...]) -> dict[str, Any]:
     """Text members by their suffix, and fields of the JSON member. What a sample lacks is None."""
+    if not keep:
+        return {}
     texts = {suffix: m for m in members if (suffix := _suffix(m)) in keep or suffix == "json"}
     fields: dict[str, Any] = {}
     if "json" in texts and not set(keep) <= set(texts):
@@ -98,6 +120,5 @@ def _kept(tar: tarfile.TarFile, members: list[tarfile.TarInfo], keep: tuple[str,
 
 
 def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    file = tar.extractfile(member)
-    assert file is not None
-    return file.read(_MOST_TEXT).decode("utf-8", "replace")
+    file = tar.extractfile(member) if member.isfile() else None
+    return "" if file is None else file.read(_MOST_TEXT).decode("utf-8", "replace")
