@@ -129,7 +129,7 @@ def _of_paths(
 
 
 def _of_bytes(name: str, table: Parquet | Arrow, named: str | None, options: InputOptions) -> Iterator[Entry]:
-    """Rows whose bytes lie in the table: only their places are planned. `named`: the column, if paths are beside them."""
+    """Rows whose bytes lie in the table: their places alone are planned. `named`: the column, if it has paths too."""
     place, number = name.encode("utf-8", "surrogateescape"), 0
     changed = -1 if is_url(name) else os.stat(name).st_mtime_ns  # noqa: PTH116
     for batch in table.batches(options.keep, _ROWS, paths_of=named):
