@@ -1,7 +1,7 @@
 """Tasks of many threads in, their readings and pixels out, by a few cells: tasks that wait are asked for together.
 
-A message to a process and back takes about as long as two hundredths of a large JPEG's decoding, which threads alone do
-not need. So a cell is given several pictures at a time, if so many wait.
+A message to a process and back costs both sides time that threads alone do not need. So a cell is given several
+pictures at a time, if so many wait.
 """
 
 from __future__ import annotations

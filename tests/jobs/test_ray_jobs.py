@@ -33,6 +33,7 @@ def cluster() -> Iterator[Any]:
 
     tests = str(Path(__file__).parents[1])
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 << 20,
