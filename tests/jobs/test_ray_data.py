@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import pytest
 
 from qalign_fast.errors import OptionError, TaskError
 from qalign_fast.jobs.ray_data import ScoreBatch
+from support.local_ray import local_ray as local_ray_of
 from support.row_pictures import SAMPLES, assert_same, expected_rows, plain_rows, rows_of_data, small_jpegs
 
 pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
@@ -94,28 +91,13 @@ def test_columns_that_are_missing_or_taken_are_told_at_the_first_batch() -> None
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[Any]:
     """A Ray that counts three cores: two for those who read and download, and a half for each of two actors."""
-    folder = tempfile.mkdtemp(prefix="qalign-ray-")  # short: Ray puts sockets below it
-    ours = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    import ray.data
+    with local_ray_of(3) as ray:
+        import ray.data
 
-    options: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_temp_dir": folder, "log_to_driver": False}
-    try:
-        ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 << 20, **options)
         ray.data.DataContext.get_current().enable_progress_bars = False
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import this file
         yield ray
-    finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-        ray.shutdown()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        for _ in range(50):  # Ray's last processes still write into it
-            shutil.rmtree(folder, ignore_errors=True)
-            if not Path(folder).exists():
-                break
-            time.sleep(0.1)
 
 
 def scored(ray: Any, data: Any, blocks: int, score: Any = ScoreBatch, **options: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Watcher, run_job
 from support.jobs import files, options, run_options, small_pictures
+from support.local_ray import local_ray
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed: the extra `ray` has it", allow_module_level=True)
@@ -28,20 +28,8 @@ TWO = run_options(devices=("cpu", "cpu"), threads=1)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray of two cores on this machine."""
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    tests = str(Path(__file__).parents[1])
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": tests}},
-    )
-    yield ray
-    ray.shutdown()
+    with local_ray(2, runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}) as ray:
+        yield ray
 
 
 def test_a_killed_actor_loses_nothing(cluster: Any, tmp_path: Path) -> None:

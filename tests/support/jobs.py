@@ -87,7 +87,7 @@ def job_process(out: Path, folder: Path, *, step: str = "", nth: int = 1, **job:
 
 def finish(process: subprocess.Popen[str]) -> int:
     """Waits for it. Returns its exit code; fails with what it printed unless that is 0 or -9."""
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=900)
     assert process.returncode in (0, -signal.SIGKILL), printed
     return process.returncode
 
