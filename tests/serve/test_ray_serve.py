@@ -8,11 +8,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +31,7 @@ from qalign_fast.serve import ray_serve
 from qalign_fast.serve.settings import Settings
 from support.command_line import python, run
 from support.goldens import ROOT
+from support.local_ray import local_ray as local_ray_of
 from support.pictures import random_picture
 from support.servers import Answer, RunningServer, free_port
 
@@ -159,30 +157,16 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[RunningServer]:
     """A Ray of two cores, and its HTTP proxy; with two replicas of the embedded model at /."""
-    folder = tempfile.mkdtemp(prefix="qalign-ray-")  # short: Ray puts sockets below it
-    ours = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    import ray
-    from ray import serve
-
     server = RunningServer(free_port(), process=None)
-    options: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_temp_dir": folder, "log_to_driver": False}
-    try:
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, **options)
-        serve.start(http_options={"host": "127.0.0.1", "port": server.port})
-        serve.run(ray_serve.app({"num_replicas": "2", "health_check_period_s": 1, **HALF}))
-        yield server
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        for _ in range(50):  # Ray's last processes still write into it
-            shutil.rmtree(folder, ignore_errors=True)
-            if not Path(folder).exists():
-                break
-            time.sleep(0.1)
+    with local_ray_of(2):
+        from ray import serve
+
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": server.port})
+            serve.run(ray_serve.app({"num_replicas": "2", "health_check_period_s": 1, **HALF}))
+            yield server
+        finally:
+            serve.shutdown()
 
 
 def jpegs(count: int, seed: int) -> list[bytes]:

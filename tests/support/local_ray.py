@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_TOKEN = secrets.token_hex(32)  # one for all of this process's tests, because Ray keeps the first that it sees
+
 
 @contextmanager
 def local_ray(cores: int, **options: Any) -> Iterator[Any]:
     """The module, after Ray was started with so many cores to count."""
     folder = tempfile.mkdtemp(prefix="qalign-ray-")  # short: Ray puts sockets below it
-    ours = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    ours = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": _TOKEN}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     import ray
