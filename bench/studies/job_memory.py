@@ -24,6 +24,7 @@ _EVERY = 0.5  # seconds between two looks
 
 
 def main(work: Path, counts: list[int]) -> None:
+    """Runs a job for each count and prints what it held."""
     files = generated_pictures(work, 16, 96, 64)
     cases = [_case(work, files, count) for count in counts]
     first, last = (case["peak_bytes"]["all"] for case in (cases[0], cases[-1]))

@@ -35,6 +35,7 @@ _BILLION = 1_000_000_000
 
 
 def main(work: Path) -> None:
+    """Measures plans, journals and rows, and prints them with what a billion would take."""
     work.mkdir(parents=True, exist_ok=True)
     plans = [_alone(_plan, work / "plan.parquet", inputs, size) for inputs, size in _PLANS]
     journals = [_alone(_journal, work / "journal.jsonl", lines) for lines in _JOURNALS]

@@ -30,6 +30,7 @@ _ROWS, _REPEAT = 100_000, 5
 
 
 def main(work: Path) -> None:
+    """Times a report of each format and prints the times and sizes."""
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         cases = [_case(Path(folder), form) for form in FORMATS]

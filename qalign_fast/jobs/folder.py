@@ -29,7 +29,7 @@ try:
 
     from qalign_fast.jobs.inputs.found import Group
     from qalign_fast.jobs.plan import Plan, Summary, write_plan
-    from qalign_fast.jobs.rows import OURS, Layout
+    from qalign_fast.jobs.rows import CHANGED, OURS, Layout
 except ModuleNotFoundError as missing:
     raise MissingExtraError(f"jobs need more packages: pip install 'qalign-fast[jobs]' ({missing})") from missing
 
@@ -234,8 +234,6 @@ def remove_job(path: Path, keep: Path) -> None:
 
 
 def _counts(rows: list[dict[str, Any]], tasks: int) -> dict[str, int]:
-    from qalign_fast.jobs.rows import CHANGED
-
     inputs = rows[::tasks]
     found = dict.fromkeys(("ok", "failed", "unavailable", "quarantined"), 0)
     for row in inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.identity import identify_model
 from qalign_fast.jobs.crew import Crew, ProcessMember
 from qalign_fast.jobs.dedup import Duplicates, content_of
-from qalign_fast.jobs.folder import INSIDE, JobFolder, check_same, is_planned, lock, plan_job
+from qalign_fast.jobs.folder import INSIDE, JobFolder, check_same, is_planned, lock, plan_job, read_about
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.journal import totals
 from qalign_fast.jobs.local import EngineSetup, LocalEngine, default_workers
@@ -148,7 +149,7 @@ def _prepare(
 ) -> None:
     """Leaves a planned job with this model and these options in the folder."""
     if is_planned(path) and not force:
-        check_same(JobFolder(path).about, job, model)
+        check_same(read_about(path), job, model)
         return
     if not job.inputs:
         raise OptionError(
@@ -180,7 +181,7 @@ def _score(
     try:
         engines = make_engines(job, run, duplicates)
         try:
-            done = sum(plan.inputs(s) for s in range(plan.shards)) - sum(plan.inputs(s) for s in todo)
+            done = folder.summary.inputs - sum(plan.inputs(shard) for shard in todo)
             watcher.begin(folder.summary.inputs, done)
             for entries in engines.run(_shards(folder, plan, todo, before, watcher), watcher.scored):
                 shard = entries[0].shard
@@ -236,19 +237,16 @@ def _duplicates(folder: JobFolder) -> Duplicates:
     return found
 
 
-class _told:  # noqa: N801 (used as a statement)
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     """Turns the system's errors about the output into one of ours."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, OSError) or isinstance(error, QAlignError):
-            return
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, QAlignError):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise QAlignError(
-                f"{self._path}: the disk is full; finished shards are kept, and the same command goes on with them"
+                f"{path}: the disk is full; finished shards are kept, and the same command goes on with them"
             ) from error
-        raise QAlignError(f"{error.filename or self._path}: {error.strerror or error}") from error
+        raise QAlignError(f"{error.filename or path}: {error.strerror or error}") from error
