@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.plan import Plan, write_plan
 from support.clips import constant, write_clip
 from support.goldens import ROOT
-from support.jobs import options, run_options
+from support.jobs import make_tar, options, run_options
 
 SAMPLES = sorted((ROOT / "samples").glob("coffee*.jpg"))[:3]
 
@@ -157,16 +156,6 @@ def test_a_folder_with_a_table_about_its_pictures(tmp_path: Path, expected: dict
     (tmp_path / "metadata.csv").write_text("file_name,text\ncoffee.jpg,a cup\n")
     [row] = scored(tmp_path / "out", tmp_path, keep=("text",))
     assert (row["source"], row["score"], row["text"]) == ("coffee.jpg", expected["coffee.jpg"], "a cup")
-
-
-def make_tar(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def members(prefix: str = "") -> dict[str, bytes]:

@@ -27,7 +27,7 @@ from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.local import EngineSetup
 from qalign_fast.jobs.status import status_of
 from support.goldens import ROOT
-from support.jobs import files, options, run_options
+from support.jobs import files, make_tar, options, run_options
 
 SAMPLES = sorted((ROOT / "samples").glob("coffee*.jpg"))[:3]
 PICTURE = SAMPLES[0].read_bytes()
@@ -36,15 +36,6 @@ PICTURE = SAMPLES[0].read_bytes()
 def entries(*inputs: object, **taking: Any) -> list[Entry]:
     groups = find_entries([str(name) for name in inputs], InputOptions(**taking), io.BytesIO())
     return [entry for group in groups for entry in group.entries]
-
-
-def make_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

@@ -5,11 +5,13 @@ Run as a script it is such a process: its argument is what `job_process` passes 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,6 +46,17 @@ def small_pictures(folder: Path, count: int, *, seed: int = 0) -> Path:
         coarse = rng.integers(0, 256, (4, 6, 3), np.uint8)
         Image.fromarray(coarse).resize((48, 32), Image.Resampling.BICUBIC).save(path, quality=80)
     return folder
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of these members, in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def options(*inputs: Path | str, **others: Any) -> JobOptions:
