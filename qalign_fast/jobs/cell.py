@@ -18,13 +18,9 @@ from threading import Thread
 from typing import TYPE_CHECKING
 from weakref import finalize
 
-from qalign_fast.errors import ImageError, MissingExtraError, QAlignError, VideoError, one_line
+from qalign_fast.errors import ImageError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading, Setting, Task, decode, read_exchange, start, write_exchange
-
-try:
-    from pebble import ProcessExpired, ProcessPool
-except ModuleNotFoundError as missing:
-    raise MissingExtraError(f"jobs need more packages: pip install 'qalign-fast[jobs]' ({missing})") from missing
+from qalign_fast.jobs.packages import ProcessExpired, ProcessPool
 
 if TYPE_CHECKING:
     from qalign_fast.pixels.rule import Pixels

@@ -15,9 +15,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Protocol
 
-from pebble import ProcessExpired, ProcessPool
-
 from qalign_fast.errors import QAlignError, one_line
+from qalign_fast.jobs.packages import ProcessExpired, ProcessPool
 
 if TYPE_CHECKING:
     from qalign_fast.jobs.entries import Entry

@@ -17,21 +17,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.errors import MissingExtraError, OptionError, QAlignError
+from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.families.registry import find_family
+from qalign_fast.jobs.inputs.found import Group
 from qalign_fast.jobs.journal import Journal, Line, agreeing, hash_file
 from qalign_fast.jobs.options import JobOptions, differences, hash_options
+from qalign_fast.jobs.packages import FileLock, Timeout
+from qalign_fast.jobs.plan import Plan, Summary, write_plan
+from qalign_fast.jobs.rows import CHANGED, OURS, Layout
 from qalign_fast.jobs.safe_files import Reached, remove_temporary, unwatched, write_whole
 from qalign_fast.levels import LEVELS
-
-try:
-    from filelock import FileLock, Timeout
-
-    from qalign_fast.jobs.inputs.found import Group
-    from qalign_fast.jobs.plan import Plan, Summary, write_plan
-    from qalign_fast.jobs.rows import CHANGED, OURS, Layout
-except ModuleNotFoundError as missing:
-    raise MissingExtraError(f"jobs need more packages: pip install 'qalign-fast[jobs]' ({missing})") from missing
 
 INSIDE = "_job"  # readers of data sets leave out what begins with _
 _VERSION = 1

@@ -11,12 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from qalign_fast.errors import QAlignError
 from qalign_fast.jobs.entries import Entry, Kind
 from qalign_fast.jobs.inputs.found import Group
+from qalign_fast.jobs.packages import pa, pq
 
 _RESERVED = re.compile(r"[_.]|part-\d+$")  # names that readers leave out, and other shards'
 _KINDS: tuple[Kind, ...] = ("file", "slice", "row")

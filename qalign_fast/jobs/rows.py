@@ -10,11 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from qalign_fast.jobs.entries import Answers, Entry
 from qalign_fast.jobs.options import Format
+from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import Reached, unwatched
 from qalign_fast.levels import Scale, Score
 from qalign_fast.records import Row, make_row

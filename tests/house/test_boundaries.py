@@ -34,19 +34,19 @@ def test_scoring_with_the_embedded_model_needs_no_runtime() -> None:
     assert 1 <= float(python(code)) <= 5
 
 
-@pytest.mark.parametrize("missing", ["onnxruntime", "torch", "av"])
+@pytest.mark.parametrize("missing", ["onnxruntime", "torch", "av", "pebble", "pyarrow", "filelock"])
 def test_an_extra_that_is_missing_is_one_line_that_helps(missing: str, goldens: dict[str, Golden]) -> None:
     use = {
         "onnxruntime": f"Scorer.load({str(goldens['narrow-112'].artifact)!r})",
         "torch": f"Scorer.load({str(ROOT / 'tests/golden/narrow-112')!r})",
         "av": "Scorer.load().score_video('clip.mp4')",
-    }[missing]
+    }.get(missing, "import qalign_fast.jobs.job")
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from qalign_fast import MissingExtraError, Scorer\n"
         f"try: {use}\nexcept MissingExtraError as error: print(error)"
     )
-    extra = {"onnxruntime": "cpu", "torch": "torch", "av": "video"}[missing]
+    extra = {"onnxruntime": "cpu", "torch": "torch", "av": "video"}.get(missing, "jobs")
     assert f"pip install 'qalign-fast[{extra}]'" in python(code)
 
 
