@@ -12,6 +12,13 @@ from qalign_fast.levels import FIVE_LEVELS, Scale, Score
 
 Row: TypeAlias = dict[str, Any]
 
+# what a job adds: the names of all fields of its rows, and where it says which model and options they are of
+JOB_FIELDS = frozenset(
+    "source __key__ task score score01 probabilities level frames sha256 status error warnings milliseconds".split()
+)
+JOB_METADATA = b"qalign.job"  # the key in a Parquet file's schema
+JOB_FOLDER = "_job"  # beside the files of rows; readers of data sets leave out what begins with _
+
 
 def make_row(source: str, task: str, result: Score | Exception) -> Row:
     """One row: a source in one task; with an error, score, level and probabilities are None. Only clips have frames."""

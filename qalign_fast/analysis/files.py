@@ -15,9 +15,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from qalign_fast.analysis.columns import Texts
-from qalign_fast.analysis.job import METADATA, Job, parse_job
+from qalign_fast.analysis.job import Job, parse_job
 from qalign_fast.errors import MissingExtraError, RowsError, one_line
 from qalign_fast.levels import LEVELS
+from qalign_fast.records import JOB_METADATA
 
 _BATCH = 1 << 16  # rows of Parquet
 _LINES = 1 << 12  # rows of text: small, so that few Python objects live at a time
@@ -80,7 +81,7 @@ class _Parquet:
             raise RowsError(f"damaged Parquet ({one_line(error)}); {hint}") from error
         self._schema = self._file.schema_arrow
         self.columns: Sequence[str] = self._schema.names
-        text = (self._schema.metadata or {}).get(METADATA)
+        text = (self._schema.metadata or {}).get(JOB_METADATA)
         self.job = None if text is None else parse_job(text, "its metadata qalign.job")
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:

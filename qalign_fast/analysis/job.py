@@ -10,9 +10,9 @@ from typing import Any
 
 from qalign_fast.errors import RowsError
 from qalign_fast.levels import FIVE_LEVELS
+from qalign_fast.records import JOB_FOLDER
 
-METADATA = b"qalign.job"  # the key of a Parquet schema's metadata
-_BESIDE = Path("_job", "job.json")
+_BESIDE = Path(JOB_FOLDER, "job.json")
 
 
 @dataclass(frozen=True)

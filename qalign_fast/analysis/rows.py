@@ -16,14 +16,13 @@ from qalign_fast.analysis.files import Source, open_rows
 from qalign_fast.analysis.job import Job, job_beside
 from qalign_fast.errors import RowsError, TaskError
 from qalign_fast.levels import LEVELS
+from qalign_fast.records import JOB_FIELDS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 NEEDED = ("source", "task", "score", "error")  # every rows file has them
-OURS = frozenset(
-    "source __key__ task score score01 probabilities level frames sha256 status error warnings milliseconds".split()
-).union(LEVELS)  # a column of another name is the user's
+OURS = JOB_FIELDS.union(LEVELS)  # a column of another name is the user's
 KEY, FOLDER = "__key__", "folder"
 _NUMBERS = {"score": None, "milliseconds": None, "probabilities": len(LEVELS)}  # name -> numbers in a row
 _SUFFIXES = (".parquet", ".jsonl", ".csv")

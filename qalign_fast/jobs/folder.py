@@ -24,11 +24,11 @@ from qalign_fast.jobs.journal import Journal, Line, agreeing, hash_file
 from qalign_fast.jobs.options import JobOptions, differences, hash_options
 from qalign_fast.jobs.packages import FileLock, Timeout
 from qalign_fast.jobs.plan import Plan, Summary, write_plan
-from qalign_fast.jobs.rows import CHANGED, OURS, Layout
+from qalign_fast.jobs.rows import CHANGED, Layout
 from qalign_fast.jobs.safe_files import Reached, remove_temporary, unwatched, write_whole
 from qalign_fast.levels import LEVELS
+from qalign_fast.records import JOB_FIELDS, JOB_FOLDER
 
-INSIDE = "_job"  # readers of data sets leave out what begins with _
 _VERSION = 1
 
 
@@ -40,7 +40,7 @@ class JobFolder:
 
     def __init__(self, path: Path, reached: Reached = unwatched) -> None:
         """Opens a planned job. Raises QAlignError for a folder without one, or whose plan was changed."""
-        self.path, self.inside, self._reached = path, path / INSIDE, reached
+        self.path, self.inside, self._reached = path, path / JOB_FOLDER, reached
         self.about = read_about(path)
         self.summary = Summary(**{**self.about["plan"], "names": _by_number(self.about["plan"]["names"])})
         family = find_family(self.about["model"]["family"])
@@ -93,8 +93,8 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises QAlignError where another process holds it, OSError where the folder cannot be made.
     """
-    (path / INSIDE).mkdir(parents=True, exist_ok=True)
-    file, owner = FileLock(path / INSIDE / "lock"), path / INSIDE / "owner"
+    (path / JOB_FOLDER).mkdir(parents=True, exist_ok=True)
+    file, owner = FileLock(path / JOB_FOLDER / "lock"), path / JOB_FOLDER / "owner"
     try:
         file.acquire(timeout=0)
     except Timeout as error:
@@ -110,9 +110,9 @@ def lock(path: Path) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a process writes into the folder now."""
-    if not (path / INSIDE / "lock").exists():
+    if not (path / JOB_FOLDER / "lock").exists():
         return False
-    file = FileLock(path / INSIDE / "lock")
+    file = FileLock(path / JOB_FOLDER / "lock")
     try:
         file.acquire(timeout=0)
     except Timeout:
@@ -123,12 +123,12 @@ def is_locked(path: Path) -> bool:
 
 def is_planned(path: Path) -> bool:
     """Whether there is a job in the folder whose plan is whole."""
-    return (path / INSIDE / "job.json").is_file()
+    return (path / JOB_FOLDER / "job.json").is_file()
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """What job.json holds. Raises QAlignError."""
-    file = path / INSIDE / "job.json"
+    file = path / JOB_FOLDER / "job.json"
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         if found["version"] != _VERSION:
@@ -153,7 +153,7 @@ def plan_job(
 
     Raises OptionError, QAlignError and OSError.
     """
-    inside = path / INSIDE
+    inside = path / JOB_FOLDER
     inside.mkdir(parents=True, exist_ok=True)
     check_kept(options)
     found: list[Summary] = []
@@ -211,19 +211,19 @@ def check_kept(options: JobOptions) -> None:
     keep = options.taking.keep
     if len(set(keep)) < len(keep):
         raise OptionError(f"--keep {', '.join(keep)}: a column is named twice")
-    if both := sorted((OURS | set(LEVELS if options.format == "csv" else ())) & set(keep)):
+    if both := sorted((JOB_FIELDS | set(LEVELS if options.format == "csv" else ())) & set(keep)):
         raise OptionError(f"--keep {', '.join(both)}: rows have a column of that name already")
 
 
 def remove_job(path: Path, keep: Path) -> None:
     """Removes a job and its rows, and nothing else; `keep` is a file to keep. Raises OSError."""
-    for line in Journal(path / INSIDE / "journal.jsonl").read().values():
+    for line in Journal(path / JOB_FOLDER / "journal.jsonl").read().values():
         (path / line.file).unlink(missing_ok=True)
     with suppress(QAlignError):  # a job that cannot be read any more has no other names
         job = JobFolder(path)
         for shard in range(job.summary.shards):  # a file may be there without its line
             job.file_of(shard).unlink(missing_ok=True)
-    for file in (path / INSIDE).iterdir():
+    for file in (path / JOB_FOLDER).iterdir():
         if file.name not in ("lock", "owner", keep.name):
             file.unlink()
 

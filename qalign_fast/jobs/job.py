@@ -14,7 +14,7 @@ from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.identity import identify_model
 from qalign_fast.jobs.crew import Crew, ProcessMember
 from qalign_fast.jobs.dedup import Duplicates, content_of
-from qalign_fast.jobs.folder import INSIDE, JobFolder, check_same, is_planned, lock, plan_job, read_about
+from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, lock, plan_job, read_about
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.journal import totals
 from qalign_fast.jobs.local import EngineSetup, LocalEngine, default_workers
@@ -225,7 +225,7 @@ def _rows(folder: JobFolder, entries: list[Entry], before: list[Row] | None) -> 
 
 def _duplicates(folder: JobFolder) -> Duplicates:
     """What finished shards hold already."""
-    found = Duplicates(folder.path / INSIDE / "contents.sqlite")
+    found = Duplicates(folder.inside / "contents.sqlite")
     tasks = len(folder.layout.tasks)
     for shard in sorted(folder.lines):
         rows = folder.layout.read(folder.file_of(shard))

@@ -15,12 +15,8 @@ from qalign_fast.jobs.options import Format
 from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import Reached, unwatched
 from qalign_fast.levels import Scale, Score
-from qalign_fast.records import Row, make_row
+from qalign_fast.records import JOB_METADATA, Row, make_row
 
-METADATA = b"qalign.job"  # the key in a Parquet file's schema
-OURS = frozenset(
-    "source __key__ task score score01 probabilities level frames sha256 status error warnings milliseconds".split()
-)
 CHANGED = "the file was changed after the plan was made"
 _NONE = dict.fromkeys(("score", "score01", "probabilities", "level", "frames"))  # of an input without a score
 _TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
@@ -77,7 +73,7 @@ class Layout:
             ("warnings", pa.list_(pa.string())),
             ("milliseconds", pa.float64()),
         ]
-        return pa.schema(fields, {METADATA: json.dumps(self.about, sort_keys=True).encode()})
+        return pa.schema(fields, {JOB_METADATA: json.dumps(self.about, sort_keys=True).encode()})
 
     def rows(self, entry: Entry) -> Iterator[Row]:
         """A row for each task of an entry that was scored or has an error."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.jobs.folder import INSIDE, is_locked, read_about
+from qalign_fast.jobs.folder import is_locked, read_about
 from qalign_fast.jobs.journal import Journal, totals
+from qalign_fast.records import JOB_FOLDER
 
 
 def status_of(path: Path) -> dict[str, Any]:
     """Facts about the job in a folder, by what its journal says. Raises QAlignError where there is none."""
     about = read_about(path)
-    lines = Journal(path / INSIDE / "journal.jsonl").read(mend=False)
+    lines = Journal(path / JOB_FOLDER / "journal.jsonl").read(mend=False)
     counts = totals(lines.values())
     plan, model = about["plan"], about["model"]
     done = sum(counts[name] for name in ("ok", "failed", "unavailable", "quarantined"))
