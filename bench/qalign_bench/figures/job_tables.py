@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qalign_bench.cli.session import Run
-from qalign_bench.figures.report import Column, Results, cells, markdown_table, names, number, percent, warnings
+from qalign_bench.figures.report import Column, Results, cells, markdown_table, number, percent, warnings
 
 
 def _of_feed(run: Run) -> str:
@@ -24,8 +24,9 @@ TABLES: list[list[Column]] = [
 
 
 def lines(found: Results) -> list[str]:
-    """Plans, resuming and hashes; who the contestants are; warnings."""
-    said = names(found["runs"])
+    """What computes; plans, resuming and hashes; warnings."""
+    kernels = dict.fromkeys(run["kernels"] for run in found["runs"])
+    said = [f"all of them compute with {' and '.join(kernels)}"]
     if "resume_s" in found:
         size = found["plan_bytes"] / 1e6
         said += [
@@ -35,7 +36,7 @@ def lines(found: Results) -> list[str]:
         ]
     if "hash_ms_per_picture" in found:
         said.append(f"a picture's content hash takes {number(found['hash_ms_per_picture'], 2)} ms of its process")
-    return [*dict.fromkeys(said), *warnings(found)]
+    return [*said, *warnings(found)]
 
 
 def document(found: Results, file: str) -> str:
