@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -142,6 +143,12 @@ def test_no_file_is_named_after_a_package_it_imports() -> None:
 
 def loaded(code: str) -> set[str]:
     return set(json.loads(python(f"import sys, json\n{code}\nprint(json.dumps(list(sys.modules)))")))
+
+
+def test_each_file_of_tests_has_a_name_of_its_own() -> None:
+    """pytest imports them by their names alone: of two that are called the same, one would not run."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_importing_the_package_takes_no_runtime_along() -> None:
