@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, iterdecode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedIOBase
@@ -39,6 +39,11 @@ class Refused:
 
 
 Source: TypeAlias = "str | Refused"
+
+
+def tell_skipped(kinds: Mapping[str, int]) -> str:
+    """ "3 .txt, 1 hidden" of how often `find_sources` told which kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def find_sources(

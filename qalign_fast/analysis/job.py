@@ -19,13 +19,14 @@ _BESIDE = Path(JOB_FOLDER, "job.json")
 class Job:
     """What ran: the model's facts (name, sha256, precision) and the job's options; None where rows do not say it.
 
-    scale: the lowest and the highest score.
+    scale: the lowest and the highest score. folder: where relative sources start, which only job.json says.
     """
 
     model: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     options_sha256: str | None = None
     scale: tuple[float, float] = (FIVE_LEVELS.low, FIVE_LEVELS.high)
+    folder: str | None = None
 
     @property
     def sha256(self) -> str | None:
@@ -46,10 +47,12 @@ def parse_job(text: str | bytes, name: str) -> Job:
     try:
         found = json.loads(text)
         low, high = map(float, found.get("scale") or Job.scale)
-        options, digest = found.get("options") or {}, found.get("options_sha256")
+        options, digest, folder = found.get("options") or {}, found.get("options_sha256"), found.get("folder")
         if not all(isinstance(value, dict) for value in (found.get("model") or {}, options)) or low >= high:
             raise TypeError("model or options are no objects, or the scale is empty")
-        return Job(found.get("model"), options, None if digest is None else str(digest), (low, high))
+        return Job(
+            found.get("model"), options, None if digest is None else str(digest), (low, high), folder and str(folder)
+        )
     except (ValueError, TypeError, AttributeError) as error:
         hint = "expected an object with model, options, options_sha256 and scale"
         raise RowsError(f"{name}: not a job's JSON ({error}); {hint}") from error

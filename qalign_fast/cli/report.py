@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def report(
     qalign-fast report job/ -o report.html
     qalign-fast report scores.jsonl -o report.html --by camera --thumbnails
     """
+    from qalign_fast.analysis.job import job_beside
     from qalign_fast.analysis.page import PageOptions, make_page
     from qalign_fast.analysis.rows import read_rows
     from qalign_fast.analysis.summary import WANTED
@@ -35,7 +37,8 @@ def report(
 
     mode = choose_mode(output, Format.table, overwrite=overwrite, append=False)
     found = read_rows(rows, [*WANTED, by])
-    options = PageOptions(by=by, top=top, title=title, thumbnail=make_thumbnail if thumbnails else None)
+    small = partial(make_thumbnail, folder=job_beside(rows if rows.is_dir() else rows.parent).folder)
+    options = PageOptions(by=by, top=top, title=title, thumbnail=small if thumbnails else None)
     page = "".join(make_page(found, options))  # whole before the output is opened: an error leaves no half of it
     with open_output(output, Format.jsonl, mode) as out:
         out.write(page)

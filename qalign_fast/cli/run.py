@@ -18,6 +18,7 @@ from qalign_fast.feed.items import ClipOptions
 from qalign_fast.feed.remote.address import is_address
 from qalign_fast.identity import tasks_of
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
+from qalign_fast.sources import tell_skipped
 
 if TYPE_CHECKING:
     from qalign_fast.jobs.job import Outcome
@@ -198,7 +199,7 @@ def _run(out: Path, job: JobOptions, how: RunOptions, *, force: bool, retry: boo
             skipped=lambda kind: skipped.update([kind]),
         )
     if skipped:
-        remark("skipped in folders: " + ", ".join(f"{count} {what}" for what, count in sorted(skipped.items())))
+        remark("skipped: " + tell_skipped(skipped))
     _tell(out, outcome, progress.seconds, as_json=as_json)
     if not outcome.complete:
         raise typer.Exit(130)

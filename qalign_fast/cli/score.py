@@ -21,7 +21,7 @@ from qalign_fast.pixels.libtiff import silence_libtiff
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
 from qalign_fast.scorer import Scorer
-from qalign_fast.sources import find_sources, to_items
+from qalign_fast.sources import find_sources, tell_skipped, to_items
 from qalign_kernels.contract.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def score(
     took = time.perf_counter() - started
     remark(f"{done} row{'' if done == 1 else 's'} in {took:.2f} s" + (f", {failed} failed" if failed else ""))
     if skipped:
-        remark("skipped in folders: " + ", ".join(f"{count} {what}" for what, count in sorted(skipped.items())))
+        remark("skipped in folders: " + tell_skipped(skipped))
     if bounded := threads_remark(threads):
         remark(bounded)
     _remark_on(scorer.engine)

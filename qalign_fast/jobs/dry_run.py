@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from io import BufferedIOBase
@@ -14,6 +15,7 @@ from qalign_fast.identity import identify_model
 from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, plan_job
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.job import engines_for
+from qalign_fast.sources import tell_skipped
 
 if TYPE_CHECKING:
     from qalign_fast.jobs.entries import Entry
@@ -33,13 +35,16 @@ def dry_run(
     if not job.inputs and is_planned(path):
         job = replace(job, inputs=tuple(JobFolder(path).about["options"]["inputs"]))
     model = identify_model(run.model, run.precision)
+    skipped: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qalign-plan-") as temporary:
-        plan_job(Path(temporary), job, model, find_entries(job.inputs, job.taking, stdin), planning)
+        groups = find_entries(job.inputs, job.taking, stdin, lambda kind: skipped.update([kind]))
+        plan_job(Path(temporary), job, model, groups, planning)
         planned = JobFolder(Path(temporary))
         plan, summary = planned.open_plan(), planned.summary
         facts: dict[str, Any] = {
             "inputs": summary.inputs,
             "of them clips": summary.clips,
+            "skipped": tell_skipped(skipped) or "nothing",
             "bytes": f"{summary.bytes / 1e6:.1f} MB, of those whose size is known",
             "shards": f"{summary.shards}, {summary.name(0)}.{job.format} to "
             f"{summary.name(summary.shards - 1)}.{job.format}",

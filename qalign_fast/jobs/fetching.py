@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.errors import ImageError, QAlignError, VideoError, one_line
@@ -25,9 +27,9 @@ _ROWS = 16  # of pictures' bytes that are read at a time
 class Fetcher:
     """`row` is for the one thread that takes entries in order; `fetch` for any thread."""
 
-    def __init__(self, taking: InputOptions, limits: PictureLimits) -> None:
-        """`taking`: how the inputs were taken."""
-        self._taking, self._limits = taking, limits
+    def __init__(self, taking: InputOptions, limits: PictureLimits, time_limit: float) -> None:
+        """`taking`: how the inputs were taken. `time_limit`: seconds that a file of another store may take."""
+        self._taking, self._limits, self._time_limit = taking, limits, time_limit
         self._opened = ExitStack()
         self.mtime_ns = -1  # of the table that was opened last
         self._place: bytes | None = None
@@ -55,6 +57,15 @@ class Fetcher:
 
     def fetch(self, entry: Entry) -> bytes | Reading:
         """A file of another store, or its slice; or why it cannot be had, which may be otherwise the next time."""
+        try:
+            return _within(self._time_limit, lambda: self._fetch(entry))
+        except TimeoutError:
+            return _unavailable(entry, f"it did not come within {self._time_limit:g} seconds")
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _fetch(self, entry: Entry) -> bytes | Reading:
         url = entry.place.decode("utf-8", "surrogateescape")
         start, end = (entry.offset, entry.offset + entry.size) if entry.kind == "slice" else (None, None)
         most = self._limits.stream_bytes if entry.medium == "video" else self._limits.picture_bytes
@@ -72,9 +83,6 @@ class Fetcher:
         except Exception as error:  # of any store's own kind
             return _unavailable(entry, f"{type(error).__name__}: {one_line(error)}")
 
-    def close(self) -> None:
-        self._opened.close()
-
     def _open(self, entry: Entry) -> None:
         self._opened.close()
         name = os.fsdecode(entry.place)
@@ -84,6 +92,20 @@ class Fetcher:
         self._values = (value for batch in batches for value in batch.column(0).to_pylist())
         self._place, self._next = entry.place, entry.offset
         self.mtime_ns = -1 if is_url(name) else os.stat(name).st_mtime_ns  # noqa: PTH116
+
+
+def _within(seconds: float, call: Callable[[], bytes | Reading]) -> bytes | Reading:
+    """What a call gives. Raises TimeoutError after `seconds`; its thread is left to the store's own time limits."""
+    found: Future[bytes | Reading] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as error:  # it is raised in the thread that waits
+            found.set_exception(error)
+
+    Thread(target=work, name="qalign-fetch", daemon=True).start()
+    return found.result(seconds)
 
 
 def _allowed(name: str, taking: InputOptions) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from qalign_fast.levels import LEVELS
 from qalign_fast.records import JOB_FIELDS, JOB_FOLDER
 
 _VERSION = 1
+_MOMENT = 0.5  # seconds in which `is_locked`, which takes the lock to look, has let it go
 
 
 class JobFolder:
@@ -96,7 +97,7 @@ def lock(path: Path) -> Iterator[None]:
     (path / JOB_FOLDER).mkdir(parents=True, exist_ok=True)
     file, owner = FileLock(path / JOB_FOLDER / "lock"), path / JOB_FOLDER / "owner"
     try:
-        file.acquire(timeout=0)
+        file.acquire(timeout=_MOMENT)
     except Timeout as error:
         who = owner.read_text("utf-8") if owner.is_file() else "another process"
         raise QAlignError(f"{path}: {who} is writing it; wait until that ends, or give another --out") from error

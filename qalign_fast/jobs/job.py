@@ -101,8 +101,8 @@ def run_job(
 ) -> Outcome:
     """Plans a job, or goes on with the one that is in the folder, until every shard is finished.
 
-    `force` starts anew. `retry` scores inputs again that failed for passing reasons. `skipped` hears the kind of each
-    file of a folder that is left out, `reached` of the steps that a shard's file and line pass, for tests.
+    `force` starts anew. `retry` scores inputs again that failed for passing reasons. `skipped` hears the kind of
+    each file and sample that is left out, `reached` of the steps that a shard's file and line pass, for tests.
     Raises QAlignError for a folder that another process writes, for a job of another model or other options, and for a
     full disk; OptionError for inputs that cannot be read; and what loading a model raises.
     """

@@ -55,7 +55,7 @@ class LocalEngine:
         """Loads the model. Raises what `EngineSetup.load` raises."""
         job = setup.job
         self._scorer, self._setup, self._duplicates = setup.load(), setup, duplicates
-        self._fetcher = Fetcher(job.taking, job.limits)
+        self._fetcher = Fetcher(job.taking, job.limits, setup.run.time_limit)
         self._reader = IsolatedReader(
             self._scorer.engine,
             job.limits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 from html.parser import HTMLParser
@@ -19,8 +20,9 @@ from qalign_fast.analysis.summary import BINS, PERCENTS, WANTED, find_errors, fi
 from qalign_fast.analysis.thumbnails import SIDE, make_thumbnail
 from qalign_fast.errors import RowsError
 from qalign_fast.levels import LEVELS
+from support.command_line import run
 from support.goldens import PICTURES
-from support.score_rows import KINDS, Row, made_rows, scored_row, scores_of, write_rows
+from support.score_rows import JOB, KINDS, Row, made_rows, scored_row, scores_of, write_rows
 
 HOSTILE = (
     "<script>alert(1)</script>.jpg",
@@ -208,6 +210,15 @@ def test_thumbnails_are_small_pictures_of_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     assert make_thumbnail(str(tmp_path / "text.jpg")) is None
     assert [make_thumbnail(name) for name in ("missing.jpg", "", "a\0b", "http://x/y.jpg", str(tmp_path))] == [None] * 5
+
+
+def test_thumbnails_of_relative_sources_are_sought_where_the_job_ran(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "part-00000.jsonl", [scored_row("rocket_landscape.jpg", 3.0)], job=None)
+    (tmp_path / "_job").mkdir()
+    (tmp_path / "_job/job.json").write_text(json.dumps(JOB | {"folder": str(PICTURES)}))
+    for given in (rows, tmp_path):
+        assert run("report", given, "-o", tmp_path / "page.html", "--thumbnails", "--overwrite").returncode == 0
+        assert "img" in Reader((tmp_path / "page.html").read_text("utf-8")).tags
 
 
 def test_a_page_with_thumbnails_holds_them(tmp_path: Path) -> None:

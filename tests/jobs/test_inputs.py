@@ -6,12 +6,9 @@ import csv
 import io
 import json
 import os
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,28 +22,8 @@ from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.plan import Plan, write_plan
 from support.clips import constant, write_clip
 from support.goldens import ROOT
+from support.job_inputs import SAMPLES, entries, members, scored
 from support.jobs import make_tar, options, run_options
-
-SAMPLES = sorted((ROOT / "samples").glob("coffee*.jpg"))[:3]
-
-
-def entries(*inputs: object, stdin: bytes = b"", **taking: Any) -> list[Entry]:
-    groups = find_entries([str(name) for name in inputs], InputOptions(**taking), io.BytesIO(stdin))
-    return [entry for group in groups for entry in group.entries]
-
-
-def scored(out: Path, *inputs: object, stdin: bytes = b"", **taking: Any) -> list[dict[str, Any]]:
-    job = options(*(str(name) for name in inputs), taking=InputOptions(**taking))
-    assert run_job(out, job, run_options(), stdin=io.BytesIO(stdin)).complete
-    found: list[dict[str, Any]] = pq.read_table(out).to_pylist()
-    return found
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[str, float]:
-    """The samples' scores by name."""
-    scores = Scorer.load().score([str(path) for path in SAMPLES])
-    return {path.name: round(score.value, 4) for path, score in zip(SAMPLES, scores, strict=True)}
 
 
 def test_files_folders_and_patterns(tmp_path: Path, expected: dict[str, float]) -> None:
@@ -158,16 +135,6 @@ def test_a_folder_with_a_table_about_its_pictures(tmp_path: Path, expected: dict
     assert (row["source"], row["score"], row["text"]) == ("coffee.jpg", expected["coffee.jpg"], "a cup")
 
 
-def members(prefix: str = "") -> dict[str, bytes]:
-    """Three samples of a WebDataset, with captions and JSON."""
-    found: dict[str, bytes] = {}
-    for number, path in enumerate(SAMPLES):
-        found[f"{prefix}{number:04d}.txt"] = f"caption {number}".encode()
-        found[f"{prefix}{number:04d}.jpg"] = path.read_bytes()
-        found[f"{prefix}{number:04d}.json"] = json.dumps({"width": number}).encode()
-    return found
-
-
 def test_a_tar_of_samples_gets_a_file_of_rows_of_its_name(tmp_path: Path, expected: dict[str, float]) -> None:
     tars = [make_tar(tmp_path / f"in/{n:03d}.tar", members(f"{n}/")) for n in range(2)]
     job = options(tmp_path / "in", taking=InputOptions(keep=("txt", "width")), shard_size=2)
@@ -209,74 +176,6 @@ def test_clips_are_scored_as_clips(tmp_path: Path) -> None:
     for name in ("clip.mp4", "a.tar"):
         [row] = scored(tmp_path / f"out-{name}", tmp_path / name)
         assert (row["score"], row["frames"]) == (round(score.value, 4), score.frames)
-
-
-def test_other_stores(tmp_path: Path, expected: dict[str, float]) -> None:
-    memory = fsspec.filesystem("memory")
-    for path in SAMPLES:
-        memory.pipe_file(f"/photos/{path.name}", path.read_bytes())
-    memory.pipe_file("/photos/notes.md", b"")
-    rows = scored(tmp_path / "out", "memory://photos")
-    assert [row["source"] for row in rows] == [f"memory:///photos/{name}" for name in expected]
-    assert [row["score"] for row in rows] == list(expected.values())
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for path in SAMPLES:
-            archive.write(path, path.name)
-    rows = scored(tmp_path / "zip", f"zip://*.jpg::file://{tmp_path}/a.zip")
-    assert [row["score"] for row in rows] == list(expected.values())
-    memory.pipe_file("/tars/a.tar", make_tar(tmp_path / "a.tar", members()).read_bytes())
-    rows = scored(tmp_path / "tar", "memory://tars/a.tar")
-    assert [row["score"] for row in rows] == list(expected.values())
-
-
-def test_a_list_may_name_a_store_only_where_it_is_allowed(tmp_path: Path, expected: dict[str, float]) -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/one/coffee.jpg", SAMPLES[0].read_bytes())
-    (tmp_path / "names.txt").write_text("memory://one/coffee.jpg\nmemory://one/gone.jpg\n")
-    rows = scored(tmp_path / "refused", tmp_path / "names.txt")
-    assert rows[0]["error"] == "memory://one/coffee.jpg: memory:// is not opened unless --allow memory says so"
-    rows = scored(tmp_path / "out", tmp_path / "names.txt", protocols=("memory",))
-    assert rows[0]["score"] == expected["coffee.jpg"]
-    assert (rows[1]["status"], rows[1]["score"]) == ("unavailable", None)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An object store's server on this machine."""
-    server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    found = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    found.start()
-    host, port = found.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    yield fsspec.filesystem("s3", skip_instance_cache=True)
-    found.stop()
-
-
-def test_an_object_store(s3: Any, tmp_path: Path, expected: dict[str, float]) -> None:
-    s3.mkdir("photos")
-    for path in SAMPLES:
-        s3.pipe_file(f"photos/a/{path.name}", path.read_bytes())
-    s3.pipe_file("photos/t.tar", make_tar(tmp_path / "t.tar", members()).read_bytes())
-    rows = scored(tmp_path / "out", "s3://photos/a")
-    assert [(row["source"], row["score"]) for row in rows] == [
-        (f"s3://photos/a/{name}", score) for name, score in expected.items()
-    ]
-    rows = scored(tmp_path / "tar", "s3://photos/t.tar")
-    assert [row["score"] for row in rows] == list(expected.values())
-    with pytest.raises(QAlignError, match=r"s3://photos/none: cannot be listed \(FileNotFoundError"):
-        entries("s3://photos/none")
-
-
-def test_a_store_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(QAlignError, match="nosuch://"):
-        entries("nosuch://bucket/a")
 
 
 def test_wrong_columns_are_told_with_what_there_is(tmp_path: Path) -> None:

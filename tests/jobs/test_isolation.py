@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from qalign_fast import Scorer
@@ -31,16 +30,12 @@ from support.jobs import (
     misbehaving_engine,
     options,
     plain_picture,
+    rows_of,
     run_options,
     small_pictures,
 )
 
 RECURSIVE = InputOptions(recursive=True)
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(out).to_pylist()
-    return found
 
 
 @pytest.fixture

@@ -11,36 +11,26 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from threading import Timer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.jobs.crew import MemberDiedError, ProcessMember
 from qalign_fast.jobs.dry_run import dry_run
 from qalign_fast.jobs.entries import Entry
-from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import run_job
 from qalign_fast.jobs.local import EngineSetup
 from qalign_fast.jobs.status import status_of
-from support.goldens import ROOT
-from support.jobs import files, make_tar, options, run_options
+from support.command_line import run
+from support.job_inputs import SAMPLES, entries
+from support.jobs import files, make_tar, options, rows_of, run_options
 
-SAMPLES = sorted((ROOT / "samples").glob("coffee*.jpg"))[:3]
 PICTURE = SAMPLES[0].read_bytes()
-
-
-def entries(*inputs: object, **taking: Any) -> list[Entry]:
-    groups = find_entries([str(name) for name in inputs], InputOptions(**taking), io.BytesIO())
-    return [entry for group in groups for entry in group.entries]
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(out).to_pylist()
-    return found
 
 
 @pytest.mark.parametrize("name", ["part-00001.tar", "_hidden.tar", "_t/_t.tar"])
@@ -128,6 +118,22 @@ def test_members_with_a_dot_in_their_name_and_links(tmp_path: Path) -> None:
     found = entries(tar)
     assert [entry.source for entry in found] == [f"{tar}/IMG.2020.jpg", f"{tar}/b.jpg"]
     assert found[1].problem is not None and "a link to IMG.2020.jpg" in found[1].problem
+
+
+def test_samples_without_a_picture_are_counted(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "a.tar", {"1.jpg": PICTURE, "2.txt": b"a caption alone", "3.json": b"{}"})
+    done = run("run", tar, "--out", tmp_path / "out")
+    assert "skipped: 2 sample(s) of a tar without a picture" in done.stderr.splitlines()
+    facts = dry_run(tmp_path / "new", options(tar), run_options(), io.BytesIO(), lambda _: None)
+    assert facts["skipped"] == "2 sample(s) of a tar without a picture"
+
+
+def test_a_status_in_the_wrong_moment_refuses_no_run(tmp_path: Path) -> None:
+    run_job(tmp_path, options(*SAMPLES), run_options())
+    looked = FileLock(tmp_path / "_job/lock", thread_local=False)  # as `is_locked` takes it
+    looked.acquire()
+    Timer(0.2, looked.release).start()
+    assert run_job(tmp_path, options(*SAMPLES), run_options()).complete
 
 
 def test_metadata_names_its_pictures_by_file_name_alone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from qalign_fast.jobs.job import Outcome, run_job
@@ -66,6 +67,12 @@ def options(*inputs: Path | str, **others: Any) -> JobOptions:
 
 def run_options(**others: Any) -> RunOptions:
     return RunOptions(**{"workers": 2, "threads": 2, **others})
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    """A job's rows of all shards, in order."""
+    found: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    return found
 
 
 def files(out: Path) -> dict[str, bytes]:

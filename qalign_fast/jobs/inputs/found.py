@@ -38,13 +38,13 @@ class Group:
 def find_entries(
     inputs: Sequence[str], options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None] = lambda _: None
 ) -> Iterator[Group]:
-    """The entries of every input, in order. `skipped` hears the kind of each file of a folder that is left out.
+    """The entries of every input, in order. `skipped` hears the kind of what is left out: files, samples.
 
     Raises OptionError for an input that cannot be read as what it is, and for columns that it does not have.
     """
     loose: list[str] = []
     for name in (each for named in inputs for each in _matches(named)):
-        if (read := _reader_of(name, options, stdin)) is None:
+        if (read := _reader_of(name, options, stdin, skipped)) is None:
             loose.append(name)  # files, folders of pictures and patterns follow one another in one group
             continue
         if loose:
@@ -62,17 +62,19 @@ def _matches(name: str) -> list[str]:
     return [name]
 
 
-def _reader_of(name: str, options: InputOptions, stdin: BufferedIOBase) -> Callable[[], Iterable[Group]] | None:
+def _reader_of(
+    name: str, options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None]
+) -> Callable[[], Iterable[Group]] | None:
     """What reads an input that is more than a file, a folder of pictures or a pattern."""
     suffix, allowed = Path(name).suffix.lower(), options.protocols
     if Path(name).is_dir():
-        return (lambda: _of_folder(name, options)) if _is_dataset(name) else None
+        return (lambda: _of_folder(name, options, skipped)) if _is_dataset(name) else None
     if is_url(name):
         allowed = (*allowed, *protocols_of(name))  # who names a store on the command line allows it
     if name.lower().endswith(_COMPRESSED):
         raise OptionError(f"{name}: a compressed tar cannot be read in parts; unpack it to a .tar first")
     if suffix == ".tar":
-        return lambda: [Group(entries_of_tar(name, options, allowed), name)]
+        return lambda: [Group(entries_of_tar(name, options, allowed, skipped), name)]
     if suffix in TABLES:
         return lambda: [Group(entries_of_table(name, options, allowed))]
     if is_url(name):
@@ -87,14 +89,14 @@ def _is_dataset(folder: str) -> bool:
     return not _holds_media(folder) and bool(_tars(folder) or _tables(folder))
 
 
-def _of_folder(folder: str, options: InputOptions) -> Iterable[Group]:
+def _of_folder(folder: str, options: InputOptions, skipped: Callable[[str], None]) -> Iterable[Group]:
     if is_saved_dataset(folder):
         return (Group(entries_of_table(file, options, options.protocols)) for file in arrow_files(folder))
     if table := _metadata(folder):
         taking = replace(options, column=options.column or _FILE_NAME)
         return [Group(entries_of_table(table, taking, options.protocols))]
     if tars := _tars(folder):
-        return (Group(entries_of_tar(tar, options, options.protocols), tar) for tar in tars)
+        return (Group(entries_of_tar(tar, options, options.protocols, skipped), tar) for tar in tars)
     return (Group(entries_of_table(table, options, options.protocols)) for table in _tables(folder))
 
 

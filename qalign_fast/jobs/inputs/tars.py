@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 _MOST_TEXT = 16 << 20  # bytes of a text or JSON member
 _PART = 1 << 20  # bytes read at a time
+_NOTHING = "sample(s) of a tar without a picture"
 
 
-def entries_of_tar(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
+def entries_of_tar(
+    name: str, options: InputOptions, protocols: tuple[str, ...], skipped: Callable[[str], None] = lambda _: None
+) -> Iterator[Entry]:
     """An entry for each sample that has a picture or a clip; it says where in the tar its bytes lie.
+
+    `skipped` hears of each sample that has none.
 
     Raises OptionError for a tar that cannot be read to its end.
     """
@@ -33,6 +38,8 @@ def entries_of_tar(name: str, options: InputOptions, protocols: tuple[str, ...])
             for key, members in _samples(tar):
                 if media := _media(members, wanted, exact=options.column is not None):
                     yield _entry(name, changed, key, media, _kept(tar, members, options.keep))
+                else:
+                    skipped(_NOTHING)
                 tar.members.clear()  # type: ignore[attr-defined] # it would hold every member of the file
             _check_end(file, tar)
     except (tarfile.TarError, OSError, EOFError) as error:

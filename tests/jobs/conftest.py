@@ -1,0 +1,15 @@
+"""What several of the jobs' tests expect."""
+
+from __future__ import annotations
+
+import pytest
+
+from qalign_fast import Scorer
+from support.job_inputs import SAMPLES
+
+
+@pytest.fixture(scope="session")
+def expected() -> dict[str, float]:
+    """The samples' scores by name."""
+    scores = Scorer.load().score([str(path) for path in SAMPLES])
+    return {path.name: round(score.value, 4) for path, score in zip(SAMPLES, scores, strict=True)}
