@@ -31,6 +31,7 @@ from qalign_kernels.cpu.plain_numpy import PLAIN
 from qalign_kernels.cpu.sources import BuildError, this_machine
 from support.fake_streams import FakeCuda
 from support.goldens import FOLDERS, GOLDEN, Golden, Rounded
+from support.user_kernels import user_kernels
 
 # Hides kernels that this user has built: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
@@ -104,6 +105,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def library(compiled: Callable[[str], Path]) -> Path:
     """The C++ kernels of this machine."""
     return compiled(this_machine())
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder with the C++ kernels in it: this process and those that it starts compute with them."""
+    with user_kernels(library, tmp_path_factory.mktemp("user")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

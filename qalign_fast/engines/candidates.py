@@ -96,7 +96,7 @@ def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterat
 
 def _on_gpus_found(manifest: Manifest, has: tuple[str, ...]) -> Iterator[Candidate]:
     """The engines for a GPU that find one here, as far as that is known before anything is loaded."""
-    if "torch" in has and find_spec("torch") and _driver_is_there():
+    if "torch" in has and find_spec("torch") and driver_is_there():
         place = _place_of_torch("auto", manifest)
         if place != "cpu":
             why = f"{place}, the first CUDA device that its kernels run on"
@@ -195,7 +195,7 @@ def _not_installed(engine: str) -> MissingExtraError | None:
     )
 
 
-def _driver_is_there() -> bool:
+def driver_is_there() -> bool:
     """Whether NVIDIA's driver is installed, as far as can be told without torch, whose import takes seconds."""
     if "torch" in sys.modules:
         return True

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qalign_fast.engines.candidates import driver_is_there
+
 _NODES = Path("/sys/devices/system/node")
 
 
@@ -64,7 +66,9 @@ def _my_cores() -> frozenset[int]:
 
 
 def _gpus() -> int:
-    """How many GPUs torch can use; none where it is not installed."""
+    """How many GPUs torch can use; none where there is no driver or no torch."""
+    if not driver_is_there():
+        return 0
     try:
         from qalign_fast.engines.devices import available
     except ModuleNotFoundError:

@@ -216,14 +216,18 @@ def test_help_names_every_command() -> None:
     assert run("--version").stdout.startswith("qalign-fast ")
 
 
-def test_a_slow_way_says_what_the_fast_one_is(rounded: Rounded, narrow: Golden) -> None:
+def test_a_slow_way_says_what_the_fast_one_is(
+    rounded: Rounded, narrow: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # of a user who has built nothing
     done = run("score", narrow.pictures[0], "--model", rounded("narrow-112", "int8"), "--engine", "torch")
     assert done.returncode == 0
     assert "`qalign-fast build`" in done.stderr
     assert len(rows(done)) == 1
 
 
-def test_build_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     done = run("build")
     assert (done.returncode, done.stdout) == (1, "")

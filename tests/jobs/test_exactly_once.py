@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ from qalign_fast.errors import QAlignError
 from qalign_fast.jobs.folder import is_locked
 from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Watcher, run_job
-from support import jobs
-from support.jobs import STEPS, files, finish, options, run_options, small_pictures
+from support.amount import FULL
+from support.jobs import STEPS, files, finish, job_process, options, run_options, small_pictures
 
-FULL = bool(os.environ.get("QALIGN_FULL"))
 PICTURES = 5000 if FULL else 200
 KILLS = 25 if FULL else 3
 RECURSIVE = InputOptions(recursive=True)
-job_process = partial(jobs.job_process, built_kernels=FULL)
 
 
 @pytest.fixture(scope="module")

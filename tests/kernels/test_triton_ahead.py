@@ -1,4 +1,7 @@
-"""What each compiled Triton kernel needs of its GPU: registers, shared memory, instructions. No kernel runs here."""
+"""What each compiled Triton kernel needs of its GPU: registers, shared memory, instructions. No kernel runs here.
+
+QALIGN_FULL=1 asks for two GPUs more: they take a minute or two each.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,19 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from support.amount import FULL
 from support.goldens import ROOT
 from support.triton_ahead import DEVICES, FP8_SINCE
 
+CAPABILITIES = tuple(DEVICES) if FULL else (86, 90)  # the least and the most shared memory
 Kernel = dict[str, Any]  # as triton_ahead.py describes one
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
-    """What `triton_ahead.py` finds for all GPUs, in two processes and with empty caches."""
+    """What `triton_ahead.py` finds for each GPU, in two processes and with empty caches."""
 
-    def kernels(capabilities: list[int], cache: Path) -> list[Kernel]:
+    def kernels(capabilities: Sequence[int], cache: Path) -> list[Kernel]:
         environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
         environment.pop("TRITON_INTERPRET", None)
         program = ROOT / "tests/support/triton_ahead.py"
@@ -33,13 +39,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
         assert run.returncode == 0, run.stderr[-2000:]
         return [json.loads(line) for line in run.stdout.splitlines()]
 
-    every = list(DEVICES)
     caches = [tmp_path_factory.mktemp("triton") for _ in range(2)]  # here, because two threads may not make them
     with ThreadPoolExecutor(2) as executor:
-        return [kernel for found in executor.map(kernels, (every[::2], every[1::2]), caches) for kernel in found]
+        return [
+            kernel
+            for found in executor.map(kernels, (CAPABILITIES[::2], CAPABILITIES[1::2]), caches)
+            for kernel in found
+        ]
 
 
-@pytest.mark.parametrize("capability", DEVICES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_compiled_kernels_fit_the_gpu(capability: int, compiled: list[Kernel]) -> None:
     kernels = [kernel for kernel in compiled if kernel["capability"] == capability]
     for kernel in kernels:
@@ -75,7 +84,7 @@ def test_hoppers_product_is_never_waited_for_at_once(compiled: list[Kernel]) -> 
         assert held * (kernel["shared"] + 1024) <= 228 * 1024, kernel
 
 
-@pytest.mark.parametrize("capability", DEVICES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_run_on_tensor_cores(capability: int, compiled: list[Kernel]) -> None:
     products = [
         kernel

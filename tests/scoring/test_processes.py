@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,8 +28,6 @@ from qalign_fast.engines.load import from_anywhere, load_engine
 from qalign_fast.engines.options import LoadOptions, threads_remark
 from qalign_fast.feed.items import ClipOptions
 from qalign_kernels.cores import cores
-from qalign_kernels.cpu import native
-from qalign_kernels.cpu.description import described_in
 from support.feeds import SAME
 from support.goldens import GOLDEN, PICTURES, ROOT, Golden
 from support.processes import Named, Pictures, score, take
@@ -39,23 +36,11 @@ PATHS = sorted(PICTURES.iterdir())
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache_with_kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache folder of this process and its children: they all compute with the C++ kernels."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        place = native.library_path()
-        place.parent.mkdir()
-        shutil.copy(library, place)
-        shutil.copy(described_in(library), described_in(place))
-        native._find.cache_clear()
-        yield folder
-    native._find.cache_clear()
+pytestmark = pytest.mark.usefixtures("kernels")  # this process and its children all compute with them
 
 
 @pytest.fixture(scope="module")
-def scorer(cache_with_kernels: Path) -> Scorer:
+def scorer(kernels: Path) -> Scorer:
     scorer = Scorer.load()
     assert scorer.engine.kernels.startswith("native ")
     return scorer

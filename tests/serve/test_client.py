@@ -28,21 +28,14 @@ from support.goldens import PICTURES, Golden
 from support.odd_pictures import encode
 from support.pictures import random_picture
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
 KEY = "correct-horse-battery"
 PATHS = sorted(PICTURES.iterdir())
 PHOTO = PICTURES / "rocket_landscape.jpg"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(kernels: None, narrow: Golden) -> Iterator[RunningServer]:
+def server(kernels: Path, narrow: Golden) -> Iterator[RunningServer]:
     """The embedded model, and one that has both tasks."""
     models = ("--name", "mini=mini", "--name", f"narrow={narrow.artifact}")
     with running_server(*models, environment={"QALIGN_API_KEY": KEY}) as found:
@@ -62,7 +55,7 @@ def both(server: RunningServer) -> Iterator[Scorer]:
 
 
 @pytest.fixture(scope="module")
-def local(kernels: None) -> Scorer:
+def local(kernels: Path) -> Scorer:
     return Scorer.load()
 
 

@@ -30,7 +30,6 @@ from qalign_fast import Scorer
 from support.goldens import ROOT
 from support.served_models import faults, log_lines
 from support.servers import Answer, RunningServer, running_server
-from support.user_kernels import user_kernels
 
 COFFEE = ROOT / "samples" / "coffee.jpg"
 JPEG = {"content-type": "image/jpeg"}
@@ -39,19 +38,13 @@ LIMIT = 2_000_000  # bytes of a body
 
 
 @pytest.fixture(scope="module")
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("user")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def scorer(kernels: None) -> Iterator[Scorer]:
+def scorer(kernels: Path) -> Iterator[Scorer]:
     with Scorer.load() as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def server(kernels: None) -> Iterator[RunningServer]:
+def server(kernels: Path) -> Iterator[RunningServer]:
     with running_server("--max-body", str(LIMIT)) as running:
         yield running
         assert faults(log_lines(running.log)) == []
@@ -500,7 +493,7 @@ def test_what_is_under_way_is_answered_when_the_server_stops(name: str, scorer: 
     assert min(stopped.not_ready for stopped in found) < 0.2
 
 
-def test_a_server_that_is_told_to_stop_twice_or_while_it_loads(kernels: None) -> None:
+def test_a_server_that_is_told_to_stop_twice_or_while_it_loads(kernels: Path) -> None:
     with running_server(ready=False) as server:
         wait_for(lambda: "Spawning worker" in server.log.read_text("utf-8"), 20)
         assert server.stop() == 0
@@ -514,7 +507,7 @@ def test_a_server_that_is_told_to_stop_twice_or_while_it_loads(kernels: None) ->
 
 
 @pytest.mark.parametrize("beginning", [head(100_000), b"GET / HTTP/1.1\r\nHost: x\r\nX-", b""])
-def test_what_never_ends_is_cut_off_after_the_grace_period(beginning: bytes, kernels: None) -> None:
+def test_what_never_ends_is_cut_off_after_the_grace_period(beginning: bytes, kernels: Path) -> None:
     with running_server("--grace", "1") as server:
         slow = [connect(server) for _ in range(20)]
         for connection in slow:

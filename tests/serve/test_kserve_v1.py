@@ -13,20 +13,13 @@ from qalign_fast.levels import Score
 from qalign_fast.scorer import Scorer
 from support.goldens import PICTURES, Golden
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
 PREDICT = "/v1/models/mini:predict"
 BAD = base64.b64encode(b"this is no picture").decode()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(narrow: Golden, kernels: None) -> Iterator[RunningServer]:
+def server(narrow: Golden, kernels: Path) -> Iterator[RunningServer]:
     with running_server("--name", "mini=mini", "--name", f"two tasks={narrow.artifact}") as running:
         yield running
 
@@ -42,7 +35,7 @@ def texts(pictures: list[bytes]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def scores(pictures: list[bytes], kernels: None) -> list[Score]:
+def scores(pictures: list[bytes], kernels: Path) -> list[Score]:
     with Scorer.load() as scorer:
         return scorer.score(pictures)
 

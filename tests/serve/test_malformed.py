@@ -6,7 +6,6 @@ QALIGN_FULL=1 sends 5,000 of them, where 1,000 are sent else.
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
 import socket
@@ -24,11 +23,11 @@ from qalign_fast.scorer import Scorer
 from qalign_fast.serve.problems import Unprocessable
 from qalign_fast.serve.protocols import kserve_v1, open_inference_schemas, rerank, text_embeddings, vllm
 from qalign_fast.serve.protocols.foreign import RequestBody, checked
+from support.amount import FULL
 from support.malformed import INFER, KINDS, PNG, Malformed, draw
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
-COUNT = 5000 if os.environ.get("QALIGN_FULL") else 1000
+COUNT = 5000 if FULL else 1000
 AT_A_TIME = 8
 PATIENCE = 0.3  # seconds in which an answer comes to what may be a whole request; then it is told that no more comes
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
@@ -36,14 +35,8 @@ STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 FROM_HYPER = (400, 414, 431)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(kernels: None) -> Iterator[RunningServer]:
+def server(kernels: Path) -> Iterator[RunningServer]:
     with running_server("--max-body", "1000000") as running:
         yield running
 

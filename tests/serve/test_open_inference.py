@@ -21,7 +21,6 @@ from qalign_fast.scorer import Scorer
 from qalign_fast.serve.protocols.open_inference_tensors import Column, write_reply
 from support.goldens import PICTURES, ROOT, Golden
 from support.servers import Answer, RunningServer, running_server
-from support.user_kernels import user_kernels
 
 TWO = "two tasks"  # a name that a path has to quote
 INFER = "/v2/models/mini/infer"
@@ -30,14 +29,8 @@ BAD = b"this is no picture"
 OUTPUTS = {"score": (), "score01": (), "probabilities": (5,), "status": ()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(narrow: Golden, kernels: None) -> Iterator[RunningServer]:
+def server(narrow: Golden, kernels: Path) -> Iterator[RunningServer]:
     with running_server("--name", "mini=mini", "--name", f"{TWO}={narrow.artifact}") as running:
         yield running
 
@@ -54,7 +47,7 @@ def pictures() -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def scores(pictures: list[bytes], kernels: None) -> list[Score]:
+def scores(pictures: list[bytes], kernels: Path) -> list[Score]:
     with Scorer.load() as scorer:
         return scorer.score(pictures)
 

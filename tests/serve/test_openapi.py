@@ -6,7 +6,6 @@ QALIGN_FULL=1 draws 200 requests for each route, where 50 are drawn else.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from qalign_fast.serve.app import make_app
 from qalign_fast.serve.gate import OPEN
 from qalign_fast.serve.schemas import PICTURE
 from qalign_fast.serve.settings import Settings
+from support.amount import FULL
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
 DOCUMENT = make_app(Settings()).openapi()
 METHODS = ("get", "post", "put", "delete", "patch")
 OPERATIONS = [(method, path) for path, item in DOCUMENT["paths"].items() for method in METHODS if method in item]
-CASES = 200 if os.environ.get("QALIGN_FULL") else 50
+CASES = 200 if FULL else 50
 HELD = [
     not_a_server_error,
     checks.status_code_conformance,
@@ -65,8 +64,8 @@ schema = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config())
 
 
 @pytest.fixture(scope="module")
-def server(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")), running_server() as running:
+def server(kernels: Path) -> Iterator[RunningServer]:
+    with running_server() as running:
         yield running
         assert "internal error" not in running.log.read_text("utf-8")
         assert running.ask("GET", "/v2/health/ready").status == 200

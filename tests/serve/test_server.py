@@ -32,7 +32,6 @@ from support.command_line import run
 from support.goldens import ROOT
 from support.served_models import faults, log_lines, multipart, two_tasks
 from support.servers import Answer, RunningServer, free_port, running_server
-from support.user_kernels import user_kernels
 
 SAMPLES = sorted((ROOT / "samples").glob("*.jpg"))
 COFFEE, NOISY, ROCKET = (ROOT / "samples" / f"{name}.jpg" for name in ("coffee", "coffee_noisy", "rocket"))
@@ -44,13 +43,7 @@ KINDS = {413: "Validation", 429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 
 
 @pytest.fixture(scope="module")
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("user")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(kernels: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return two_tasks(tmp_path_factory.mktemp("model"))
 
 
@@ -73,7 +66,7 @@ def server(model: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def strict(kernels: None) -> Iterator[RunningServer]:
+def strict(kernels: Path) -> Iterator[RunningServer]:
     """With keys and low limits, all given by the environment."""
     environment = {
         "QALIGN_API_KEY": "first-key second-key",
@@ -813,7 +806,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pem, key
 
 
-def test_https(certificate: tuple[Path, Path], kernels: None) -> None:
+def test_https(certificate: tuple[Path, Path], kernels: Path) -> None:
     pem, key = certificate
     with running_server("--tls-certificate", str(pem), "--tls-key", str(key), ready=False) as running:
         trusted = ssl.create_default_context(cafile=str(pem))

@@ -15,21 +15,14 @@ from qalign_fast.scorer import Scorer
 from qalign_fast.version import __version__
 from support.goldens import PICTURES, Golden
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
 KEY = "a-key"
 BAD = base64.b64encode(b"this is no picture").decode()
 WITH_KEY = {"authorization": f"Bearer {KEY}"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(narrow: Golden, kernels: None) -> Iterator[RunningServer]:
+def server(narrow: Golden, kernels: Path) -> Iterator[RunningServer]:
     models = ("--name", "mini=mini", "--name", f"narrow={narrow.artifact}")
     with running_server(*models, "--api-key", KEY, "--queue", "12") as running:
         yield running
@@ -47,7 +40,7 @@ def texts(pictures: list[bytes]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def scores(pictures: list[bytes], kernels: None) -> list[Score]:
+def scores(pictures: list[bytes], kernels: Path) -> list[Score]:
     with Scorer.load() as scorer:
         return scorer.score(pictures)
 

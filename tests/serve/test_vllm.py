@@ -14,20 +14,13 @@ from qalign_fast.levels import LEVELS, Score
 from qalign_fast.scorer import Scorer
 from support.goldens import PICTURES
 from support.servers import RunningServer, running_server
-from support.user_kernels import user_kernels
 
 BAD = base64.b64encode(b"this is no picture").decode()
 TEXT = {"type": "text", "text": "Rate this picture."}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with user_kernels(library, tmp_path_factory.mktemp("cache")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def server(kernels: None) -> Iterator[RunningServer]:
+def server(kernels: Path) -> Iterator[RunningServer]:
     with running_server() as running:
         yield running
 
@@ -43,7 +36,7 @@ def texts(pictures: list[bytes]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def scores(pictures: list[bytes], kernels: None) -> list[Score]:
+def scores(pictures: list[bytes], kernels: Path) -> list[Score]:
     with Scorer.load() as scorer:
         return scorer.score(pictures)
 

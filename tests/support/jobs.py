@@ -93,18 +93,12 @@ class Ending:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def job_process(
-    out: Path, folder: Path, *, step: str = "", nth: int = 1, built_kernels: bool = False, **job: Any
-) -> subprocess.Popen[str]:
-    """A job on a folder's pictures, in a process that ends itself when a step is reached for the n-th time.
-
-    `built_kernels`: whether it uses those that this user has built, which are several times as fast.
-    """
+def job_process(out: Path, folder: Path, *, step: str = "", nth: int = 1, **job: Any) -> subprocess.Popen[str]:
+    """A job on a folder's pictures, in a process that ends itself when a step is reached for the n-th time."""
     asked = {"out": str(out), "folder": str(folder), "step": step, "nth": nth, "job": job}
     return subprocess.Popen(
         [sys.executable, "-m", "support.jobs", json.dumps(asked)],
         cwd=Path(__file__).parents[1],
-        env={name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME" or not built_kernels},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -14,7 +14,7 @@ from qalign_kernels.cpu.description import described_in
 
 
 @contextmanager
-def user_kernels(library: Path, folder: Path) -> Iterator[None]:
+def user_kernels(library: Path, folder: Path) -> Iterator[Path]:
     """For as long as a block lasts, engines compute with the library: their scores do not depend on a batch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -23,5 +23,5 @@ def user_kernels(library: Path, folder: Path) -> Iterator[None]:
         shutil.copy(library, place)
         shutil.copy(described_in(library), described_in(place))
         native._find.cache_clear()
-        yield
+        yield folder
     native._find.cache_clear()
