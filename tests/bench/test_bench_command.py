@@ -27,6 +27,7 @@ from qalign_fast.pixels.picture import load_pixels
 from support.bench import REQUIRED
 from support.goldens import GOLDEN, PICTURES, ROOT
 
+pytestmark = pytest.mark.usefixtures("kernels")  # of a user who has built them
 CLI = [sys.executable, "-m", "qalign_fast.cli", "bench"]
 
 

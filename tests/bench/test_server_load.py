@@ -40,6 +40,7 @@ from qalign_fast.references import EMBEDDED
 from support.bench import REQUIRED
 from support.goldens import PICTURES
 
+pytestmark = pytest.mark.usefixtures("kernels")  # of a user who has built them
 GOOD = b'{"rows": [{"score": 3.25}]}'
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 

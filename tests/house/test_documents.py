@@ -24,6 +24,7 @@ from qalign_fast.references import EMBEDDED
 from support.goldens import GOLDEN, ROOT, Golden
 from support.servers import RunningServer, running_server
 
+pytestmark = pytest.mark.usefixtures("kernels")  # of a user who has built them
 DOCUMENTS = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/results/README.md"),
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
