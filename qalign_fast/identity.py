@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from qalign_fast.artifact.manifest import MANIFEST, is_artifact, read_manifest
+from qalign_fast.errors import ArtifactError
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
 
@@ -18,9 +19,11 @@ def identify_model(reference: str | Path | None, precision: str | None = None) -
     """The name, sha256, precision and family of a model, without loading it. Scores of equal ones can be compared.
 
     A checkpoint's hash covers its description and its weights' names and sizes, not their content, which is gigabytes.
-    Raises ArtifactError as `find_model` does.
+    Raises ArtifactError as `find_model` does, and for a folder without a model.
     """
     directory = find_model(reference)
+    if not is_artifact(directory) and not (directory / "config.json").is_file():
+        raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
     if is_artifact(directory):
         manifest = read_manifest(directory / MANIFEST)
         name, precision, family = manifest.name, manifest.precision, manifest.family

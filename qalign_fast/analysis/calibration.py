@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qalign_fast.analysis.job import parse_scale
 from qalign_fast.analysis.rows import Rows
 from qalign_fast.errors import CalibrationError, RowsError, TaskError, one_line
+from qalign_fast.json_values import count
+from qalign_fast.levels import FIVE_LEVELS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,11 +72,17 @@ class Calibration:
         return self.tasks[task]
 
     def require_model(self, identity: Mapping[str, Any]) -> None:
-        """Raises CalibrationError unless a model's sha256 and precision are those of the model that gave the scores."""
+        """Raises CalibrationError unless a model's sha256, precision and scale are those that gave the scores."""
+        from qalign_fast.families.registry import find_family
+
         same = self.model.get("precision") in (None, identity.get("precision"))
         if not same or identity.get("sha256") != self.model["sha256"]:
             own, other = map(_named, (self.model, identity))
             raise CalibrationError(f"the calibration is of {own}, the model is {other}; calibrate its own rows")
+        scale = find_family(identity["family"]).scale if "family" in identity else FIVE_LEVELS
+        if self.scale != (scale.low, scale.high):
+            (low, high), its = self.scale, f"{scale.low:g} to {scale.high:g}"
+            raise CalibrationError(f"the calibration is of scores from {low:g} to {high:g}, the model's are {its}")
 
     def add_to(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Each row with its score's percentile, 0..100 to two digits; None where it has no score."""
@@ -112,11 +121,11 @@ def read_calibration(path: Path) -> Calibration:
         if (found["kind"], found["version"]) != (KIND, VERSION):
             raise ValueError(f"{found['kind']} of version {found['version']}")
         tasks = {task: _parse_task(value) for task, value in found["tasks"].items()}
-        low, high = map(float, found["scale"])
-        return Calibration({"sha256": None, **found["model"]}, found["options_sha256"], (low, high), tasks)
+        model = {"sha256": None, **found["model"]}
+        return Calibration(model, found["options_sha256"], parse_scale(found["scale"]), tasks)
     except OSError as error:
         raise CalibrationError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         expected = f"expected what `qalign-fast calibrate` of version {VERSION} writes"
         raise CalibrationError(f"{path}: not a calibration ({one_line(error)}); {expected}") from error
 
@@ -149,9 +158,11 @@ def _of_scores(scores: Numbers) -> TaskCalibration:
 
 
 def _parse_task(value: Mapping[str, Any]) -> TaskCalibration:
-    """Raises KeyError, TypeError or ValueError."""
-    quantiles = tuple(map(float, value["quantiles"]))
+    """Raises KeyError, TypeError, ValueError or OverflowError."""
+    given = value["quantiles"]
+    are_numbers = isinstance(given, list) and all(type(quantile) in (int, float) for quantile in given)
+    quantiles = tuple(map(float, given)) if are_numbers else ()
     if not quantiles or list(quantiles) != sorted(quantiles) or not np.isfinite(quantiles).all():
         raise ValueError("its quantiles are not numbers in rising order")
     mean, std = float(value["mean"]), float(value["std"])
-    return TaskCalibration(int(value["count"]), mean, std, str(value["scores_sha256"]), quantiles)
+    return TaskCalibration(count(value["count"]), mean, std, str(value["scores_sha256"]), quantiles)

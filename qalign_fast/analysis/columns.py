@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from qalign_fast.errors import RowsError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+
+_SHOWN = 160  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Texts:
         """The texts of some rows."""
         return [None if code < 0 else self.values[code] for code in self.codes[rows].tolist()]
 
+    def without(self, nulls: Collection[str]) -> Texts:
+        """The same column in which these texts are null."""
+        builder = TextsBuilder()
+        builder.add_encoded(self.codes, [None if value in nulls else value for value in self.values])
+        return builder.build()
+
 
 class TextsBuilder:
     """Collects a column of text."""
@@ -42,11 +51,10 @@ class TextsBuilder:
         self._codes: list[npt.NDArray[np.int32]] = []
 
     def add(self, values: Iterable[Any]) -> None:
-        """A batch of values: None is null, and what is no text becomes one."""
+        """A batch of values: None and NaN are null, and what is no text becomes one."""
         places = self._places
         codes = [
-            -1 if value is None else places.setdefault(value if type(value) is str else as_text(value), len(places))
-            for value in values
+            places.setdefault(value, len(places)) if type(value) is str else self._code_of(value) for value in values
         ]
         self._codes.append(np.array(codes, np.int32))
 
@@ -63,6 +71,9 @@ class TextsBuilder:
     def build(self) -> Texts:
         return Texts(np.concatenate([np.empty(0, np.int32), *self._codes]), tuple(self._places))
 
+    def _code_of(self, value: Any) -> int:
+        return -1 if is_null(value) else self._places.setdefault(as_text(value), len(self._places))
+
 
 class NumbersBuilder:
     """Collects a column of numbers, or of several numbers a row: float64 [R] or [R, width]; NaN is null."""
@@ -75,9 +86,10 @@ class NumbersBuilder:
         """A batch: an array, or a list in which None is null. Raises RowsError for what is no number."""
         try:
             self._parts.append(np.array(values, np.float64).reshape(self._shape(len(values))))
-        except (ValueError, TypeError) as error:
-            wrong = next((value for value in values if not _is_number(value)), values)
-            raise RowsError(f"column {name!r} holds {wrong!r}; expected a number, or nothing") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            wrong = next((value for value in values if not self._fits(value)), values)
+            expected = "a number, or nothing" if self._width is None else f"{self._width} numbers, or nothing"
+            raise RowsError(f"column {name!r} holds {shown(wrong)}; expected {expected}") from error
 
     def add_nulls(self, count: int) -> None:
         self._parts.append(np.full(self._shape(count), np.nan))
@@ -88,6 +100,13 @@ class NumbersBuilder:
     def _shape(self, count: int) -> tuple[int, ...]:
         return (count,) if self._width is None else (count, self._width)
 
+    def _fits(self, value: Any) -> bool:
+        try:
+            np.array([value], np.float64).reshape(self._shape(1))
+        except (ValueError, TypeError, OverflowError):
+            return False
+        return True
+
 
 def as_text(value: Any) -> str:
     """What a kept column holds, as text: a list or an object as JSON."""
@@ -96,8 +115,12 @@ def as_text(value: Any) -> str:
     return json.dumps(value, default=str) if isinstance(value, list | dict | bool) else str(value)
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return value is None or np.ndim(float(value)) == 0
-    except (ValueError, TypeError):
-        return False
+def is_null(value: Any) -> bool:
+    """Whether a value is None or NaN."""
+    return value is None or bool(value != value)  # noqa: PLR0124
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -9,10 +9,8 @@ import numpy as np
 
 from qalign_fast.analysis.columns import Texts
 from qalign_fast.analysis.measures import Shift, flip_share, ks_distance, paired_shift, spearman, welch_shift
-from qalign_fast.analysis.rows import KEY, Rows
-from qalign_fast.analysis.scales import level_places
+from qalign_fast.analysis.rows import KEY, Rows, levels_of
 from qalign_fast.errors import RowsError
-from qalign_fast.levels import LEVELS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -50,6 +48,12 @@ class TaskDrift:
     flips: float | None
     level_flips: float | None
     largest: float | None
+
+    @property
+    def missing(self) -> float | None:
+        """The share of rows that only one of the runs has."""
+        alone = self.only_old + self.only_new
+        return alone / (self.joined + alone) if self.joined + alone else None
 
 
 def find_drift(old: Rows, new: Rows, by: By = "source") -> dict[str, TaskDrift]:
@@ -92,7 +96,7 @@ def _of_task(old: Rows, new: Rows, task: str, names: tuple[Texts, ...]) -> TaskD
         shift_of_all=welch_shift(all_old, all_new),
         spearman=spearman(x, y),
         flips=flip_share(x, y),
-        level_flips=float(np.mean(_levels(old, a[both]) != _levels(new, b[both]))) if len(x) else None,
+        level_flips=float(np.mean(levels_of(old, a[both]) != levels_of(new, b[both]))) if len(x) else None,
         largest=float(np.max(np.abs(y - x))) if len(x) else None,
     )
 
@@ -128,11 +132,3 @@ def _join(old: Places, new: Places, old_names: Texts, new_names: Texts) -> tuple
     row_of[new_names.codes[new]] = new
     found: Any = row_of[same[old_names.codes[old]]]
     return old[found >= 0], found[found >= 0]
-
-
-def _levels(rows: Rows, places: Places) -> npt.NDArray[Any]:
-    """The rows' own words; of rows that have none, those that their scores have."""
-    if level := rows.texts.get("level"):
-        return np.array(level.take(places), object)
-    words: npt.NDArray[Any] = np.array(LEVELS, object)[level_places(rows.score[places], rows.job.scale)]
-    return words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from qalign_fast.analysis.columns import Texts
+from qalign_fast.analysis.columns import Texts, is_null, shown
 from qalign_fast.analysis.job import Job, parse_job
 from qalign_fast.errors import MissingExtraError, RowsError, one_line
 from qalign_fast.levels import LEVELS
@@ -22,6 +23,8 @@ from qalign_fast.records import JOB_METADATA
 
 _BATCH = 1 << 16  # rows of Parquet
 _LINES = 1 << 12  # rows of text: small, so that few Python objects live at a time
+_FIVE = ", ".join(LEVELS)
+_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are no CSV of ours
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Source(Protocol):
     def job(self) -> Job | None: ...
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """The columns of these names. Raises RowsError for what cannot be read."""
+        """Those of these columns that the file has. Raises RowsError for what cannot be read."""
         ...
 
 
@@ -59,12 +62,27 @@ def open_rows(path: Path) -> Iterator[Source]:
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
                 yield _Lines(lines)
         elif b"source" in text.splitlines()[0]:
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines, _long_fields():
                 yield _Csv(lines)
         else:
             raise RowsError("no rows of scores; expected Parquet, JSON lines or CSV of score or run")
     except OSError as error:
         raise RowsError(error.strerror or one_line(error)) from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """CSV's fields may be long: its limit of 131,072 characters is the process's."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twice := next((name for name, count in Counter(names).items() if name and count > 1), None):
+        raise RowsError(f"it has two columns {twice!r}; rename or remove one of them")
 
 
 class _Parquet:
@@ -81,12 +99,14 @@ class _Parquet:
             raise RowsError(f"damaged Parquet ({one_line(error)}); {hint}") from error
         self._schema = self._file.schema_arrow
         self.columns: Sequence[str] = self._schema.names
+        _check_names(self.columns)
         text = (self._schema.metadata or {}).get(JOB_METADATA)
         self.job = None if text is None else parse_job(text, "its metadata qalign.job")
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
+        names = [name for name in names if name in self.columns]
         try:
-            for batch in self._file.iter_batches(_BATCH, columns=list(names)):
+            for batch in self._file.iter_batches(_BATCH, columns=names):
                 yield Batch(batch.num_rows, {name: self._column(batch.column(name), name) for name in names})
         except self._arrow.ArrowException as error:
             raise RowsError(f"damaged Parquet ({one_line(error)})") from error
@@ -95,7 +115,11 @@ class _Parquet:
         types, kind = self._arrow.types, column.type
         if types.is_struct(kind) and name == "probabilities":
             by_name = dict(zip((field.name for field in kind), column.flatten(), strict=True))
+            if missing := [level for level in LEVELS if level not in by_name]:
+                raise RowsError(f"column {name!r} lacks {', '.join(missing)}; expected {_FIVE}")
             return np.stack([_numbers(by_name[level]) for level in LEVELS], axis=1)
+        if name == "probabilities":
+            return _probabilities(column.to_pylist())
         if name in ("score", "milliseconds") and (types.is_floating(kind) or types.is_integer(kind)):
             return _numbers(column)
         if types.is_string(kind) or types.is_large_string(kind):
@@ -119,19 +143,23 @@ def _text(value: bytes) -> str:
 
 
 class _Lines:
-    """JSON lines. The columns are those of the first row; later rows may have more, such as warnings."""
+    """JSON lines. The columns are those of the rows that were read so far: later ones may have more."""
 
     def __init__(self, lines: IO[str]) -> None:
+        self._keys: dict[str, None] = {}  # an ordered set
         self._rows = self._parse(lines)
         self._first = list(islice(self._rows, _LINES))
-        keys = {key: None for row in self._first for key in row}
-        self.columns: Sequence[str] = list(keys) or list(_EMPTY)
         self.job: Job | None = None
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return list(self._keys) or list(_EMPTY)
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         rows = self._first
         while rows:
-            columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+            has = [name for name in names if name in self._keys]
+            columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in has}
             if "probabilities" in columns:
                 columns["probabilities"] = _probabilities(columns["probabilities"])
             yield Batch(len(rows), columns)
@@ -143,11 +171,13 @@ class _Lines:
                 continue
             try:
                 row = json.loads(line)
-                if not all(name in row for name in _EMPTY):
+                if not isinstance(row, dict) or not all(name in row for name in _EMPTY):
                     raise ValueError("no object with source, task, score and error")
             except (ValueError, TypeError, RecursionError) as error:
                 hint = "a run that was stopped may leave half a line; delete it"
                 raise RowsError(f"line {number}: not a row ({one_line(error)}); {hint}") from error
+            if not row.keys() <= self._keys.keys():
+                self._keys |= dict.fromkeys(row)
             yield row
 
 
@@ -159,7 +189,10 @@ class _Csv:
 
     def __init__(self, lines: IO[str]) -> None:
         self._reader = csv.reader(lines)
-        self._header = next(self._reader)
+        self._header = next(filter(None, self._reader), [])
+        _check_names(self._header)
+        if "source" not in self._header and (found := [m for m in _MARKS if m in "".join(self._header)]):
+            raise RowsError(f"its columns are separated by {_MARKS[found[0]]}; expected commas")
         with_levels = all(level in self._header for level in LEVELS)
         self.columns: Sequence[str] = [*self._header, *(["probabilities"] if with_levels else [])]
         self.job: Job | None = None
@@ -177,12 +210,17 @@ class _Csv:
             raise RowsError(f"{found}; expected {len(self._header)}, as the header has")
         by_name = dict(zip(self._header, zip(*rows, strict=True), strict=True))
         columns: dict[str, Any] = {n: [v or None for v in by_name[n]] for n in names if n in by_name}
-        if "probabilities" in names and "probabilities" not in by_name:
+        if "probabilities" in columns:
+            columns["probabilities"] = _probabilities(columns["probabilities"])
+        elif "probabilities" in names and "probabilities" in self.columns:
             fields = zip(*(by_name[level] for level in LEVELS), strict=True)
             columns["probabilities"] = [[v or None for v in row] for row in fields]
         return Batch(len(rows), columns)
 
 
-def _probabilities(values: Sequence[Mapping[str, float] | None]) -> list[list[float | None]]:
-    """Each row's five, the best level first."""
-    return [[row.get(level) for level in LEVELS] if row else [None] * len(LEVELS) for row in values]
+def _probabilities(values: Sequence[Any]) -> list[list[float | None]]:
+    """Each row's five, the best level first. Raises RowsError for what is neither an object nor null."""
+    rows = [{} if is_null(value) else value for value in values]
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise RowsError(f"column 'probabilities' holds {shown(wrong[0])}; expected an object of {_FIVE}, or nothing")
+    return [[row.get(level) for level in LEVELS] for row in rows]

@@ -37,7 +37,7 @@ def write_kept(rows: Rows, kept: npt.NDArray[np.bool_], kind: KeptKind, out: IO[
     """Writes the kept rows in the order of the rows file.
 
     Names alone stand on a line each or, with `null`, before a null byte. Raises RowsError for a name with a line's end
-    in it that would stand on two lines; nothing is written then.
+    in it that would stand on two lines, and for a row without a name; nothing is written then.
     """
     places = np.flatnonzero(kept)
     if kind == KeptKind.txt:
@@ -54,7 +54,9 @@ def write_kept(rows: Rows, kept: npt.NDArray[np.bool_], kind: KeptKind, out: IO[
 
 
 def _write_names(rows: Rows, places: npt.NDArray[Any], out: IO[str], end: str) -> None:
-    names = [str(name) for name in rows.texts["source"].take(places)]
+    names = [name or "" for name in rows.texts["source"].take(places)]
+    if "" in names:
+        raise RowsError(f"{rows.name}: a kept row has no source; .jsonl and .csv hold it")
     if end == "\n" and (broken := next((name for name in names if "\n" in name or "\r" in name), None)):
         raise RowsError(f"the name {broken!r} would stand on two lines; --null or .jsonl lets it be")
     out.writelines(name + end for name in names)

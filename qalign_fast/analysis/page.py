@@ -82,7 +82,7 @@ def _header(rows: Rows, title: str) -> str:
 
 
 def _task(task: TaskSummary, rows: Rows, options: PageOptions) -> Iterator[str]:
-    yield f"<h2>{markup.text(task.task.capitalize())}</h2>\n"
+    yield f"<h2>{markup.text(task.task[:1].upper() + task.task[1:])}</h2>\n"
     if not task.scored:
         yield '<p class="card">No row has a score.</p>\n'
         return
@@ -135,10 +135,10 @@ def _percentiles(task: TaskSummary) -> str:
     return markup.table([("share of scores at or below", "narrow-name"), ("score", "")], rows, "Percentiles")
 
 
-def _pictures(found: Sequence[tuple[str, float]], thumbnail: Thumbnail | None) -> str:
+def _pictures(found: Sequence[tuple[str | None, float]], thumbnail: Thumbnail | None) -> str:
     lines = []
     for source, score in found:
-        shown = "" if thumbnail is None else _picture(thumbnail(source))
+        shown = "" if thumbnail is None else _picture(thumbnail(source or ""))
         lines.append(f"<li>{shown}<b>{markup.score(score)}</b>{markup.name(source)}</li>\n")
     return f'<ol class="list">\n{"".join(lines)}</ol>'
 
@@ -183,7 +183,7 @@ def _errors(groups: Sequence[ErrorGroup]) -> str:
 
 
 def _times(times: Times) -> str:
-    rows = [(markup.name(source), f"{taken:,.0f} ms") for source, taken in times.slowest]
+    rows = [(markup.name(source), f"{taken:,.0f}\u00a0ms") for source, taken in times.slowest]
     note = f"Reading and decoding of {markup.count(times.count)}: median {times.median:,.1f} ms; 99 % took at most "
     table = markup.table([("picture or clip", "name"), ("time", "")], rows, "The slowest")
     note = f'<p class="note">{note}{times.high:,.1f} ms.</p>'

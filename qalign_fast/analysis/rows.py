@@ -13,7 +13,8 @@ import numpy as np
 
 from qalign_fast.analysis.columns import NumbersBuilder, Texts, TextsBuilder
 from qalign_fast.analysis.files import Source, open_rows
-from qalign_fast.analysis.job import Job, job_beside
+from qalign_fast.analysis.job import Job, files_beside, job_beside, unfinished
+from qalign_fast.analysis.scales import level_places
 from qalign_fast.errors import RowsError, TaskError
 from qalign_fast.levels import LEVELS
 from qalign_fast.records import JOB_FIELDS
@@ -25,6 +26,7 @@ NEEDED = ("source", "task", "score", "error")  # every rows file has them
 OURS = JOB_FIELDS.union(LEVELS)  # a column of another name is the user's
 KEY, FOLDER = "__key__", "folder"
 _NUMBERS = {"score": None, "milliseconds": None, "probabilities": len(LEVELS)}  # name -> numbers in a row
+_NO_ERROR = ("", "nan", "NaN", "None", "null", "false", "False")  # what tables hold in place of null
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
@@ -35,6 +37,7 @@ class Rows:
     name: what the user called it. job: what ran; of a file that does not say so, all of it is None.
     texts: the columns of text that were read. numbers: those of numbers; score is float64 [R] on job.scale, NaN where
     there is none, and probabilities [R, 5], the best level first. columns: the names of all columns of the files.
+    unfinished: of a job's folder how far the job is, such as "3 of 8 shards are finished"; None if it is finished.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Rows:
     texts: Mapping[str, Texts]
     numbers: Mapping[str, npt.NDArray[np.float64]]
     columns: tuple[str, ...] = field(default=NEEDED)
+    unfinished: str | None = None
 
     def __len__(self) -> int:
         return len(self.score)
@@ -99,21 +103,42 @@ def read_rows(path: str | os.PathLike[str], wanted: Sequence[str] = ()) -> Rows:
     for file in files:
         collector.read(file)
     job = collector.job or job_beside(files[0].parent)
-    rows = Rows(str(path), job, *collector.build(), tuple(collector.columns))
+    rows = Rows(str(path), job, *collector.build(), tuple(collector.columns), unfinished(Path(path)))
     _check_scale(rows)
     return rows
+
+
+def levels_of(rows: Rows, chosen: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """The place in LEVELS of the level of each chosen row [n]; -1 where there is no score.
+
+    It is the row's own word where it has one of these, in small letters or capitals; else that of its score.
+    """
+    found = np.where(rows.scored[chosen], level_places(rows.score[chosen], rows.job.scale), -1)
+    if (level := rows.texts.get("level")) is None:
+        return found
+    places = {word: place for place, word in enumerate(LEVELS)}
+    own = np.array([*(places.get(word.strip().lower(), -1) for word in level.values), -1])[level.codes[chosen]]
+    return np.where((found >= 0) & (own >= 0), own, found)
 
 
 def find_files(path: Path) -> list[Path]:
     """The files of rows, sorted by name: the path itself or, of a folder, those that a job wrote.
 
-    With a job's description they are all of its format; without, those called part-*, else all. Raises RowsError for a
-    folder that has none, or several kinds.
+    Of a job they are those that its journal names. Without one they are all of the format that the job's description
+    says; without that, those called part-*, else all. Raises RowsError for a folder that has none, or several kinds.
     """
     if not path.exists():
         raise RowsError(f"{path}: no such file or folder; expected rows: Parquet, JSON lines, CSV or a job's folder")
-    if not path.is_dir():
+    if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise RowsError(f"{path}: rows are read from a file, not from a pipe; write them into one")
+    if (named := files_beside(path)) is not None:
+        names = sorted({name for name in named.values() if Path(name).name == name})
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise RowsError(f"{path}: no file of the job in it is there; expected a job of which a shard is finished")
+        return found
     found = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.name[0] not in "._")
     found = [file for file in found if file.is_file()]
     if wrote := job_beside(path).options.get("format"):
@@ -141,9 +166,9 @@ class _Collector:
         try:
             with open_rows(file) as source:
                 self._see(source)
-                names = [name for name in (*self._texts, *self._numbers) if name in source.columns]
-                for batch in source.batches(names):
+                for batch in source.batches([*self._texts, *self._numbers]):
                     self._add(batch.count, batch.columns)
+                self.columns |= dict.fromkeys(source.columns)  # of all rows of JSON lines
         except RowsError as error:
             raise RowsError(f"{file}: {error}") from error
 
@@ -151,13 +176,13 @@ class _Collector:
         """The columns that any of the files has."""
         has = self.columns
         texts = {name: builder.build() for name, builder in self._texts.items() if name in has}
+        texts["error"] = texts["error"].without(_NO_ERROR)
         return texts, {name: builder.build() for name, builder in self._numbers.items() if name in has}
 
     def _see(self, source: Source) -> None:
         if missing := [name for name in NEEDED if name not in source.columns]:
             has = ", ".join(source.columns) or "nothing"
             raise RowsError(f"no column {missing[0]!r}; it has: {has}; expected rows of score or run")
-        self.columns |= dict.fromkeys(source.columns)
         mine, its = self.job, source.job
         if mine and its and (mine.sha256, mine.options_sha256) != (its.sha256, its.options_sha256):
             raise RowsError("of another model or of other options than the files before it; read them apart")

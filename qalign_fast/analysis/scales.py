@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from math import nextafter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
 
     Numbers = npt.NDArray[np.float64]
 
+_SMALLEST = -30  # of a number's exponent: exact arithmetic with more digits takes long
 Scale = tuple[float, float]  # the lowest and the highest score
 
 
 def to_unit(score: float, scale: Scale) -> float:
-    """A score on 0..1: the double that is nearest to what the score's decimals say."""
+    """A score on 0..1: the double nearest to what the score's decimals say, whose own decimals give it back or less."""
     low, high = map(_exactly, scale)
-    return float((_exactly(score) - low) / (high - low))
+    unit = float((_exactly(score) - low) / (high - low))
+    while unit > 0 and float(low + _exactly(unit) * (high - low)) > score:
+        unit = nextafter(unit, 0)
+    return unit
 
 
 def from_unit(text: str, scale: Scale) -> float:
@@ -61,7 +66,7 @@ def _exactly(number: float) -> Fraction:
 def _number(text: str, low: float, high: float) -> Fraction:
     try:
         number = Decimal(text.strip())
-        if not number.is_finite() or not low <= number <= high:
+        if not number.is_finite() or not low <= number <= high or (number and number.adjusted() < _SMALLEST):
             raise InvalidOperation
     except InvalidOperation as error:
         raise OptionError(f"{text!r} is no number from {low:g} to {high:g}") from error

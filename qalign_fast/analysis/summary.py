@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qalign_fast.analysis.columns import Texts
-from qalign_fast.analysis.rows import Rows
-from qalign_fast.analysis.scales import level_places
+from qalign_fast.analysis.rows import Rows, levels_of
 from qalign_fast.levels import LEVELS
 from qalign_fast.records import printable
 
@@ -59,8 +59,8 @@ class TaskSummary:
     quantiles: tuple[float, ...]
     histogram: tuple[int, ...]
     levels: tuple[int, ...]
-    best: tuple[tuple[str, float], ...]
-    worst: tuple[tuple[str, float], ...]
+    best: tuple[tuple[str | None, float], ...]
+    worst: tuple[tuple[str | None, float], ...]
     groups: tuple[Group, ...]
     more_groups: int
 
@@ -82,7 +82,7 @@ class Times:
     count: int
     median: float
     high: float  # 99 % took no longer
-    slowest: tuple[tuple[str, float], ...]
+    slowest: tuple[tuple[str | None, float], ...]
 
 
 def summarize(rows: Rows, task: str, by: Texts, *, top: int, most_groups: int) -> TaskSummary:
@@ -100,7 +100,7 @@ def summarize(rows: Rows, task: str, by: Texts, *, top: int, most_groups: int) -
         mean=float(score.mean()) if len(score) else None,
         std=float(score.std()) if len(score) else None,
         quantiles=tuple(np.percentile(score, PERCENTS).tolist()) if len(score) else (),
-        histogram=tuple(np.histogram(score, BINS, rows.job.scale)[0].tolist()),
+        histogram=tuple(_bins(score, np.zeros(len(score), np.intp), 1, rows.job.scale)[0].tolist()),
         levels=_levels(rows, places),
         best=_named(rows, places[np.argsort(-score, kind="stable")][:top]),
         worst=_named(rows, places[np.argsort(score, kind="stable")][:top]),
@@ -134,22 +134,16 @@ def find_times(rows: Rows, *, top: int) -> Times | None:
     slowest = known[np.argsort(-taken[known], kind="stable")][:top]
     median, high = np.percentile(taken[known], [50, 99]).tolist()
     names = rows.texts["source"].take(slowest)
-    return Times(len(known), median, high, tuple(zip(map(str, names), taken[slowest].tolist(), strict=True)))
+    return Times(len(known), median, high, tuple(zip(names, taken[slowest].tolist(), strict=True)))
 
 
-def _named(rows: Rows, places: Places) -> tuple[tuple[str, float], ...]:
-    names = map(str, rows.texts["source"].take(places))
-    return tuple(zip(names, rows.score[places].tolist(), strict=True))
+def _named(rows: Rows, places: Places) -> tuple[tuple[str | None, float], ...]:
+    return tuple(zip(rows.texts["source"].take(places), rows.score[places].tolist(), strict=True))
 
 
 def _levels(rows: Rows, places: Places) -> tuple[int, ...]:
-    """By the rows' own words; where they have none, by their scores."""
-    if (level := rows.texts.get("level")) is None:
-        return tuple(np.bincount(level_places(rows.score[places], rows.job.scale), minlength=len(LEVELS)).tolist())
-    codes = level.codes[places]
-    counts = np.bincount(codes[codes >= 0], minlength=len(level.values)).tolist()
-    by_word = dict(zip(level.values, counts, strict=True))
-    return tuple(by_word.get(word, 0) for word in LEVELS)
+    """How many rows with a score have each level."""
+    return tuple(np.bincount(levels_of(rows, places), minlength=len(LEVELS)).tolist())
 
 
 def _groups(rows: Rows, own: Places, by: Texts) -> list[Group]:
@@ -193,8 +187,9 @@ def _quantiles(in_order: Numbers, starts: Places, counts: Places, share: float) 
 
 def _bins(score: Numbers, codes: Places, count: int, scale: tuple[float, float]) -> npt.NDArray[Any]:
     """The histograms [count, BINS] of all groups."""
-    edges = np.linspace(*scale, BINS + 1)
-    place = np.clip(np.searchsorted(edges, score, side="right") - 1, 0, BINS - 1)
+    low, high = scale
+    edges = [low + i / BINS * (high - low) for i in range(1, BINS)]
+    place = np.searchsorted(edges, score)  # a score on an edge is below it, as it is of a level's
     return np.bincount(codes * BINS + place, minlength=count * BINS).reshape(count, BINS)
 
 
@@ -203,5 +198,5 @@ def _without_name(message: str, source: str) -> str:
     message, base = printable(message), source.rpartition("/")[2]
     for name in map(printable, (source, " ".join(source.split()), base)):
         if len(name) > 2:  # a shorter one may be part of a word
-            message = message.replace(name, _NAMES)
+            message = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _NAMES, message)
     return message

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     Mask = npt.NDArray[np.bool_]
 
-NO_GROUP = "(none)"  # rows whose column holds nothing
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -47,7 +45,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The rows that are kept [R], and the cut of all rows or of each group, by the group's text."""
+    """The rows that are kept [R], and the cut of each group by its text, None for null; or of all rows, by None."""
 
     kept: Mask
     cuts: dict[str | None, Cut]
@@ -72,14 +70,14 @@ def find_threshold(rows: Rows, task: str, wish: Fraction | float, group: str | N
     if group is None:
         kept, cut = _cut(rows, of_task, wish)
         return Threshold(kept, {None: cut})
-    column, kept, cuts = rows.group(group), np.zeros(len(rows), bool), {}
+    column, kept, cuts = rows.group(group), np.zeros(len(rows), bool), dict[str | None, Cut]()
     order = np.argsort(column.codes, kind="stable")  # the rows of a group beside each other
     starts = np.searchsorted(column.codes[order], np.arange(-1, len(column.values) + 1))
     for code, (start, end) in enumerate(pairwise(starts), -1):
         own = np.sort(order[start:end][of_task[order[start:end]]])
         if len(own):
-            kept[own], cuts[NO_GROUP if code < 0 else column.values[code]] = _cut_some(rows, own, wish)
-    return Threshold(kept, dict(sorted(cuts.items())))
+            kept[own], cuts[None if code < 0 else column.values[code]] = _cut_some(rows, own, wish)
+    return Threshold(kept, dict(sorted(cuts.items(), key=lambda item: (item[0] is None, item[0] or ""))))
 
 
 def _cut(rows: Rows, mask: Mask, wish: Fraction | float) -> tuple[Mask, Cut]:

@@ -6,6 +6,7 @@ stdout carries only data; progress and remarks go to stderr. Exit codes: 0 all s
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -42,6 +43,8 @@ COMMANDS = (
 def main() -> None:
     """Runs the command that the arguments name. An error of ours becomes one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them comes as an error of ours
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal's encoding does not have
     try:
         try:
             make_app(sys.argv[1:2])()

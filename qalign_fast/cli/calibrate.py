@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from qalign_fast.cli.console import print_facts
-from qalign_fast.cli.output import Format, choose_mode, open_output
+from qalign_fast.cli.output import Format, check_apart, choose_mode, write_output
+from qalign_fast.cli.rows import read_told
 
 
 def calibrate(
@@ -30,12 +31,12 @@ def calibrate(
     """
     from qalign_fast.analysis.calibration import calibrate as make
     from qalign_fast.analysis.calibration import model_identity
-    from qalign_fast.analysis.rows import read_rows
+    from qalign_fast.analysis.rows import find_files
 
-    mode = choose_mode(output, Format.table, overwrite=overwrite, append=False)
-    found = make(read_rows(rows), None if model is None else model_identity(model))
-    with open_output(output, Format.jsonl, mode) as out:
-        out.write(found.to_json())
+    choose_mode(output, Format.table, overwrite=overwrite, append=False)
+    check_apart(output, find_files(rows))
+    found = make(read_told(rows), None if model is None else model_identity(model))
+    write_output(output, found.to_json())
     named = f"{found.model.get('name', '?')}, sha256 {found.model['sha256']}"
     tasks = {
         task: {"count": of.count, "mean": of.mean, "std": of.std, "quantiles": len(of.quantiles)}

@@ -81,7 +81,7 @@ def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         text = ", ".join(f"{k} {_short(v)}" for k, v in value.items()) if isinstance(value, dict) else _short(value)
-        print(f"{key:{width}}  {text}")
+        print(f"{printable(key):{width}}  {printable(str(text))}")
 
 
 def _short(value: Any) -> Any:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qalign_fast.cli.console import print_facts, remark
+from qalign_fast.cli.rows import read_told
 
 if TYPE_CHECKING:
     from qalign_fast.analysis.drift import TaskDrift
+    from qalign_fast.analysis.job import Job
     from qalign_fast.analysis.measures import Shift
 
 
@@ -40,6 +42,10 @@ def drift(
         float | None,
         typer.Option(min=0, max=1, help="Exit 6 if a larger share of pairs is reversed, 0..1.", show_default=False),
     ] = None,
+    max_missing: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit 6 if a larger share of rows is in one run only.", show_default=False),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
     """Say how far scores moved from one run to another: distribution, mean, order, levels, errors.
@@ -49,28 +55,39 @@ def drift(
     qalign-fast drift old.parquet new.parquet --by sha256 --max-ks 0.02 --max-shift 0.05 --max-flips 0.01
     """
     from qalign_fast.analysis.drift import find_drift
-    from qalign_fast.analysis.rows import KEY, read_rows
+    from qalign_fast.analysis.rows import KEY
 
     wanted = ["level", KEY, *(["sha256"] if by == JoinBy.sha256 else [])]
-    before, after = read_rows(old, wanted), read_rows(new, wanted)
+    before, after = read_told(old, wanted), read_told(new, wanted)
+    runs = {"OLD": before, "NEW": after}
     found = find_drift(before, after, "sha256" if by == JoinBy.sha256 else "source")
-    models = {"old model": before.job.model_name, "new model": after.job.model_name}
+    models = {"old model": _model(before.job), "new model": _model(after.job)}
+    alone = {f"only in {name}": [t for t in rows.tasks if t not in found] for name, rows in runs.items()}
     if json:
-        print_facts(models | {"by": by.value, "tasks": {t: asdict(d) for t, d in found.items()}}, as_json=True)
+        tasks = {task: asdict(of_task) | {"missing": of_task.missing} for task, of_task in found.items()}
+        print_facts(models | alone | {"by": by.value, "tasks": tasks}, as_json=True)
     else:
-        print_facts(models | {"joined by": by.value}, as_json=False)
+        shown = {name: ", ".join(tasks) for name, tasks in alone.items() if tasks}
+        print_facts(models | shown | {"joined by": by.value}, as_json=False)
         for task, of_task in found.items():
             print()
             print_facts({"task": task} | _for_people(of_task), as_json=False)
-    limits = {"ks": max_ks, "shift": max_shift, "flips": max_flips}
-    if past := [text for task, of_task in found.items() for text in _past(task, of_task, limits)]:
+    limits = {"ks": max_ks, "shift": max_shift, "flips": max_flips, "missing": max_missing}
+    past = [text for task, of_task in found.items() for text in _past(task, of_task, limits)]
+    if any(limit is not None for limit in limits.values()):
+        past += [f"{task}: {name}" for name, tasks in alone.items() for task in tasks]
+    if past:
         remark("further than allowed: " + "; ".join(past))
         raise typer.Exit(6)
 
 
+def _model(job: Job) -> str:
+    return job.model_name + (f", sha256 {job.sha256[:12]}" if job.sha256 else "")
+
+
 def _past(task: str, found: TaskDrift, limits: dict[str, float | None]) -> list[str]:
     """What is past its limit. What could not be computed is: nothing says that it is within."""
-    values = {"ks": found.ks, "shift": found.shift.mean, "flips": found.flips}
+    values = {"ks": found.ks, "shift": found.shift.mean, "flips": found.flips, "missing": found.missing}
     return [
         f"{task}: {name} {'unknown' if value is None else f'{value:.4g}'}, limit {limit:g}"
         for name, value in values.items()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from qalign_fast.errors import QAlignError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAMES = "qalign-names"  # how characters are written that UTF-8 does not have
 
 
 class Format(StrEnum):
@@ -48,6 +54,30 @@ def choose_mode(output: Path | None, kind: Format, *, overwrite: bool, append: b
     return "w" if output is not None and output.exists() else "x"  # a device or a pipe is there
 
 
+def check_apart(output: Path | None, inputs: Sequence[Path]) -> None:
+    """Raises QAlignError where the output is one of the files that are read."""
+    if output is not None and any(output.exists() and file.exists() and output.samefile(file) for file in inputs):
+        raise QAlignError(f"{output}: the rows are read from there; give another --output")
+
+
+def write_output(output: Path, text: str) -> None:
+    """Writes all of a text, in place of a file that is there, or nothing. Raises QAlignError."""
+    if output.exists() and not output.is_file():  # a device or a pipe
+        with open_output(output, Format.jsonl, "w") as out:
+            out.write(text)
+        return
+    target = output.resolve()
+    aside = target.with_name(f".{target.name}.part")
+    try:
+        with aside.open("w", encoding="utf-8", errors=_NAMES, newline="") as out:
+            out.write(text)
+        aside.replace(target)
+    except OSError as error:
+        raise QAlignError(f"{output}: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def open_output(output: Path | None, kind: Format, mode: str) -> Iterator[IO[str]]:
     """The file, or stdout for None: UTF-8 in which bytes of names that are not UTF-8 come out as they went in.
@@ -56,15 +86,26 @@ def open_output(output: Path | None, kind: Format, mode: str) -> Iterator[IO[str
     """
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper) and kind != Format.table:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+            sys.stdout.reconfigure(encoding="utf-8", errors=_NAMES)
         elif isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         yield sys.stdout
         return
     try:
-        with output.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as out:
+        with output.open(mode, encoding="utf-8", errors=_NAMES, newline="") as out:
             yield out
     except OSError as error:
         if error.filename not in (None, str(output)):  # another file's
             raise
         raise QAlignError(f"{output}: {error.strerror or error}") from error
+
+
+def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A byte of a name that is not UTF-8 comes out as it was; half of a character, as no name has it, escaped."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(_NAMES, _encode_name)

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from qalign_fast.cli.console import NoVerify, remark, rows_progress, stdin_bytes
+from qalign_fast.cli.rows import read_told
 from qalign_fast.records import printable
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def rank(
     if (rows is None) == (not paths):
         raise typer.BadParameter("give pictures, or rows of their scores by --rows", param_hint="--rows")
     if rows is not None:
+        if model or precision or recursive or null or (device, engine) != ("auto", "auto"):
+            raise typer.BadParameter("rows are not scored again; leave out how pictures are", param_hint="--rows")
         found = _of_rows(rows, task)
     else:
         from qalign_fast.feed.remote.address import is_address
@@ -95,13 +98,13 @@ def rank(
 
 def _of_rows(path: Path, task: str | None) -> _Scores:
     """Rows that have a score. Raises RowsError, TaskError."""
-    from qalign_fast.analysis.rows import KEY, read_rows
+    from qalign_fast.analysis.rows import KEY
 
-    rows = read_rows(path, ["probabilities", KEY])
+    rows = read_told(path, ["probabilities", KEY])
     of_task = rows.in_task(rows.one_task(task))
     places = np.flatnonzero(of_task & rows.scored)
     probabilities = rows.numbers.get("probabilities")
-    names = [str(name) for name in rows.texts["source"].take(places)]
+    names = [name or "(none)" for name in rows.texts["source"].take(places)]
     errors = int(of_task.sum()) - len(places)
     failed = [f"{errors} row{'' if errors == 1 else 's'} without a score"] if errors else []
     return _Scores(names, rows.score[places], None if probabilities is None else probabilities[places], failed)
@@ -123,15 +126,21 @@ def _of_pictures(scorer: Scorer, sources: Iterable[Source], task: str, batch_siz
                 probabilities.append(list(row["probabilities"].values()))
             else:
                 failed.append(row["error"])
-    return _Scores(names, np.array(scores, np.float64), np.array(probabilities, np.float64), failed)
+    return _Scores(
+        names, np.array(scores, np.float64), np.array(probabilities, np.float64) if probabilities else None, failed
+    )
 
 
 def _print(ranking: list[Place], *, as_json: bool) -> None:
     if as_json:
         print(jsons.dumps([vars(place) for place in ranking], indent=2))
         return
+    from qalign_fast.analysis.ranking import DIGITS
+
     print("rank  score   better than the next  source")
     for place in ranking:
         better = "" if place.better_than_next is None else f"{place.better_than_next:.3f}"
         tied = f"  ({place.tied} tie)" if place.tied > 1 else ""
-        print(f"{place.rank:4}  {place.score:.4f}  {better:>20}  {printable(place.source)}{tied}")
+        print(
+            f"{place.rank:4}  {np.round(place.score, DIGITS):.{DIGITS}f}  {better:>20}  {printable(place.source)}{tied}"
+        )

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from qalign_fast.cli.console import remark
-from qalign_fast.cli.output import Format, choose_mode, open_output
+from qalign_fast.cli.output import Format, check_apart, choose_mode, write_output
+from qalign_fast.cli.rows import read_told
 
 
 def report(
@@ -31,15 +32,15 @@ def report(
     """
     from qalign_fast.analysis.job import job_beside
     from qalign_fast.analysis.page import PageOptions, make_page
-    from qalign_fast.analysis.rows import read_rows
+    from qalign_fast.analysis.rows import find_files
     from qalign_fast.analysis.summary import WANTED
     from qalign_fast.analysis.thumbnails import make_thumbnail
 
-    mode = choose_mode(output, Format.table, overwrite=overwrite, append=False)
-    found = read_rows(rows, [*WANTED, by])
+    choose_mode(output, Format.table, overwrite=overwrite, append=False)
+    check_apart(output, find_files(rows))
+    found = read_told(rows, [*WANTED, by])
     small = partial(make_thumbnail, folder=job_beside(rows if rows.is_dir() else rows.parent).folder)
     options = PageOptions(by=by, top=top, title=title, thumbnail=small if thumbnails else None)
-    page = "".join(make_page(found, options))  # whole before the output is opened: an error leaves no half of it
-    with open_output(output, Format.jsonl, mode) as out:
-        out.write(page)
+    page = "".join(make_page(found, options))
+    write_output(output, page)
     remark(f"{output}: {len(page.encode()) / 1e6:.1f} MB, {len(found)} rows")

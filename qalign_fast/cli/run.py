@@ -85,7 +85,7 @@ def run(
         typer.Option(help="Stores that lists and tables may name: s3,https.", show_default=False),
     ] = "",
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders below folders.")] = False,
-    shard_size: Annotated[int, typer.Option(min=1, help="Inputs of a shard.")] = 1024,
+    shard_size: Annotated[int, typer.Option(min=1, max=1 << 30, help="Inputs of a shard.")] = 1024,
     dedup: Annotated[bool, typer.Option("--dedup", help="Score pictures of equal bytes once.")] = False,
     timing: Annotated[
         bool,

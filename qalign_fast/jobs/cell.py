@@ -21,6 +21,7 @@ from weakref import finalize
 from qalign_fast.errors import ImageError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading, Setting, Task, decode, read_exchange, start, write_exchange
 from qalign_fast.jobs.packages import ProcessExpired, ProcessPool
+from qalign_fast.jobs.spawning import uninterrupted
 
 if TYPE_CHECKING:
     from qalign_fast.pixels.rule import Pixels
@@ -90,7 +91,8 @@ class Cell:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(1, initializer=start, initargs=(self._setting,), context=context)
-        future = self._pool.schedule(decode, (self._laid_down(tasks, data),), timeout=self._limit)
+        with uninterrupted():  # the first one starts the process
+            future = self._pool.schedule(decode, (self._laid_down(tasks, data),), timeout=self._limit)
         try:
             return list(self._taken_up(future.result(self._limit + _GRACE)))
         except TooLongError:

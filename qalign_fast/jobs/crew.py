@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qalign_fast.errors import QAlignError, one_line
 from qalign_fast.jobs.packages import ProcessExpired, ProcessPool
+from qalign_fast.jobs.spawning import end_with_parent, uninterrupted
 
 if TYPE_CHECKING:
     from qalign_fast.jobs.entries import Entry
@@ -115,11 +116,13 @@ class ProcessMember:
             raise QAlignError("the job was ended")
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(1, initializer=_start, initargs=(self._setup, self._cores), context=context)
+            told = (self._setup, self._cores, self._folder.name)
+            self._pool = ProcessPool(1, initializer=_start, initargs=told, context=context)
         path = Path(self._folder.name, "shard")
         path.write_bytes(pickle.dumps(entries))
         try:
-            future = self._pool.schedule(_score_file, (str(path),))
+            with uninterrupted():  # the first one starts the process
+                future = self._pool.schedule(_score_file, (str(path),))
         except RuntimeError as error:  # it died between two shards
             self._end()
             raise MemberDiedError(one_line(error)) from error
@@ -152,10 +155,11 @@ _setup: EngineSetup
 _engine: LocalEngine | None = None
 
 
-def _start(setup: EngineSetup, cores: frozenset[int] | None) -> None:
+def _start(setup: EngineSetup, cores: frozenset[int] | None, folder: str) -> None:
     global _setup  # noqa: PLW0603 (a process has one engine)
     if cores is not None:
         os.sched_setaffinity(0, cores)
+    end_with_parent(folder)  # pebble's end of a process waits for its own processes, and those wait for it
     _setup = setup
 
 

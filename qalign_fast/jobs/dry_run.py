@@ -6,13 +6,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.identity import identify_model
-from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, plan_job
+from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, own_options, plan_job
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.job import engines_for
 from qalign_fast.sources import tell_skipped
@@ -32,8 +31,8 @@ def dry_run(
 
     For a folder with a job, its inputs are compared with what is there now. Raises what `run_job` raises.
     """
-    if not job.inputs and is_planned(path):
-        job = replace(job, inputs=tuple(JobFolder(path).about["options"]["inputs"]))
+    if is_planned(path):
+        job = own_options(path, job)
     model = identify_model(run.model, run.precision)
     skipped: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qalign-plan-") as temporary:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qalign_fast.errors import ImageError, QAlignError, VideoError, one_line
 from qalign_fast.jobs.decoding import Reading
 from qalign_fast.jobs.inputs.columns import open_columns
-from qalign_fast.jobs.inputs.stores import is_url, protocols_of, store_of
+from qalign_fast.jobs.inputs.stores import entry_of_url, is_url, protocols_of, store_of
 from qalign_fast.jobs.inputs.tables import column_of
 from qalign_fast.pixels.encoded import read_all
 
@@ -49,8 +49,8 @@ class Fetcher:
             self._place = None
             return _unavailable(entry, one_line(error) if not isinstance(error, StopIteration) else "the row is gone")
         data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None and isinstance(value, dict) and (path := value.get("path")) and not is_url(path):
-            return os.path.join(os.path.dirname(os.fsdecode(entry.place)), path)  # noqa: PTH118, PTH120
+        if data is None and isinstance(value, dict) and (path := value.get("path")):
+            return self._named(entry, path)
         if data is None:
             return Reading(error=_kind(entry)(f"{entry.source}: no picture, the row has no bytes"), status="failed")
         return bytes(data)
@@ -61,6 +61,14 @@ class Fetcher:
             return _within(self._time_limit, lambda: self._fetch(entry))
         except TimeoutError:
             return _unavailable(entry, f"it did not come within {self._time_limit:g} seconds")
+
+    def _named(self, entry: Entry, path: str) -> bytes | str | Reading:
+        """What a row without bytes names: a file, whose path this is, or a URL, which is fetched if that is allowed."""
+        table = os.fsdecode(entry.place)
+        if is_url(path):
+            url = entry_of_url(entry.source, path, self._taking.protocols)
+            return self.fetch(url) if url.problem is None else Reading(error=_kind(entry)(url.problem), status="failed")
+        return os.path.join(self._taking.root or os.path.dirname(table), path)  # noqa: PTH118, PTH120
 
     def close(self) -> None:
         self._opened.close()

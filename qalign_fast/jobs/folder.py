@@ -13,11 +13,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.errors import OptionError, QAlignError
+from qalign_fast.errors import OptionError, QAlignError, one_line
 from qalign_fast.families.registry import find_family
 from qalign_fast.jobs.inputs.found import Group
 from qalign_fast.jobs.journal import Journal, Line, agreeing, hash_file
@@ -30,6 +30,7 @@ from qalign_fast.levels import LEVELS
 from qalign_fast.records import JOB_FIELDS, JOB_FOLDER
 
 _VERSION = 1
+_ABOUT = ("model", "options", "options_sha256", "tasks", "scale", "folder", "plan", "plan_sha256")  # in job.json
 _MOMENT = 0.5  # seconds in which `is_locked`, which takes the lock to look, has let it go
 
 
@@ -134,10 +135,12 @@ def read_about(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         if found["version"] != _VERSION:
             raise QAlignError(f"{file}: of version {found['version']}; this program reads {_VERSION}")
+        if lacking := [name for name in _ABOUT if name not in found]:
+            raise ValueError(f"without {', '.join(lacking)}")
     except FileNotFoundError as error:
         raise QAlignError(f"{path}: no job is there") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise QAlignError(f"{file}: cannot be read ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise QAlignError(f"{file}: cannot be read ({one_line(error)}); --force starts anew") from error
     return found
 
 
@@ -161,12 +164,12 @@ def plan_job(
 
     def write(aside: Path) -> None:
         summary = write_plan(aside, groups, options.shard_size, options.taking.keep, seen)
-        if anew:
-            remove_job(path, keep=aside)
-        there = {file.name for file in path.iterdir()}
+        there = {file.name for file in path.iterdir()} - (_files_of_job(path) if anew else set())
         for shard in range(summary.shards):
             if (name := f"{summary.name(shard)}.{options.format}") in there:
                 raise QAlignError(f"{path / name}: is there already, and is not of this job; give another --out")
+        if anew:
+            remove_job(path, keep=aside)
         found.append(summary)
 
     write_whole(inside / "plan.parquet", write)
@@ -192,19 +195,25 @@ def describe(options: JobOptions, model: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_same(about: Mapping[str, Any], options: JobOptions, model: Mapping[str, str]) -> None:
-    """Raises QAlignError, which says what differs, unless a job has this model and these options.
-
-    No inputs at all stand for the job's own.
-    """
+    """Raises QAlignError, which says what differs, unless a job has this model and these options."""
     now = options.to_json()
-    if not options.inputs:
-        now["inputs"] = about["options"]["inputs"]
     found = differences(
         {f"model {k}": v for k, v in about["model"].items()}, {f"model {k}": v for k, v in model.items()}
     )
     found += differences(about["options"], now)
     if found:
-        raise QAlignError(f"the job there differs: {'; '.join(found)}; --force starts anew, --out names another folder")
+        raise QAlignError(
+            f"the job there differs: {'; '.join(found)}; the same options go on, --out names another folder, "
+            "--force starts anew"
+        )
+
+
+def own_options(path: Path, options: JobOptions) -> JobOptions:
+    """The given options, with the job's own inputs for none, and all its own for none at all. Raises QAlignError."""
+    if options.inputs:
+        return options
+    own = JobOptions.from_json(read_about(path)["options"])
+    return own if options == JobOptions(()) else replace(options, inputs=own.inputs)
 
 
 def check_kept(options: JobOptions) -> None:
@@ -218,15 +227,20 @@ def check_kept(options: JobOptions) -> None:
 
 def remove_job(path: Path, keep: Path) -> None:
     """Removes a job and its rows, and nothing else; `keep` is a file to keep. Raises OSError."""
-    for line in Journal(path / JOB_FOLDER / "journal.jsonl").read().values():
-        (path / line.file).unlink(missing_ok=True)
-    with suppress(QAlignError):  # a job that cannot be read any more has no other names
-        job = JobFolder(path)
-        for shard in range(job.summary.shards):  # a file may be there without its line
-            job.file_of(shard).unlink(missing_ok=True)
+    for name in _files_of_job(path):
+        (path / name).unlink(missing_ok=True)
     for file in (path / JOB_FOLDER).iterdir():
         if file.name not in ("lock", "owner", keep.name):
             file.unlink()
+
+
+def _files_of_job(path: Path) -> set[str]:
+    """The names of a job's shards, whether they are there or not."""
+    found = {line.file for line in Journal(path / JOB_FOLDER / "journal.jsonl").read().values()}
+    with suppress(QAlignError):  # a job that cannot be read any more has no other names
+        job = JobFolder(path)
+        found |= {job.file_of(shard).name for shard in range(job.summary.shards)}  # may be there without a line
+    return found
 
 
 def _counts(rows: list[dict[str, Any]], tasks: int) -> dict[str, int]:

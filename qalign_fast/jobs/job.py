@@ -14,7 +14,7 @@ from qalign_fast.errors import OptionError, QAlignError
 from qalign_fast.identity import identify_model
 from qalign_fast.jobs.crew import Crew, ProcessMember
 from qalign_fast.jobs.dedup import Duplicates, content_of
-from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, lock, plan_job, read_about
+from qalign_fast.jobs.folder import JobFolder, check_same, is_planned, lock, own_options, plan_job, read_about
 from qalign_fast.jobs.inputs.found import find_entries
 from qalign_fast.jobs.journal import totals
 from qalign_fast.jobs.local import EngineSetup, LocalEngine, default_workers
@@ -109,6 +109,8 @@ def run_job(
     watcher = watcher or Watcher()
     model = identify_model(run.model, run.precision)
     with _told(path), lock(path):
+        if is_planned(path) and not force:
+            job = own_options(path, job)
         _prepare(path, job, model, stdin or BytesIO(), watcher, skipped, force=force)
         folder = JobFolder(path, reached)
         plan = folder.open_plan()

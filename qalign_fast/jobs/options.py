@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from qalign_fast.errors import OptionError
@@ -53,6 +53,17 @@ class JobOptions:
         plain: dict[str, Any] = json.loads(json.dumps(flat))  # tuples as lists, as they come back
         return plain
 
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> JobOptions:
+        """The options of which these are the facts."""
+
+        def part(kind: Any, prefix: str = "") -> Any:
+            return kind(**{each.name: _frozen(facts[f"{prefix}{each.name}"]) for each in fields(kind)})
+
+        taking, clip, limits = part(InputOptions), part(ClipOptions, "clip_"), part(PictureLimits)
+        more = {name: _frozen(facts[name]) for name in ("format", "shard_size", "dedup", "timing")}
+        return cls(_frozen(facts["inputs"]), _frozen(facts["tasks"]), taking, clip, limits, **more)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -83,6 +94,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, a text for each: "tasks: ['quality'] before, ['aesthetics'] now"."""
     names = dict.fromkeys((*before, *now))
     return [f"{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in names if before.get(n) != now.get(n)]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

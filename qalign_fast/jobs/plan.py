@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,9 @@ def _shards(groups: Iterable[Group], size: int) -> Iterator[tuple[str | None, li
 def _name_of(tar: str, shard: int, taken: set[str]) -> str:
     """The tar's name; where another has the same, with its folder's before it, or its shard's number behind it."""
     path = Path(tar)
-    names = (path.stem, f"{path.parent.name}-{path.stem}", f"{path.stem}-{shard:05d}", f"tar-{shard:05d}")
-    name = next(name for name in names if name not in taken and not _RESERVED.match(name))
+    names = (path.stem, f"{path.parent.name}-{path.stem}", f"{path.stem}-{shard:05d}")
+    numbered = (f"tar-{shard:05d}" + "-" * more for more in count())
+    name = next(name for name in chain(names, numbered) if name not in taken and not _RESERVED.match(name))
     taken.add(name)
     return name
 

@@ -81,7 +81,7 @@ class IsolatedReader:
             entry.reading = Reading(error=prompts, status="failed")
             return Read(entry, entry.medium, error=prompts)
         if entry.problem is not None:
-            data = Reading(error=_error_of(entry, entry.problem), status="unavailable")
+            data = Reading(error=_error_of(entry, entry.problem), status="failed")
         elif entry.is_url and entry.kind != "row":
             data = self._fetcher.fetch(entry)
         if isinstance(data, Reading):

@@ -148,7 +148,7 @@ class Layout:
                 has = texts[self.scale.words[0]] != ""
                 row[field.name] = {word: float(texts[word]) for word in self.scale.words} if has else None
             elif field.name == "warnings":
-                row[field.name] = [texts[field.name]] if texts[field.name] else None
+                row[field.name] = texts[field.name].split("; ") if texts[field.name] else None
             else:
                 row[field.name] = _of_text(field.type, texts[field.name])
         return row

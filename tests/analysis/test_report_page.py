@@ -67,6 +67,12 @@ def rows_in(path: Path, rows: list[Row], *more: str) -> Rows:
     return read_rows(write_rows(path, rows), [*WANTED, *more])
 
 
+def bars_of(scores: np.ndarray) -> tuple[int, ...]:
+    """The histogram of scores of four digits, in whole numbers: each bar holds its upper edge."""
+    ten_thousandths = np.rint(1e4 * (scores - 1)).astype(int)
+    return tuple(np.bincount(np.maximum(-(-ten_thousandths // 1000) - 1, 0), minlength=BINS).tolist())
+
+
 def page_of(rows: Rows, **options: object) -> str:
     return "".join(make_page(rows, PageOptions(**options)))
 
@@ -80,7 +86,7 @@ def test_a_summary_is_numpys(kind: str, tmp_path: Path) -> None:
     assert (found.rows, found.scored) == (500, len(scores))
     assert (found.mean, found.std) == (pytest.approx(scores.mean()), pytest.approx(scores.std()))
     np.testing.assert_allclose(found.quantiles, np.percentile(scores, PERCENTS))
-    assert found.histogram == tuple(np.histogram(scores, BINS, (1, 5))[0])
+    assert found.histogram == bars_of(scores)
     words = [row["level"] for row in given]
     assert found.levels == tuple(words.count(word) for word in LEVELS)
     by_score = sorted((row for row in given if row["error"] is None), key=lambda row: row["score"])
@@ -101,7 +107,7 @@ def test_groups_are_each_ones_numbers(tmp_path: Path) -> None:
         assert group.errors == len(own) - len(scores)
         assert group.mean == pytest.approx(scores.mean())
         assert (group.low, group.median, group.high) == pytest.approx(tuple(np.quantile(scores, (0.1, 0.5, 0.9))))
-        assert group.histogram == tuple(np.histogram(scores, BINS, (1, 5))[0])
+        assert group.histogram == bars_of(scores)
     assert (found.groups[3].mean, found.groups[3].median, found.groups[3].errors) == (None, None, 1)
     few = summarize(rows, "quality", rows.group("folder"), top=3, most_groups=1)
     assert (len(few.groups), few.more_groups) == (1, 3)
@@ -151,8 +157,7 @@ def test_the_page_says_the_numbers_and_is_the_same_twice(tmp_path: Path) -> None
     assert "Model: tiny int8, sha256 abababababab" in text
     assert [reader.texts[i + 1] for i, part in enumerate(reader.texts) if part == "background"] == ["none"]
     bars = re.findall(r"<title>([\d.]+) to [\d.]+: (\d+)</title>", page)
-    counts, edges = np.histogram(scores, BINS, (1, 5))
-    assert bars == [(f"{edge:.1f}", str(count)) for edge, count in zip(edges, counts) if count]
+    assert bars == [(f"{1 + i / 10:.1f}", str(count)) for i, count in enumerate(bars_of(scores)) if count]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])

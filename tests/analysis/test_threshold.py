@@ -18,7 +18,7 @@ from qalign_fast.analysis.columns import TextsBuilder
 from qalign_fast.analysis.job import Job
 from qalign_fast.analysis.kept import KeptKind, kind_of, write_kept
 from qalign_fast.analysis.rows import Rows, read_rows
-from qalign_fast.analysis.threshold import NO_GROUP, find_threshold
+from qalign_fast.analysis.threshold import find_threshold
 from qalign_fast.errors import OptionError, RowsError, TaskError
 from support.score_rows import made_rows, scored_row, write_rows
 
@@ -69,7 +69,7 @@ def test_a_share_is_taken_within_each_group() -> None:
     assert {name: (cut.value, cut.kept, cut.errors) for name, cut in found.cuts.items()} == {
         "a": (3.0, 2, 0),
         "b": (1.6, 1, 1),
-        NO_GROUP: (2.2, 1, 0),
+        None: (2.2, 1, 0),
     }
 
 

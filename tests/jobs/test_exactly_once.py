@@ -187,7 +187,9 @@ def test_another_task_or_option_is_refused_with_what_differs(pictures: Path, tmp
     run_job(tmp_path / "out", job, run_options())
     before = files(tmp_path / "out")
     other = options(pictures, taking=RECURSIVE, shard_size=50, dedup=True)
-    with pytest.raises(QAlignError, match="shard_size: 100 before, 50 now; dedup: False before, True now; --force"):
+    with pytest.raises(
+        QAlignError, match="shard_size: 100 before, 50 now; dedup: False before, True now; the same options"
+    ):
         run_job(tmp_path / "out", other, run_options())
     assert files(tmp_path / "out") == before
     assert run_job(tmp_path / "out", other, run_options(), force=True).complete

@@ -223,7 +223,7 @@ def test_names_that_are_not_utf8_can_be_planned(tmp_path: Path) -> None:
     tar = make_tar(tmp_path / "a.tar", {name: PICTURE})
     (tmp_path / "names.txt").write_bytes(b"s3://b/caf\xe9.jpg\n")
     outcome = run_job(tmp_path / "out", options(tar, tmp_path / "names.txt"), run_options())
-    assert (outcome.counts["ok"], outcome.counts["unavailable"]) == (1, 1)
+    assert (outcome.counts["ok"], outcome.counts["failed"]) == (1, 1)
 
 
 def test_a_dry_run_of_a_job_needs_no_inputs(tmp_path: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
-from qalign_fast.jobs.inputs.stores import open_input
+from qalign_fast.jobs.inputs.stores import open_input, suffix_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +20,7 @@ def open_columns(name: str, protocols: tuple[str, ...]) -> Iterator[Parquet | Ar
 
     with open_input(name, protocols) as file:
         try:
-            yield Parquet(file) if Path(name).suffix.lower() == ".parquet" else Arrow(name)
+            yield Parquet(file) if suffix_of(name) == ".parquet" else Arrow(name)
         except pa.ArrowException as error:
             raise OptionError(f"{name}: cannot be read as a table ({one_line(error)})") from error
 
@@ -70,7 +69,7 @@ class Arrow:
         self, columns: Sequence[str], rows: int, start: int = 0, *, paths_of: str | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Batches of these columns, from row `start` on. `paths_of` adds a column of structs, only their paths."""
-        table = self._table.select([*columns, *([paths_of] if paths_of else [])]).slice(start)
+        table = self._table.select(list(dict.fromkeys([*columns, *([paths_of] if paths_of else [])]))).slice(start)
         if not columns and not paths_of:  # pyarrow forgets how many rows a table without columns has
             table = self._table.select([0]).slice(start)
         for batch in table.to_batches(max_chunksize=rows):

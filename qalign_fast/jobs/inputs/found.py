@@ -14,7 +14,7 @@ from qalign_fast.jobs.entries import Entry
 from qalign_fast.jobs.inputs.files import entries_of_files
 from qalign_fast.jobs.inputs.lists import listed
 from qalign_fast.jobs.inputs.saved_datasets import arrow_files, is_saved_dataset
-from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, protocols_of
+from qalign_fast.jobs.inputs.stores import entries_of_urls, is_url, matching_urls, protocols_of, suffix_of
 from qalign_fast.jobs.inputs.tables import SUFFIXES as TABLES
 from qalign_fast.jobs.inputs.tables import entries_of_table
 from qalign_fast.jobs.inputs.taking import InputOptions
@@ -57,8 +57,13 @@ def find_entries(
 
 def _matches(name: str) -> list[str]:
     """The tars and tables that a pattern matches; any other name is itself."""
-    if Path(name).suffix.lower() in (".tar", *TABLES) and not is_url(name) and not os.path.lexists(name):
-        return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207
+    if not name:
+        raise OptionError("an input's name is empty")
+    if suffix_of(name) in (".tar", *TABLES) and any(sign in name for sign in "*?["):
+        if is_url(name):
+            return matching_urls(name)
+        if not os.path.lexists(name):
+            return sorted(glob.glob(name, recursive=True)) or [name]  # noqa: PTH207
     return [name]
 
 
@@ -66,7 +71,7 @@ def _reader_of(
     name: str, options: InputOptions, stdin: BufferedIOBase, skipped: Callable[[str], None]
 ) -> Callable[[], Iterable[Group]] | None:
     """What reads an input that is more than a file, a folder of pictures or a pattern."""
-    suffix, allowed = Path(name).suffix.lower(), options.protocols
+    suffix, allowed = suffix_of(name), options.protocols
     if Path(name).is_dir():
         return (lambda: _of_folder(name, options, skipped)) if _is_dataset(name) else None
     if is_url(name):

@@ -11,7 +11,9 @@ from qalign_fast.errors import OptionError
 
 def is_saved_dataset(folder: str) -> bool:
     """Whether `save_to_disk` wrote it: one data set, or several splits."""
-    return Path(folder, "state.json").is_file() or Path(folder, "dataset_dict.json").is_file()
+    if Path(folder, "dataset_dict.json").is_file():
+        return True
+    return Path(folder, "state.json").is_file() and Path(folder, "dataset_info.json").is_file()
 
 
 def arrow_files(folder: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
+from weakref import finalize
 
 from qalign_fast.errors import MissingExtraError, OptionError, QAlignError, one_line
 from qalign_fast.jobs.entries import Entry
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 def is_url(name: str) -> bool:
     """Whether a name is for another store, as "s3://bucket/key" is, or "zip://a.jpg::https://host/b.zip"."""
     return "://" in name
+
+
+def suffix_of(name: str) -> str:
+    """A file's, in lower case; of a URL without what follows a question mark, and without the archive around it."""
+    if is_url(name):
+        name = name.partition("::")[0].partition("?")[0]
+    return PurePosixPath(name).suffix.lower()
 
 
 def protocols_of(url: str) -> tuple[str, ...]:
@@ -65,7 +73,24 @@ def open_input(name: str, protocols: tuple[str, ...]) -> IO[bytes]:
         opened: IO[bytes] = store.open(path, "rb")
     except Exception as error:  # of any store's own kind
         raise OptionError(f"{name}: cannot be opened ({type(error).__name__}: {one_line(error)})") from error
+    finalize(opened, _keep, store)  # an archive's file is closed when its store is gone
     return opened
+
+
+def _keep(_: object) -> None:
+    """For as long as `finalize` may call this, it holds what it would pass."""
+
+
+def matching_urls(pattern: str) -> list[str]:
+    """The URLs of the files that a pattern matches, sorted. Raises QAlignError where the store cannot be listed."""
+    store, path = store_of(pattern)
+    try:
+        found = sorted(store.glob(path))
+    except Exception as error:  # of any store's own kind
+        raise QAlignError(f"{pattern}: cannot be listed ({type(error).__name__}: {one_line(error)})") from error
+    if not found:
+        raise OptionError(f"{pattern}: nothing matches it")
+    return [_url_of(store, name, pattern) for name in found]
 
 
 def entry_of_url(source: str, url: str, protocols: tuple[str, ...]) -> Entry:

@@ -7,14 +7,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.jobs.entries import Entry
 from qalign_fast.jobs.inputs.columns import Arrow, Parquet, open_columns
 from qalign_fast.jobs.inputs.lists import entry_of_name
-from qalign_fast.jobs.inputs.stores import is_url, open_input
+from qalign_fast.jobs.inputs.stores import is_url, open_input, suffix_of
 from qalign_fast.sources import is_video
 
 if TYPE_CHECKING:
@@ -25,12 +24,13 @@ SUFFIXES = _LINES.union([".csv", ".tsv", ".parquet", ".arrow"])
 # the names that are tried where none is given
 _COLUMNS = "image bytes jpg png path file filename file_name filepath image_path url image_url uri".split()
 _ROWS = 4096  # of a table that are looked at at a time
+_LONGEST = 1 << 30  # characters of a cell
 
 
 def entries_of_table(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
     """An entry for each row, in order. Raises OptionError for a table or a column that cannot be read."""
     try:
-        if Path(name).suffix.lower() in (".parquet", ".arrow"):
+        if suffix_of(name) in (".parquet", ".arrow"):
             yield from _columnar(name, options, protocols)
         else:
             yield from _textual(name, options, protocols)
@@ -49,13 +49,15 @@ def column_of(name: str, options: InputOptions, has: Sequence[str]) -> str:
             problem = "no column" if column not in has else "more than one column"
             raise OptionError(f"{name}: {problem} {column!r}; it has: {', '.join(has)}")
     found = options.column or next((column for column in _COLUMNS if column in has), None)
+    if found is not None and has.count(found) != 1:
+        raise OptionError(f"{name}: more than one column {found!r}; it has: {', '.join(has)}")
     if found is None:
         raise OptionError(f"{name}: which column has the pictures? --column says so; it has: {', '.join(has)}")
     return found
 
 
 def _textual(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
-    root, lines = _root(name, options), Path(name).suffix.lower() in _LINES
+    root, lines = _root(name, options), suffix_of(name) in _LINES
     with open_input(name, protocols) as file:
         column = None
         for number, row in enumerate(_rows(name, file)):
@@ -79,16 +81,33 @@ def _root(name: str, options: InputOptions) -> str:
 
 def _rows(name: str, file: IO[bytes]) -> Iterator[Mapping[str, Any]]:
     lines = (line.decode("utf-8-sig" if first == 0 else "utf-8") for first, line in enumerate(file))
-    suffix = Path(name).suffix.lower()
+    suffix = suffix_of(name)
     if suffix in (".csv", ".tsv"):
-        yield from csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+        before = csv.field_size_limit(_LONGEST)
+        try:
+            reader = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+            yield from _told(reader, name)
+        finally:
+            csv.field_size_limit(before)
         return
     for number, line in enumerate(lines):
         if line.strip():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except RecursionError as error:
+                raise OptionError(f"{name}: line {number + 1} is nested too deeply") from error
             if not isinstance(row, dict):
                 raise OptionError(f"{name}: line {number + 1} is no JSON object")
             yield row
+
+
+def _told(reader: csv.DictReader[str], name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows. A quote that is not closed would take the rows below it along: raises OptionError instead."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        where = f"in the row below line {reader.line_num}"
+        raise OptionError(f"{name}: {one_line(error)}, {where}; is a quote not closed, or not doubled?") from error
 
 
 def _columnar(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:

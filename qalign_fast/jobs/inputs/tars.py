@@ -106,7 +106,9 @@ def _entry(name: str, changed: int, key: str, media: tarfile.TarInfo, kept: dict
     source = f"{name}/{media.name}"
     place = name.encode("utf-8", "surrogateescape") if is_url(name) else os.fsencode(name)
     entry = Entry(source, place, "slice", media.offset_data, media.size, changed, medium, key, kept)
-    if not media.isfile():
+    if media.issparse():
+        entry.problem = f"{source}: a sparse member, whose bytes do not lie in one piece; make the tar without --sparse"
+    elif not media.isfile():
         entry.problem = f"{source}: a link to {media.linkname}; a data set's tar has the files themselves"
     return entry
 
@@ -121,7 +123,7 @@ def _kept(tar: tarfile.TarFile, members: list[tarfile.TarInfo], keep: tuple[str,
         try:
             found = json.loads(_text(tar, texts["json"]))
             fields = found if isinstance(found, dict) else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             fields = {}
     return {k: _text(tar, texts[k]) if k in texts else fields.get(k) for k in keep}
 
