@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as TooLongError
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -88,10 +88,11 @@ class Cell:
     def _ask(self, tasks: Sequence[Task], data: Sequence[bytes | None]) -> list[tuple[Reading, Pixels | None]]:
         if self._closed:
             raise QAlignError("the job was ended")
+        starting = uninterrupted() if self._pool is None else nullcontext()
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(1, initializer=start, initargs=(self._setting,), context=context)
-        with uninterrupted():  # the first one starts the process
+        with starting:
             future = self._pool.schedule(decode, (self._laid_down(tasks, data),), timeout=self._limit)
         try:
             return list(self._taken_up(future.result(self._limit + _GRACE)))
