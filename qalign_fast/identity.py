@@ -22,13 +22,13 @@ def identify_model(reference: str | Path | None, precision: str | None = None) -
     Raises ArtifactError as `find_model` does, and for a folder without a model.
     """
     directory = find_model(reference)
-    if not is_artifact(directory) and not (directory / "config.json").is_file():
-        raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
     if is_artifact(directory):
         manifest = read_manifest(directory / MANIFEST)
         name, precision, family = manifest.name, manifest.precision, manifest.family
-    else:
+    elif (directory / "config.json").is_file():
         name, precision, family = directory.resolve().name, precision or "fp32", family_of_checkpoint(directory)
+    else:
+        raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
     return {"name": name, "sha256": hash_model(directory), "precision": precision, "family": family.name}
 
 
