@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from qalign_fast.errors import QAlignError
+from qalign_fast.jobs.safe_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,16 +67,10 @@ def write_output(output: Path, text: str) -> None:
         with open_output(output, Format.jsonl, "w") as out:
             out.write(text)
         return
-    target = output.resolve()
-    aside = target.with_name(f".{target.name}.part")
     try:
-        with aside.open("w", encoding="utf-8", errors=_NAMES, newline="") as out:
-            out.write(text)
-        aside.replace(target)
+        write_whole(output.resolve(), lambda aside: _write_text(aside, text))
     except OSError as error:
         raise QAlignError(f"{output}: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -98,6 +93,10 @@ def open_output(output: Path | None, kind: Format, mode: str) -> Iterator[IO[str
         if error.filename not in (None, str(output)):  # another file's
             raise
         raise QAlignError(f"{output}: {error.strerror or error}") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8", _NAMES, newline="")
 
 
 def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
