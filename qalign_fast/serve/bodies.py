@@ -61,7 +61,7 @@ class Bodies:
         visit.held = 0
 
     async def _receive(self, request: Request, visit: Visit) -> bytes:
-        size, began = 0, time.monotonic()
+        size, more, began = 0, True, time.monotonic()
         whole = io.BytesIO()  # parts in a list would be joined in twice their memory, and leave holes in it
         try:
             async with asyncio.timeout(PATIENCE) as limit:
@@ -83,6 +83,10 @@ class Bodies:
                     limit.reschedule(asyncio.get_running_loop().time() + late)
         except TimeoutError:
             raise TooSlow(f"the body comes too slowly: {size} bytes in {time.monotonic() - began:.0f} s") from None
+        finally:
+            if more:  # it is given up: its room is for the others at once, not only when its answer is sent
+                whole.close()
+                self.release(visit)
 
     def _check(self, size: int) -> None:
         if size > self._most:
