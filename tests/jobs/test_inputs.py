@@ -130,9 +130,13 @@ def test_saved_data_sets_and_image_folders(tmp_path: Path, expected: dict[str, f
 def test_a_folder_with_a_table_about_its_pictures(tmp_path: Path, expected: dict[str, float]) -> None:
     for path in SAMPLES:
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "metadata.csv").write_text("file_name,text\ncoffee.jpg,a cup\n")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n./coffee.jpg,a cup\n")
     [row] = scored(tmp_path / "out", tmp_path, keep=("text",))
-    assert (row["source"], row["score"], row["text"]) == ("coffee.jpg", expected["coffee.jpg"], "a cup")
+    assert (row["source"], row["score"], row["text"]) == ("./coffee.jpg", expected["coffee.jpg"], "a cup")
+    skipped: list[str] = []
+    (group,) = find_entries([str(tmp_path)], InputOptions(), io.BytesIO(), skipped.append)
+    assert len(list(group.entries)) == 1
+    assert skipped == ["not named in metadata.csv"] * (len(SAMPLES) - 1)
 
 
 def test_a_tar_of_samples_gets_a_file_of_rows_of_its_name(tmp_path: Path, expected: dict[str, float]) -> None:

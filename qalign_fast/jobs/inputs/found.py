@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 
 from qalign_fast.errors import OptionError
@@ -98,11 +98,22 @@ def _of_folder(folder: str, options: InputOptions, skipped: Callable[[str], None
     if is_saved_dataset(folder):
         return (Group(entries_of_table(file, options, options.protocols)) for file in arrow_files(folder))
     if table := _metadata(folder):
-        taking = replace(options, column=options.column or _FILE_NAME)
-        return [Group(entries_of_table(table, taking, options.protocols))]
+        return [Group(_named(folder, table, options, skipped))]
     if tars := _tars(folder):
         return (Group(entries_of_tar(tar, options, options.protocols, skipped), tar) for tar in tars)
     return (Group(entries_of_table(table, options, options.protocols)) for table in _tables(folder))
+
+
+def _named(folder: str, table: str, options: InputOptions, skipped: Callable[[str], None]) -> Iterator[Entry]:
+    """The pictures that the folder's table names; then `skipped` hears of each that lies there and is not named."""
+    named = set()
+    taking = replace(options, column=options.column or _FILE_NAME)
+    for entry in entries_of_table(table, taking, options.protocols):
+        named.add(os.path.normpath(entry.place))
+        yield entry
+    for source in find_sources([folder], BytesIO(), recursive=True, formats=options.formats):
+        if isinstance(source, str) and os.path.normpath(os.fsencode(source)) not in named:
+            skipped(f"not named in {Path(table).name}")
 
 
 def _of_files(
