@@ -158,8 +158,9 @@ class PageDriver:
         self._send("paste", files)
 
     def wait_for(self, progress: str) -> None:
-        """Until the page says how far it is: "3 of 5 scored"."""
+        """Until the page says how far it is: "3 of 5 scored", and its cards say so too."""
         expect(self.page.locator("#progress")).to_have_text(progress, timeout=_PATIENCE)
+        expect(self.page.locator("#cards")).to_have_attribute("aria-busy", "false", timeout=_PATIENCE)
 
     def card(self, name: str) -> Locator:
         return self.page.locator("article").filter(has=self.page.locator("h3").get_by_text(name, exact=True))

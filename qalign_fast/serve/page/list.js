@@ -31,6 +31,7 @@ export class List {
   #plan(pause) {
     if (this.#planned) return;
     this.#planned = true;
+    this.#list.ariaBusy = "true";
     setTimeout(() => requestAnimationFrame(() => this.#draw()), pause);
   }
 
@@ -47,6 +48,7 @@ export class List {
     const shown = arrange(items, view, model?.scale ?? [1, 5]);
     this.#place(shown.filter((item) => this.#cards.has(item)).map((item) => this.#cards.get(item).node));
     byId("none-kept").hidden = shown.length > 0 || items.length === 0;
+    this.#list.ariaBusy = "false";
     if (this.#changed.size) this.#plan(0);
   }
 
