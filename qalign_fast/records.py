@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, Protocol, TypeAlias
 
 from qalign_fast.feed.items import Scored
@@ -18,6 +19,16 @@ JOB_FIELDS = frozenset(
 )
 JOB_METADATA = b"qalign.job"  # the key in a Parquet file's schema
 JOB_FOLDER = "_job"  # beside the files of rows; readers of data sets leave out what begins with _
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """CSV's fields may be long where they are read: its limit of 131,072 characters is the whole process's."""
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def make_row(source: str, task: str, result: Score | Exception) -> Row:

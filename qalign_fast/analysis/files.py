@@ -19,7 +19,7 @@ from qalign_fast.analysis.columns import Texts, is_null, shown
 from qalign_fast.analysis.job import Job, parse_job
 from qalign_fast.errors import MissingExtraError, RowsError, one_line
 from qalign_fast.levels import LEVELS
-from qalign_fast.records import JOB_METADATA
+from qalign_fast.records import JOB_METADATA, long_fields
 
 _BATCH = 1 << 16  # rows of Parquet
 _LINES = 1 << 12  # rows of text: small, so that few Python objects live at a time
@@ -62,22 +62,12 @@ def open_rows(path: Path) -> Iterator[Source]:
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
                 yield _Lines(lines)
         elif b"source" in text.splitlines()[0]:
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines, _long_fields():
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines, long_fields():
                 yield _Csv(lines)
         else:
             raise RowsError("no rows of scores; expected Parquet, JSON lines or CSV of score or run")
     except OSError as error:
         raise RowsError(error.strerror or one_line(error)) from error
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """CSV's fields may be long: its limit of 131,072 characters is the process's."""
-    before = csv.field_size_limit(1 << 30)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from qalign_fast.errors import RowsError, one_line
-from qalign_fast.json_values import count, numbers, text
+from qalign_fast.jobs.journal import Journal
+from qalign_fast.json_values import count, numbers
 from qalign_fast.levels import FIVE_LEVELS
 from qalign_fast.records import JOB_FOLDER
 
@@ -90,22 +91,12 @@ def files_beside(folder: Path) -> dict[int, str] | None:
     """
     path = folder / _JOURNAL
     try:
-        data = path.read_bytes() if path.exists() else None
+        return {line.shard: line.file for line in Journal(path).read(mend=False).values()} if path.exists() else None
     except OSError as error:
         raise RowsError(f"{path}: {error.strerror or error}") from error
-    return None if data is None else dict(_finished(data[: data.rfind(b"\n") + 1].splitlines()))
 
 
 def unfinished(folder: Path) -> str | None:
     """How far the job in a folder is, in words; None where it is finished, or none is there."""
     shards, files = job_beside(folder).shards, files_beside(folder) or {}
     return f"{len(files)} of {shards} shards are finished" if shards and len(files) < shards else None
-
-
-def _finished(lines: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    for line in lines:
-        try:
-            found = json.loads(line)
-            yield count(found["shard"]), text(found["file"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue

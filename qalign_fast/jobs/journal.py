@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from qalign_fast import json_values
 from qalign_fast.jobs.safe_files import Reached, unwatched
 
 _THREADS = 4  # that hash parts
+_TEXTS = ("file", "sha256")  # fields of a line that hold text; the others are whole numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,12 @@ def totals(lines: Iterable[Line]) -> dict[str, int]:
 def _parsed(text: bytes) -> Line | None:
     """A line; None for one that is damaged, whose shard is then scored again."""
     try:
-        return Line(**json.loads(text))
-    except (ValueError, TypeError):
+        line = Line(**json.loads(text))
+        for field in fields(Line):
+            (json_values.text if field.name in _TEXTS else json_values.count)(getattr(line, field.name))
+    except (ValueError, TypeError, RecursionError):
         return None
+    return line
 
 
 def _agrees(path: Path, line: Line) -> bool:

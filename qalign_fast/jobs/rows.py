@@ -15,7 +15,7 @@ from qalign_fast.jobs.options import Format
 from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import Reached, unwatched
 from qalign_fast.levels import Scale, Score
-from qalign_fast.records import JOB_METADATA, Row, make_row
+from qalign_fast.records import JOB_METADATA, Row, long_fields, make_row
 
 CHANGED = "the file was changed after the plan was made"
 _NONE = dict.fromkeys(("score", "score01", "probabilities", "level", "frames"))  # of an input without a score
@@ -118,11 +118,8 @@ class Layout:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             if self.format == "jsonl":
                 return [json.loads(line) for line in file]
-            before = csv.field_size_limit(1 << 30)
-            try:
+            with long_fields():
                 return [self._of_csv(row) for row in csv.DictReader(file)]
-            finally:
-                csv.field_size_limit(before)
 
     def _columns(self) -> list[str]:
         """CSV's: each level's probability is a column of its name."""

@@ -175,9 +175,12 @@ def make_job(folder: Path, files: list[str], shards: int) -> None:
     (folder / "_job").mkdir()
     about = JOB | {"options": {"format": "csv"}, "plan": {"shards": shards}}
     (folder / "_job/job.json").write_text(json.dumps(about))
-    lines = [json.dumps({"shard": i, "file": name}) for i, name in enumerate(files)]
-    damaged = ['{"shard": 7', "[1]", '"file"', '{"shard": 9, "file": 3}', DEEP]
-    (folder / "_job/journal.jsonl").write_text("\n".join([*lines, *damaged, lines[0], '{"shard": 8, "file": "x.csv"}']))
+    good = {"bytes": 9, "sha256": "0" * 64, "rows": 3, "ok": 3, "failed": 0, "unavailable": 0, "quarantined": 0}
+    good["changed"] = 0
+    lines = [json.dumps({"shard": i, "file": name} | good) for i, name in enumerate([*files, "not ended.csv"])]
+    wrong = [{"file": 3}, {"rows": "3"}, {"more": 1}]
+    damaged = ['{"shard": 7', "[1]", '"file"', DEEP, *(json.dumps(json.loads(lines[-1]) | each) for each in wrong)]
+    (folder / "_job/journal.jsonl").write_text("\n".join([*lines[:-1], *damaged, lines[0], lines[-1]]))
     for name in files:
         write_rows(folder / name, made_rows(3))
 

@@ -14,6 +14,7 @@ from qalign_fast.jobs.entries import Entry
 from qalign_fast.jobs.inputs.columns import Arrow, Parquet, open_columns
 from qalign_fast.jobs.inputs.lists import entry_of_name
 from qalign_fast.jobs.inputs.stores import is_url, open_input, suffix_of
+from qalign_fast.records import long_fields
 from qalign_fast.sources import is_video
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ SUFFIXES = _LINES.union([".csv", ".tsv", ".parquet", ".arrow"])
 # the names that are tried where none is given
 _COLUMNS = "image bytes jpg png path file filename file_name filepath image_path url image_url uri".split()
 _ROWS = 4096  # of a table that are looked at at a time
-_LONGEST = 1 << 30  # characters of a cell
 
 
 def entries_of_table(name: str, options: InputOptions, protocols: tuple[str, ...]) -> Iterator[Entry]:
@@ -83,12 +83,9 @@ def _rows(name: str, file: IO[bytes]) -> Iterator[Mapping[str, Any]]:
     lines = (line.decode("utf-8-sig" if first == 0 else "utf-8") for first, line in enumerate(file))
     suffix = suffix_of(name)
     if suffix in (".csv", ".tsv"):
-        before = csv.field_size_limit(_LONGEST)
-        try:
+        with long_fields():
             reader = csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
             yield from _told(reader, name)
-        finally:
-            csv.field_size_limit(before)
         return
     for number, line in enumerate(lines):
         if line.strip():
