@@ -18,7 +18,7 @@ from support.goldens import PICTURES, Golden
 STATION = 2e-5  # of the array's largest magnitude
 LOGITS = 2e-4
 SCORES = 1e-4
-TASKS = ("quality", "aesthetics", "aesthetic", "quality-paper")
+TASKS = ("quality", "aesthetics", "aesthetic", "quality-paper", "aesthetics-paper")
 
 
 def assert_station(found: np.ndarray, expected: np.ndarray) -> None:

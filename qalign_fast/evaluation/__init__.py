@@ -1,0 +1,1 @@
+"""Labels and scores in, agreement out: lists, protocols, intervals, paired comparisons."""
