@@ -12,6 +12,7 @@ from qalign_export.distortions import DISTORTIONS
 BUNDLED = "photographs and dead leaves, pristine and distorted"  # `bundled_pictures`, as a report names them
 _PHOTOGRAPHS = Path(__file__).parent / "photographs"  # coffee by Rachel Michetti (CC0), rocket by NASA (public domain)
 _SEVERITIES = (0.3, 0.7)
+VERSIONS = 1 + len(DISTORTIONS) * len(_SEVERITIES)  # of each scene, one after another
 
 
 def bundled_pictures(count: int) -> list[Image.Image]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
 from qalign_fast import Scorer
+from qalign_fast.analysis.measures import spearman
 
 FAMILIES = ("blur", "noise", "jpeg", "rescale")
 SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -32,7 +32,7 @@ class Result:
 
     def spearman(self, family: str) -> float:
         """Of severity and score; -1 is perfect."""
-        return spearman(SEVERITIES, self.scores[family])
+        return spearman(np.array(SEVERITIES), np.array(self.scores[family])) or 0.0
 
     @property
     def margin(self) -> float:

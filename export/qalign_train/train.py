@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qalign_export.correlations import spearman
 from qalign_export.distortions import DISTORTIONS
+from qalign_fast.analysis.measures import spearman
 from qalign_fast.families.mplug_owl2.config_json import parse_config
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import prompt
@@ -198,7 +198,7 @@ def validate(model: Model, pixels: np.ndarray, ratings: np.ndarray) -> dict[str,
     scores = [score_of(row, "quality").value for row in logits.numpy()]
     return {
         "validation_loss": round(loss, 4),
-        "validation_srcc": round(spearman(scores, ratings), 4),
+        "validation_srcc": round(spearman(np.array(scores), ratings) or 0.0, 4),
     }
 
 

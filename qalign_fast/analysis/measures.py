@@ -59,9 +59,14 @@ def welch_shift(old: Numbers, new: Numbers) -> Shift:
 
 def spearman(a: Numbers, b: Numbers) -> float | None:
     """The correlation of the ranks of pairs [n], where ties have their mean rank; None where all of one set tie."""
+    return pearson(mean_ranks(a), mean_ranks(b))
+
+
+def pearson(a: Numbers, b: Numbers) -> float | None:
+    """The linear correlation of pairs [n]; None below two of them, and where all of one set are equal."""
     if len(a) < 2:
         return None
-    x, y = (ranks - ranks.mean() for ranks in (mean_ranks(a), mean_ranks(b)))
+    x, y = a - a.mean(), b - b.mean()
     size = sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / size if size else None
 

@@ -193,11 +193,13 @@ class _Ranked:
 def _pearson(x: Numbers, y: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
     """x, y [r, n] -> Pearson's correlation [r] and each pair's influence [r, n]."""
     total = counts.sum(1, keepdims=True)
+    x, y = (v - (counts * v).sum(1, keepdims=True) / total for v in (x, y))
+    of_x, of_y = ((counts * v * v).sum(1, keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
-        x, y = (v - (counts * v).sum(1, keepdims=True) / total for v in (x, y))
-        x, y = (v / np.sqrt((counts * v * v).sum(1, keepdims=True) / total) for v in (x, y))
-        value = (counts * x * y).sum(1, keepdims=True) / total
-    return value[:, 0], x * y - value * (x * x + y * y) / 2
+        value = (counts * x * y).sum(1, keepdims=True) / np.sqrt(of_x * of_y)
+        x, y = x / np.sqrt(of_x / total), y / np.sqrt(of_y / total)
+        influence: Numbers = x * y - value * (x * x + y * y) / 2
+    return value[:, 0], influence
 
 
 def _variance(x: Numbers, counts: Numbers) -> Numbers:

@@ -51,7 +51,8 @@ def fit(x: Numbers, y: Numbers) -> Mapping:
 
 def match_spread(x: Numbers, y: Numbers) -> Numbers:
     """Predictions x [n] with the mean and the standard deviation (of n) of the labels y, as FAST-VQA compares them."""
-    return standardize(x) * y.std() + y.mean()
+    matched: Numbers = standardize(x) * y.std() + y.mean()
+    return matched
 
 
 def standardize(x: Numbers) -> Numbers:

@@ -92,7 +92,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def agree(protocol: Protocol, predictions: Numbers, labels: Numbers, *, lower_better: bool = False) -> Agreement:
-    """The agreement of predictions [n], higher is better, with labels [n], of which `lower_better` says the direction."""
+    """The agreement of predictions [n], higher is better, with labels [n]; `lower_better` is the labels'."""
     x, y = (np.asarray(values, np.float64) for values in (predictions, labels))
     rising = -x if lower_better else x  # as the labels should
     if len(x) < 2:

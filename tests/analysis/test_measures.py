@@ -19,6 +19,7 @@ from qalign_fast.analysis.measures import (
     ks_distance,
     mean_ranks,
     paired_shift,
+    pearson,
     spearman,
     welch_shift,
 )
@@ -61,6 +62,15 @@ def test_spearman_is_scipys(found: list[tuple[int, int]]) -> None:
         assert spearman(old, new) is None
     else:
         assert spearman(old, new) == pytest.approx(stats.spearmanr(old, new).statistic, abs=1e-12)
+
+
+@given(pairs)
+def test_pearson_is_scipys(found: list[tuple[int, int]]) -> None:
+    old, new = np.array(found, float).T
+    if len(set(old)) == 1 or len(set(new)) == 1:
+        assert pearson(old, new) is None
+    else:
+        assert pearson(old, new) == pytest.approx(stats.pearsonr(old, new).statistic, abs=1e-12)
 
 
 def test_flips_of_many_rows_agree_with_kendalls_tau() -> None:
