@@ -156,7 +156,8 @@ def spearman_figure(x: Numbers, y: Numbers) -> Figure:
         spread = np.sqrt(_variance(f, counts) * _variance(g, counts))[:, None]  # 1/12 where nothing ties
         with np.errstate(invalid="ignore", divide="ignore"):
             influence: Numbers = moved / spread
-        return value, np.where(np.isfinite(direct), influence, np.nan)
+        influence[~np.isfinite(direct)] = np.nan
+        return value, influence
 
     return figure
 
@@ -187,7 +188,8 @@ class _Ranked:
 
     def above(self, weights: Numbers) -> Numbers:
         """For each number, the weights of those above it and half of those that are equal [r, n]."""
-        return weights.sum(1, keepdims=True) - self.below(weights)
+        found: Numbers = weights.sum(1, keepdims=True) - self.below(weights)
+        return found
 
 
 def _pearson(x: Numbers, y: Numbers, counts: Numbers) -> tuple[Numbers, Numbers]:
