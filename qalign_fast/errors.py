@@ -48,6 +48,10 @@ class RowsError(QAlignError):
     """A rows file that cannot be read, is none of ours, or lacks what was asked of it: a column, a task, a score."""
 
 
+class ListError(QAlignError):
+    """A list of labels that cannot be read, is of no known form, or has an entry without a usable name or label."""
+
+
 class CalibrationError(QAlignError):
     """A calibration that cannot be read, is none of ours, or is of another model."""
 

@@ -1,1 +1,1 @@
-"""Labels and scores in, agreement out: lists, protocols, intervals, paired comparisons."""
+"""Labels and scores in, agreement out: lists of data sets, protocols, intervals."""
