@@ -36,6 +36,7 @@ COMMANDS = (
     "drift",
     "compare",
     "rank",
+    "evaluate",
     "bench",
 )  # each a file here with a function of that name
 

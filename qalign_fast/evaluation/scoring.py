@@ -1,0 +1,89 @@
+"""A list of labels and a model in, a job's folder of scores out. The same call goes on where it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qalign_fast.errors import OptionError, TaskError
+from qalign_fast.identity import tasks_of
+from qalign_fast.jobs.inputs.taking import InputOptions
+from qalign_fast.jobs.job import Outcome, Watcher, run_job
+from qalign_fast.jobs.options import JobOptions, RunOptions
+from qalign_fast.jobs.safe_files import write_whole
+
+if TYPE_CHECKING:
+    from qalign_fast.evaluation.lists.entries import LabelList
+    from qalign_fast.evaluation.protocols import Protocol
+
+_COLUMN = "image"
+_SHARD = 256  # entries; a job that was killed scores at most so many again
+
+
+def score_list(
+    labels: LabelList,
+    root: str,
+    task: str,
+    folder: Path,
+    run: RunOptions,
+    *,
+    watcher: Watcher | None = None,
+    retry: bool = False,
+) -> Outcome:
+    """Scores each name of the list once, below `root`, as a job in `folder` / "scores".
+
+    Its rows' source is the name as the list has it. Raises what `run_job` raises, OptionError for a root that is no
+    folder, and OSError.
+    """
+    if not Path(root).is_dir():
+        raise OptionError(f"--root {root}: no such folder; the list's names start from there")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = folder / "names.jsonl"
+    lines = "".join(json.dumps({_COLUMN: name}) + "\n" for name in dict.fromkeys(e.name for e in labels.entries))
+    write_whole(names, lambda aside: _write(aside, lines))
+    job = JobOptions(
+        inputs=(str(names),),
+        tasks=(task,),
+        taking=InputOptions(column=_COLUMN, root=os.path.abspath(root)),  # noqa: PTH100
+        shard_size=_SHARD,
+        timing=False,
+    )
+    return run_job(folder / "scores", job, run, watcher=watcher, retry=retry)
+
+
+def choose_task(wish: str | None, protocol: Protocol, labels: LabelList, model: str | None) -> tuple[str, str | None]:
+    """The task to score in, and a remark where it is not the one that the protocol asks for.
+
+    A model that lacks the protocol's prompt, such as the embedded one, is asked by its own prompt of the same task.
+    Raises TaskError for a wish that the model does not have.
+    """
+    has = tasks_of(model)
+    if wish is not None:
+        if wish not in has:
+            raise TaskError(f"task {wish!r} is not in this model; it has: {', '.join(has)}")
+        return wish, None
+    judged = labels.task or "quality"
+    if (asked := protocol.task(judged, labels.medium)) in has:
+        return asked, None
+    if judged in has:
+        return judged, f"the model does not have the protocol's prompt {asked!r}; it is asked by that of {judged!r}"
+    raise TaskError(f"the model has neither {asked!r} nor {judged!r}; --task chooses one of: {', '.join(has)}")
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder's name for each list: its own, with a number where two have the same."""
+    taken: Counter[str] = Counter()
+    found = []
+    for name in names:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip(".") or "list"
+        taken[safe] += 1
+        found.append(safe if taken[safe] == 1 else f"{safe}-{taken[safe]}")
+    return found
+
+
+def _write(aside: Path, text: str) -> None:
+    aside.write_text(text, "utf-8")
