@@ -216,10 +216,8 @@ def _sources_of(labels: LabelList, sources: Mapping[str, Any], root: str | None,
             raise RowsError(f"{path}: {entry.name!r} may be {alike[0]!r} or {alike[1]!r}; --root says which")
         found.append(alike[0] if alike else None)
     if labels.entries and not any(name is not None for name in found):
-        some = next(iter(sources), "nothing")
-        raise RowsError(
-            f"{path}: it has none of the list's names; it has {some!r}, the list {labels.entries[0].name!r}"
-        )
+        wanted, some = labels.entries[0].name, next(iter(sources), "nothing")
+        raise RowsError(f"{path}: has none of the list's names, such as {wanted!r}; it has {some!r}")
     return found
 
 

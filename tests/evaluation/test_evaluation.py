@@ -1,0 +1,196 @@
+"""Counts, directions, what was published and when it is reproduced, and paired comparisons of two runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qalign_fast.analysis.resampling import Bootstrap
+from qalign_fast.errors import RowsError
+from qalign_fast.evaluation.evaluation import Evaluation, Resampling, against, evaluate
+from qalign_fast.evaluation.lists.entries import KnownList, LabelList, Published
+from qalign_fast.evaluation.lists.read import read_list
+from qalign_fast.evaluation.outputs import result_json
+from qalign_fast.evaluation.predictions import Predictions, ensemble
+from qalign_fast.evaluation.protocols import PROTOCOLS
+
+QUICK = Resampling(draws=200)
+COUNT = 120
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> LabelList:
+    dice = np.random.default_rng(0)
+    mos = np.round(dice.uniform(1, 5, COUNT), 4)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"image": f"{i}.jpg", "gt_score": value} for i, value in enumerate(mos.tolist())]))
+    return read_list(path)
+
+
+def scores_near(labels: LabelList, spread: float, seed: int = 1) -> np.ndarray:
+    mos = np.array([entry.label for entry in labels.entries])
+    return np.clip(mos + spread * np.random.default_rng(seed).standard_normal(len(mos)), 1, 5)
+
+
+def run_of(scores: np.ndarray, task: str = "quality-paper", name: str = "rows") -> Predictions:
+    has = np.isfinite(scores)
+    errors = tuple(None if one else "no such file" for one in has.tolist())
+    levels = np.where(has, np.clip(5 - np.ceil(np.nan_to_num(scores)), 0, 4), -1).astype(int)
+    return Predictions(name, {"name": "one-align", "precision": "int8"}, task, (1.0, 5.0), scores, levels, errors)
+
+
+def known(labels: LabelList, srcc: float, plcc: float, **changed: object) -> LabelList:
+    """The list as if it had been published with these figures."""
+    its = (Published("OneAlign", "qalign", srcc, plcc, "a card"), Published("Other", "deqa", 0.5, 0.5, "a paper"))
+    facts = {"count": COUNT, "medium": "image", "task": "quality", "lower_better": False, "low": 1.0, "high": 5.0}
+    about = KnownList("mine", "Mine", sha256=(labels.sha256,), published=its, note="", forms=(), names="", **facts)
+    about = replace(about, **changed)
+    return replace(labels, known=about, name="mine", task="quality")
+
+
+def figures(scores: np.ndarray, labels: LabelList) -> tuple[float, float]:
+    mos = [entry.label for entry in labels.entries]
+    return round(stats.spearmanr(scores, mos).statistic, 3), round(stats.pearsonr(scores, mos).statistic, 3)
+
+
+def test_figures_are_scipys_and_have_intervals(labels: LabelList) -> None:
+    scores = scores_near(labels, 0.5)
+    found = evaluate(labels, run_of(scores), PROTOCOLS["qalign"], QUICK)
+    srcc, plcc = figures(scores, labels)
+    assert (round(found.srcc.value, 3), round(found.plcc.value, 3)) == (srcc, plcc)
+    assert found.srcc.value == pytest.approx(found.agreement.srcc, abs=1e-12)
+    assert found.srcc.low < srcc < found.srcc.high
+    assert (found.expected, found.failed, found.srcc.units) == (COUNT, 0, COUNT)
+    assert found.published == ()
+    assert not found.reproduced
+
+
+def test_what_failed_is_counted_and_left_out(labels: LabelList) -> None:
+    scores = scores_near(labels, 0.5)
+    some = scores.copy()
+    some[::3] = np.nan
+    found = evaluate(labels, run_of(some), PROTOCOLS["qalign"], QUICK)
+    assert (found.expected, found.failed) == (COUNT, COUNT // 3)
+    mos = np.array([entry.label for entry in labels.entries])
+    kept = np.isfinite(some)
+    assert found.agreement.srcc == pytest.approx(stats.spearmanr(scores[kept], mos[kept]).statistic, abs=1e-12)
+    with pytest.raises(RowsError, match=r"no entry .* the first: no such file"):
+        evaluate(labels, run_of(np.full(COUNT, np.nan)), PROTOCOLS["qalign"], QUICK)
+
+
+def test_reproduced_needs_everything_to_match(labels: LabelList) -> None:
+    scores = scores_near(labels, 0.4)
+    published = known(labels, *figures(scores, labels))
+    assert evaluate(published, run_of(scores), PROTOCOLS["qalign"], QUICK).reproduced
+
+    def why(differs: LabelList = published, run: Predictions | None = None, protocol: str = "qalign") -> str:
+        found = evaluate(differs, run or run_of(scores), PROTOCOLS[protocol], QUICK, "OneAlign")
+        assert not found.reproduced
+        assert found.published[0].model == "OneAlign"  # it is still shown beside ours
+        return "; ".join(found.differences)
+
+    like = replace(published, known=None, looks_like=published.known)
+    assert why(like) == "the list's bytes are not those of Mine"
+    srcc, plcc = figures(scores, labels)
+    assert "120 entries have a score, not 121" in why(known(labels, srcc, plcc, count=COUNT + 1))
+    missing = scores.copy()
+    missing[0] = np.nan
+    assert "119 entries have a score, not 120" in why(run=run_of(missing))
+    assert "the prompt is that of quality, not of quality-paper" in why(run=run_of(scores, "quality"))
+    assert "by the protocol qalign" in why(protocol="pyiqa")
+    assert "by the protocol qalign" in why(protocol="deqa")
+    assert "SRCC is" in why(known(labels, srcc - 0.004, plcc))
+    assert "PLCC is" in why(known(labels, srcc, plcc + 0.004))
+
+
+def test_the_protocols_own_figure_is_compared_first(labels: LabelList) -> None:
+    published = known(labels, 0.9, 0.9)
+    found = evaluate(published, run_of(scores_near(labels, 0.4)), PROTOCOLS["deqa"], QUICK)
+    assert [each.model for each in found.published] == ["Other", "OneAlign"]
+    assert not any("by the protocol" in text for text in found.differences)
+
+
+def test_labels_that_fall_with_quality_are_turned(labels: LabelList, tmp_path: Path) -> None:
+    path = tmp_path / "dmos.json"
+    path.write_text(json.dumps([{"image": each.name, "gt_score": 100 - each.label} for each in labels.entries]))
+    scores = scores_near(labels, 0.4)
+    falling = read_list(path, lower_better=True)
+    found = evaluate(falling, run_of(scores), PROTOCOLS["qalign"], QUICK)
+    expected = evaluate(labels, run_of(scores), PROTOCOLS["qalign"], QUICK)
+    assert found.agreement.srcc == pytest.approx(expected.agreement.srcc, abs=1e-12)
+    assert found.srcc.low == pytest.approx(expected.srcc.low, abs=1e-9)
+    wrong = evaluate(read_list(path, lower_better=False), run_of(scores), PROTOCOLS["qalign"], QUICK)
+    assert wrong.agreement.srcc == pytest.approx(-expected.agreement.srcc, abs=1e-12)
+    assert any("direction" in note for note in wrong.notes)
+    absolute = evaluate(read_list(path, lower_better=False), run_of(scores), PROTOCOLS["pyiqa"], QUICK)
+    assert absolute.srcc.low < absolute.agreement.srcc < absolute.srcc.high
+    assert absolute.agreement.srcc == pytest.approx(expected.agreement.srcc, abs=1e-12)
+
+
+def test_source_units_widen_the_interval(labels: LabelList) -> None:
+    """Entries of one reference err alike, as a bootstrap over entries would not know."""
+    shift = np.repeat(np.random.default_rng(3).standard_normal(COUNT // 10), 10)
+    scores = np.clip(scores_near(labels, 0.2) + 0.5 * shift, 1, 5)
+    entries = tuple(replace(each, unit=f"ref{i // 10}") for i, each in enumerate(labels.entries))
+    alone = evaluate(labels, run_of(scores), PROTOCOLS["qalign"], QUICK)
+    together = evaluate(replace(labels, entries=entries), run_of(scores), PROTOCOLS["qalign"], QUICK)
+    assert (alone.srcc.units, together.srcc.units) == (COUNT, COUNT // 10)
+    assert together.srcc.high - together.srcc.low > 1.3 * (alone.srcc.high - alone.srcc.low)
+
+
+def paired(labels: LabelList, spread: float) -> tuple[Evaluation, Predictions]:
+    old = scores_near(labels, 0.4)
+    new = np.clip(old + spread * np.random.default_rng(5).standard_normal(COUNT), 1, 5)
+    return evaluate(labels, run_of(new, name="new"), PROTOCOLS["qalign"], QUICK), run_of(old, name="old")
+
+
+def test_a_paired_comparison_is_picture_by_picture(labels: LabelList) -> None:
+    found, other = paired(labels, 0.3)
+    new, old = found.predictions.scores, other.scores
+    change = against(found, other)
+    mos = found.targets
+    assert change.change.pairs == COUNT
+    assert change.change.mean.value == pytest.approx((new - old).mean(), abs=1e-12)
+    assert change.change.largest == pytest.approx(np.abs(new - old).max())
+    flips = sum((old[i] - old[j]) * (new[i] - new[j]) < 0 for i in range(COUNT) for j in range(i)) / (
+        COUNT * (COUNT - 1) / 2
+    )
+    assert change.change.rank_flips == pytest.approx(flips)
+    before, after = (stats.spearmanr(scores, mos).statistic for scores in (old, new))
+    assert change.srcc.value == pytest.approx(after - before, abs=1e-12)
+    assert change.srcc.low < change.srcc.value < change.srcc.high < 0
+    # paired: narrower than either one's own
+    own = Bootstrap([str(i) for i in range(COUNT)], 200).srcc(new, mos)
+    assert change.srcc.high - change.srcc.low < own.high - own.low
+    written = result_json(found, change)["against"]
+    assert written["srcc_change"] == change.srcc.value
+    assert written["level_flips"] == change.change.level_flips
+
+
+def test_the_same_scores_have_changed_nothing(labels: LabelList) -> None:
+    found, _ = paired(labels, 0.0)
+    change = against(found, found.predictions)
+    assert (change.change.largest, change.change.rank_flips, change.change.level_flips) == (0, 0, 0)
+    assert (change.srcc.value, change.srcc.low, change.srcc.high) == (0, 0, 0)
+
+
+def test_runs_that_cannot_be_paired_are_told(labels: LabelList) -> None:
+    found, other = paired(labels, 0.1)
+    with pytest.raises(RowsError, match="other scales"):
+        against(found, replace(other, scale=(0.0, 100.0)))
+    with pytest.raises(RowsError, match="0 entries have a score in both"):
+        against(found, replace(other, scores=np.full(COUNT, np.nan)))
+
+
+def test_an_ensemble_can_be_better_than_its_members(labels: LabelList) -> None:
+    runs = [run_of(scores_near(labels, 0.8, seed)) for seed in range(4)]
+    both = evaluate(labels, ensemble(runs), PROTOCOLS["fastvqa"], QUICK)
+    alone = [evaluate(labels, run, PROTOCOLS["fastvqa"], QUICK).agreement.srcc for run in runs]
+    assert both.agreement.srcc > max(alone)
+    assert both.predictions.scale is None
+    assert result_json(both)["task"] == "quality-paper"

@@ -1,0 +1,173 @@
+"""Scores are found for a list's entries in every form of file, in the list's order, or the file is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qalign_fast.errors import RowsError, TaskError
+from qalign_fast.evaluation.lists.read import read_list
+from qalign_fast.evaluation.predictions import Predictions, ensemble, read_predictions
+from support.score_rows import scored_row, write_rows
+
+NAMES = ("set/a.jpg", "set/b.jpg", "deep/set/c.jpg")
+LEVELS = ("excellent", "good", "fair", "poor", "bad")
+
+
+@pytest.fixture
+def labels(tmp_path: Path):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps([{"image": name, "gt_score": i} for i, name in enumerate(NAMES)]))
+    return read_list(path)
+
+
+def scores(found: Predictions) -> list[float | None]:
+    return [None if np.isnan(score) else score for score in found.scores.tolist()]
+
+
+def rows_of(values: dict[str, float | None], task: str = "quality") -> list[dict[str, Any]]:
+    failed = {"score": None, "level": None, "status": "unavailable", "error": "no such file"}
+    return [
+        scored_row(name, 3.0 if value is None else value, task=task) | (failed if value is None else {})
+        for name, value in values.items()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_rows_are_joined_by_name_in_the_lists_order(tmp_path: Path, labels, kind: str) -> None:
+    path = write_rows(
+        tmp_path / f"rows.{kind}", rows_of({NAMES[2]: 2.0, NAMES[0]: 4.5, "other.jpg": 1.0, NAMES[1]: None})
+    )
+    found = read_predictions(path, labels)
+    assert scores(found) == [4.5, None, 2.0]
+    assert found.errors == (None, "no such file", None)
+    assert found.levels.tolist() == [0, -1, 3]
+    assert (found.task, found.scale) == ("quality", (1.0, 5.0))
+
+
+@pytest.mark.parametrize("before", ["", "/data/", "./x/../", "C:\\data\\"])
+def test_rows_of_full_paths_are_found_by_how_they_end(tmp_path: Path, labels, before: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", rows_of({before + name: i + 1.0 for i, name in enumerate(NAMES)}))
+    assert scores(read_predictions(path, labels)) == [1, 2, 3]
+
+
+def test_a_root_decides_between_two_that_end_alike(tmp_path: Path, labels) -> None:
+    both = {"/x/set/a.jpg": 1.0, "/y/set/a.jpg": 2.0}
+    path = write_rows(tmp_path / "rows.jsonl", rows_of(both))
+    with pytest.raises(RowsError, match=r"'set/a.jpg' may be '/x/set/a.jpg' or '/y/set/a.jpg'; --root"):
+        read_predictions(path, labels)
+    assert scores(read_predictions(path, labels, root="/y"))[0] == 2.0
+
+
+def test_rows_of_another_list_are_refused(tmp_path: Path, labels) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", rows_of({"z.jpg": 3.0}))
+    with pytest.raises(RowsError, match=r"none of the list's names, such as 'set/a.jpg'; it has 'z.jpg'"):
+        read_predictions(path, labels)
+
+
+def test_rows_of_two_tasks_need_the_task(tmp_path: Path, labels) -> None:
+    rows = rows_of(dict.fromkeys(NAMES, 2.0)) + rows_of(dict.fromkeys(NAMES, 4.0), "aesthetics")
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(TaskError, match="quality, aesthetics"):
+        read_predictions(path, labels)
+    assert scores(read_predictions(path, labels, task="aesthetics")) == [4, 4, 4]
+
+
+def results(separator: str, opened: str = "", closed: str = "") -> str:
+    each = [
+        {
+            "image": name,
+            "logits": {"high": 9.0, **{word: float(j == i) * 3 for j, word in enumerate(LEVELS)}},
+            "id": name,
+        }
+        for i, name in enumerate(NAMES)
+    ]
+    return opened + separator.join(map(json.dumps, each)) + closed
+
+
+@pytest.mark.parametrize(
+    "text", [results("\n"), results(""), results(",", "[", "]"), "\ufeff" + results("\n", closed="\n\n")]
+)
+def test_result_files_of_evaluation_scripts_are_read(tmp_path: Path, labels, text: str) -> None:
+    """Q-Align's writes objects with nothing between them, DeQA-Score's one a line."""
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    shares = np.exp([3, 0, 0, 0, 0]) / np.exp([3, 0, 0, 0, 0]).sum()
+    found = read_predictions(path, labels)
+    expected = [np.roll(shares, i) @ [5, 4, 3, 2, 1] for i in range(3)]
+    assert scores(found) == pytest.approx(expected, abs=1e-12)
+    assert found.scale == (1, 5)
+    assert found.task is None
+
+
+def test_a_result_file_may_hold_scores(tmp_path: Path, labels) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(json.dumps({"img_path": name, "score": i / 4}) for i, name in enumerate(NAMES)))
+    found = read_predictions(path, labels)
+    assert scores(found) == [0, 0.25, 0.5]
+    assert found.scale is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"score": 1}', "object 1 names no picture"),
+        ('{"image": "set/a.jpg", "logits": {"good": 1}}', "'logits' of excellent, good, fair, poor, bad"),
+        ('{"image": "set/a.jpg"}', "or a 'score'"),
+        ("[1]", "object 1 is a int"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_wrong_result_file_is_told(tmp_path: Path, labels, text: str, message: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(RowsError, match=message):
+        read_predictions(path, labels)
+
+
+def test_a_table_of_names_and_scores(tmp_path: Path, labels) -> None:
+    path = tmp_path / "dover.csv"
+    path.write_text("path,score\n" + "".join(f"{name},{i}\n" for i, name in enumerate(reversed(NAMES))))
+    assert scores(read_predictions(path, labels)) == [2, 1, 0]
+
+
+def test_lines_of_scores_are_in_the_lists_order(tmp_path: Path, labels) -> None:
+    path = tmp_path / "fastvqa.txt"
+    path.write_text("0.5\n-1.25\nnan")
+    found = read_predictions(path, labels)
+    assert scores(found) == [0.5, -1.25, None]
+    assert found.errors == (None, None, "not a number")
+    path.write_text("0.5\n1\n")
+    with pytest.raises(RowsError, match=r"2 scores; .* has 3 entries"):
+        read_predictions(path, labels)
+    path.write_text("0.5\nx\n1\n")
+    with pytest.raises(RowsError, match="a score a line"):
+        read_predictions(path, labels)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path, labels) -> None:
+    path = tmp_path / "LSVQ.pkl"
+    path.write_bytes(b"\x80\x04cos\nsystem\n(X\x05\x00\x00\x00falseR.")
+    with pytest.raises(RowsError, match="a pickle can run code"):
+        read_predictions(path, labels)
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.txt", "missing.json", "missing.parquet", "missing"])
+def test_a_missing_file_is_named(tmp_path: Path, labels, name: str) -> None:
+    with pytest.raises(RowsError, match=name):
+        read_predictions(tmp_path / name, labels)
+
+
+def test_an_ensemble_says_what_it_is_of(tmp_path: Path, labels) -> None:
+    rows = read_predictions(write_rows(tmp_path / "a.jsonl", rows_of(dict(zip(NAMES, (1.0, 2.0, None))))), labels)
+    (tmp_path / "fastvqa.txt").write_text("10\n30\n20\n")
+    both = ensemble([rows, read_predictions(tmp_path / "fastvqa.txt", labels)])
+    assert scores(both) == [-1, 1, None]
+    assert both.errors[2] == "no such file"
+    assert both.task == "quality"
+    assert both.scale is None
