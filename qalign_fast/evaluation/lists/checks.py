@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qalign_fast.errors import ListError
@@ -60,6 +60,12 @@ def shown(value: Any) -> str:
     except ValueError:  # a whole number of more digits than Python writes
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The names for an error's text, at most the first 12."""
+    texts = [shown(name).strip("'") for name in names]
+    return (", ".join(texts[:12]) or "nothing") + (f" and {len(texts) - 12} more" if len(texts) > 12 else "")
 
 
 def unit_of(name: str) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 from qalign_fast.errors import ListError, one_line
-from qalign_fast.evaluation.lists.checks import labelled, shown
+from qalign_fast.evaluation.lists.checks import labelled, listed, shown
 from qalign_fast.evaluation.lists.entries import Parsed
 from qalign_fast.levels import LEVELS
 
@@ -27,7 +27,7 @@ def parse_json(text: str, column: str | None) -> Parsed:
     rows = _rows(text)
     keys = Counter(key for row in rows for key in row)
     if column is not None and not keys[column]:
-        raise ListError(f"no entry has {column!r}; entries have: {', '.join(keys)}")
+        raise ListError(f"no entry has {column!r}; entries have: {listed(keys)}")
     entries, sources, words = [], Counter[str](), []
     for number, row in enumerate(rows, 1):
         label, source = _label(row, column or LABEL, f"entry {number}")
@@ -65,7 +65,7 @@ def _rows(text: str) -> list[dict[str, Any]]:
 def _name(row: dict[str, Any], place: str) -> Any:
     names = [row[key] for key in _NAMES if key in row]
     if not names:
-        raise ListError(f"{place} has no {' or '.join(_NAMES)}; it has: {', '.join(row) or 'nothing'}")
+        raise ListError(f"{place} has no {' or '.join(_NAMES)}; it has: {listed(row)}")
     if len(names) == 2 and names[0] != names[1]:
         raise ListError(f"{place}: image is {shown(names[0])} and img_path {shown(names[1])}; expected one name")
     return names[0]

@@ -11,14 +11,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qalign_fast.errors import ListError, one_line
-from qalign_fast.evaluation.lists.checks import labelled
+from qalign_fast.evaluation.lists.checks import labelled, listed, shown
 from qalign_fast.evaluation.lists.entries import Labelled, Parsed
 from qalign_fast.evaluation.lists.optional import load_optional
 from qalign_fast.evaluation.lists.splits import ALL, TEST
 
 _FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of LIVE's arrays
 _MOS, _IMAGES = "AllMOS_release", "AllImages_release"
+# what scipy raises for damaged files, UnboundLocalError included
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    NameError,
+    MemoryError,
+    zlib.error,
+)
 _TRAINING = 7  # LIVE in the Wild's first pictures trained its raters
 
 
@@ -32,8 +46,8 @@ def parse_mat(path: Path, split: str | None) -> Parsed:
         return _parse_wild(path, keep_all)
     if label := next((name for name in ("dmos", "dmos_new") if name in variables and "orgs" in variables), None):
         return _parse_release2(path, variables, label, keep_all)
-    names = ", ".join(name for name in variables if not name.startswith("__"))
-    raise ListError(f"its variables are {names or 'none'}; expected {_MOS} (LIVE in the Wild), or dmos and orgs (LIVE)")
+    names = listed(name for name in variables if not name.startswith("__"))
+    raise ListError(f"its variables are {names}; expected {_MOS} (LIVE in the Wild), or dmos and orgs (LIVE)")
 
 
 def _parse_wild(path: Path, keep_all: bool) -> Parsed:
@@ -83,28 +97,27 @@ def _beside(path: Path, variable: str) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     io = load_optional("scipy.io", "MATLAB's files need")
-    wrong = (ValueError, TypeError, NotImplementedError, OSError, KeyError, IndexError, zlib.error, MemoryError)
     try:
         variables: dict[str, Any] = io.loadmat(path, appendmat=False)
-    except (*wrong, io.matlab.MatReadError) as error:
+    except (*_DAMAGED, io.matlab.MatReadError) as error:
         hint = "a file of MATLAB 7.3 is saved again with -v7"
         raise ListError(f"{path.name}: no .mat file that can be read ({one_line(error)}); {hint}") from error
     return variables
 
 
 def _numbers(array: Any) -> list[float]:
-    if array.dtype.kind not in "fiub":
-        raise ListError(f"an array of numbers was expected, found {array.dtype}")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise ListError(f"an array of numbers was expected, found {shown(array)}")
     return [float(value) for value in array.ravel()]
 
 
 def _texts(cells: Any) -> list[str]:
     """A cell array of strings, which may be nested: scipy gives arrays of arrays."""
-    flat = list(chain.from_iterable(_flat(cell) for cell in cells.ravel()))
+    flat = _flat(cells)
     if not all(isinstance(text, str) for text in flat):
         raise ListError("a cell array of names was expected")
     return [str(text) for text in flat]
 
 
 def _flat(cell: Any) -> list[Any]:
-    return list(chain.from_iterable(map(_flat, cell.ravel()))) if hasattr(cell, "ravel") else [cell]
+    return list(chain.from_iterable(map(_flat, cell.ravel()))) if isinstance(cell, np.ndarray) else [cell]

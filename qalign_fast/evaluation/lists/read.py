@@ -16,6 +16,7 @@ from qalign_fast.evaluation.lists.matlab import parse_mat
 from qalign_fast.evaluation.lists.spreadsheets import parse_xlsx
 from qalign_fast.evaluation.lists.tables import parse_table, read_csv
 from qalign_fast.evaluation.lists.text_lists import parse_lines
+from qalign_fast.records import printable
 from qalign_fast.sources import CLIP_SUFFIXES
 
 MEDIA = ("image", "video")
@@ -49,7 +50,7 @@ def read_list(
     except OSError as error:
         raise ListError(f"{path}: {error.strerror or one_line(error)}") from error
     except ListError as error:
-        raise ListError(f"{path}: {error}") from error
+        raise ListError(f"{path}: {printable(str(error))}") from error
 
 
 def _parse(path: Path, data: bytes, column: str | None, split: str | None) -> Parsed:

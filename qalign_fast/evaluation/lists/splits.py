@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from qalign_fast.errors import ListError
+from qalign_fast.evaluation.lists.checks import listed
 from qalign_fast.evaluation.lists.layouts import key_of
 
 Rows: TypeAlias = Sequence[tuple[int, tuple[Any, ...]]]
@@ -38,15 +39,15 @@ def choose_rows(
     place = keys.index(key)
     chosen = [row for row in rows if _value(row[1][place]) in names]
     if not chosen:
-        has = ", ".join(sorted({_value(row[place]) for _, row in rows})[:10])
-        raise ListError(f"no row has {value!r} in the column {header[place]!r}; it has: {has or 'no row'}")
+        has = listed(sorted({_value(row[place]) for _, row in rows}))
+        raise ListError(f"no row has {value!r} in the column {header[place]!r}; it has: {has}")
     note = f"{len(chosen)} of {len(rows)} entries: {header[place]!r} is {value}"
     return chosen, key == official and value == TEST, (note,)
 
 
 def _wish(split: str | None, splits: Sequence[str], official: str | None) -> tuple[str, str]:
     """The column and the value that are meant."""
-    has = f"columns of splits: {', '.join(splits) or 'none'}"
+    has = f"columns of splits: {listed(splits)}"
     column, is_both, value = (split or TEST).partition("=")
     if is_both or key_of(column) in splits:
         if key_of(column) not in splits:

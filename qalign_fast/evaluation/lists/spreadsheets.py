@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 from typing import Any, TypeAlias
 from zipfile import BadZipFile
@@ -15,6 +16,8 @@ from qalign_fast.evaluation.lists.tables import make_table, parse_table
 
 Rows: TypeAlias = list[tuple[int, tuple[Any, ...]]]
 
+# what openpyxl and zipfile raise: SyntaxError for broken XML, RuntimeError for a password
+_DAMAGED = (BadZipFile, KeyError, ValueError, TypeError, SyntaxError, OSError, EOFError, RuntimeError, zlib.error)
 _CSIQ_SHEET = "all_by_image"
 _CSIQ_COLUMNS = ("image", "dst_type", "dst_lev", "dmos")
 
@@ -38,7 +41,7 @@ def _read(data: bytes) -> dict[str, Rows]:
         for sheet in book.worksheets:
             rows = enumerate(sheet.iter_rows(values_only=True), 1)
             sheets[sheet.title] = [(number, row) for number, row in rows if any(cell is not None for cell in row)]
-    except (BadZipFile, KeyError, ValueError, TypeError, SyntaxError, OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise ListError(f"no spreadsheet that can be read ({one_line(error)}); expected .xlsx") from error
     return sheets
 

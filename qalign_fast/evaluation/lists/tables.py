@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qalign_fast.errors import ListError, one_line
-from qalign_fast.evaluation.lists.checks import labelled, unit_of
+from qalign_fast.evaluation.lists.checks import labelled, listed, unit_of
 from qalign_fast.evaluation.lists.entries import Labelled, Parsed
 from qalign_fast.evaluation.lists.layouts import LABELS, LAYOUTS, NAMES, UNITS, Layout, key_of
 from qalign_fast.evaluation.lists.splits import choose_rows
@@ -96,7 +96,7 @@ def _entry(table: Table, layout: Layout, label: str, number: int, row: tuple[Any
 
 def _key_in(table: Table, column: str) -> str:
     if key_of(column) not in table.keys:
-        raise ListError(f"it has no column {column!r}; it has: {', '.join(table.header)}")
+        raise ListError(f"it has no column {column!r}; it has: {listed(table.header)}")
     return key_of(column)
 
 
@@ -117,8 +117,8 @@ def _one(table: Table, usual: Sequence[str], what: str, hint: str) -> str:
     found = [key for key in table.keys if key in usual]
     if len(found) == 1:
         return found[0]
-    has = f"it has: {', '.join(table.header) or 'nothing'}"
+    has = f"it has: {listed(table.header)}"
     if not found:
         raise ListError(f"no column is called as {what}s usually are ({', '.join(usual)}); {has}")
     names = [name for name, key in zip(table.header, table.keys, strict=True) if key in found]
-    raise ListError(f"{len(found)} columns could be the {what}: {', '.join(names)}; {hint}; {has}")
+    raise ListError(f"{len(found)} columns could be the {what}: {listed(names)}; {hint}; {has}")
