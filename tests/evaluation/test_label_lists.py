@@ -278,7 +278,6 @@ def test_however_labels_are_written_they_are_the_same_numbers(
         st.text(max_size=200).map(str.encode),
         st.text('[]{}":,.-01ae\n\t image gt_score mos name dmos', max_size=200).map(str.encode),
         st.binary(max_size=60).map(b"PK\x03\x04".__add__),
-        st.binary(max_size=300).map(b"MATLAB 5.0 MAT-file".ljust(124, b" ").__add__),
     ),
     st.sampled_from([None, "mos", "technical"]),
     st.sampled_from([None, "all", "test", "split=0"]),

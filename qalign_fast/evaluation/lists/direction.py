@@ -34,13 +34,11 @@ def find_direction(entries: Sequence[Labelled], column: str) -> tuple[bool, str 
     steps = _steps(entries)
     if len(steps) >= _ENOUGH:
         rising = sum(steps) / len(steps)
+        in_steps = f"with the distortion's level in {max(rising, 1 - rising):.0%} of {len(steps)} steps"
         if rising >= _MOST:
-            return (
-                True,
-                f"labels rise with the distortion's level in {rising:.0%} of {len(steps)} steps: lower is better",
-            )
+            return True, f"labels rise {in_steps}: lower is better"
         if rising <= 1 - _MOST:
-            return False, f"labels fall with the distortion's level in {1 - rising:.0%} of {len(steps)} steps"
+            return False, f"labels fall {in_steps}"
     is_live = all(LIVE_NAME.fullmatch(entry.name) for entry in entries)
     zeros = sum(entry.label == 0 for entry in entries)
     if is_live and zeros >= _REFERENCES * len(entries) and not any(entry.label < 0 for entry in entries):

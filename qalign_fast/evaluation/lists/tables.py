@@ -62,9 +62,8 @@ def make_table(rows: Sequence[tuple[int, tuple[Any, ...]]]) -> Table:
 
 def parse_table(table: Table, column: str | None, split: str | None) -> Parsed:
     """`column`: the label's. `split`: which rows. Raises ListError where the columns do not tell which to read."""
-    layout = next((layout for layout in LAYOUTS if set(layout.told_by) <= set(table.keys)), None) or _plain(
-        table, column
-    )
+    told = (layout for layout in LAYOUTS if set(layout.told_by) <= set(table.keys))
+    layout = next(told, None) or _plain(table, column)
     if layout.refused:
         raise ListError(layout.refused)
     label = layout.label if column is None else _key_in(table, column)
