@@ -194,10 +194,11 @@ def _differences(
     if not published:
         return ()
     its, known, found = published[0], labels.known, []
-    if known is None:
-        found.append(f"the list's bytes are not those of {labels.looks_like.title if labels.looks_like else 'it'}")
-    if (count := (known or labels.looks_like)) is not None and scored != count.count:
-        found.append(f"{scored} entries have a score, not {count.count}")
+    if (like := labels.looks_like) is not None:
+        told = "is known by no hash" if not like.sha256 else "has other bytes, or other labels were chosen"
+        found.append(f"{like.title} {told}")
+    if (about := known or like) is not None and about.count and scored != about.count:
+        found.append(f"{scored} entries have a score, not {about.count}")
     if its.protocol != protocol.name:
         found.append(f"the published figure is by the protocol {its.protocol}")
     judged = known.task if known else labels.task or "quality"

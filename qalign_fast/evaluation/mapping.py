@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qalign_fast.evaluation.lists.optional import load_optional
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -94,12 +96,11 @@ def _starts(x: Numbers, y: Numbers) -> dict[str, list[float]]:
 
 def _fit(name: str, start: list[float], x: Numbers, y: Numbers) -> tuple[float, ...] | None:
     """The parameters; None where there is no fit."""
-    from scipy.optimize import OptimizeWarning, curve_fit
-
+    optimize = load_optional("scipy.optimize", "fits need")
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", OptimizeWarning)  # that the parameters' covariance is not known
-            found, _ = curve_fit(_FUNCTIONS[name], x, y, p0=start, maxfev=_EVALUATIONS)
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # that the parameters' covariance is not known
+            found, _ = optimize.curve_fit(_FUNCTIONS[name], x, y, p0=start, maxfev=_EVALUATIONS)
             mapped = _FUNCTIONS[name](x, *found)
     except (RuntimeError, TypeError, ValueError):  # no end of the steps, fewer pairs than parameters, not finite
         return None

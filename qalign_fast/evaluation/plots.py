@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qalign_fast.errors import MissingExtraError
 from qalign_fast.evaluation.evaluation import Evaluation
+from qalign_fast.evaluation.lists.optional import load_optional
 from qalign_fast.levels import LEVELS
 
 if TYPE_CHECKING:
@@ -46,14 +46,9 @@ def residuals_of(evaluation: Evaluation) -> Numbers:
 
 
 def _draw(draw: Callable[[Any, Evaluation], None], evaluation: Evaluation) -> bytes:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"plots need matplotlib: pip install 'qalign-fast[evaluate]' ({error})") from error
-
-    figure = Figure(figsize=(5.2, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    backend = load_optional("matplotlib.backends.backend_agg", "plots need")
+    figure = load_optional("matplotlib.figure", "plots need").Figure(figsize=(5.2, 4.0), layout="constrained")
+    backend.FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#d5dae0", linewidth=0.6)

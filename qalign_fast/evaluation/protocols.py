@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qalign_fast.errors import OptionError
+from qalign_fast.evaluation.lists.optional import load_optional
 from qalign_fast.evaluation.mapping import Mapping, fit, match_spread
 
 if TYPE_CHECKING:
@@ -129,8 +130,7 @@ def correlated_values(
 
 def _correlations(x: Numbers, y: Numbers) -> tuple[float | None, float | None, float | None]:
     """Spearman's, Pearson's and Kendall's (tau b)."""
-    from scipy import stats
-
+    stats = load_optional("scipy.stats", "correlations need")
     if x.min() == x.max() or y.min() == y.max():
         return None, None, None
     found = (stats.spearmanr(x, y)[0], stats.pearsonr(x, y)[0], stats.kendalltau(x, y)[0])

@@ -64,6 +64,7 @@ def test_every_figure_is_written_and_right(data_set: Path, unbroken: Path) -> No
     assert found["srcc_interval"][0] < found["srcc"] < found["srcc_interval"][1]
     assert (found["protocol"], found["reproduced"], found["lower_better"]) == ("qalign", False, False)
     assert len(found["list_sha256"]) == 64
+    assert found["units"] == SCENES == rows["unit"].nunique()
     assert found["srcc"] > 0.2  # the mini model sees damage
 
 

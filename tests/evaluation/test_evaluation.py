@@ -95,7 +95,9 @@ def test_reproduced_needs_everything_to_match(labels: LabelList) -> None:
         return "; ".join(found.differences)
 
     like = replace(published, known=None, looks_like=published.known)
-    assert why(like) == "the list's bytes are not those of Mine"
+    assert why(like) == "Mine has other bytes, or other labels were chosen"
+    nowhere = replace(like, looks_like=replace(like.looks_like, sha256=(), count=0))
+    assert why(nowhere) == "Mine is known by no hash"
     srcc, plcc = figures(scores, labels)
     assert "120 entries have a score, not 121" in why(known(labels, srcc, plcc, count=COUNT + 1))
     missing = scores.copy()

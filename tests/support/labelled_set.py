@@ -30,6 +30,6 @@ def write_set(folder: Path, scenes: int, side: int = 160, *, quality: int = 92) 
             name = f"set/s{scene:03d}_{kind}_{round(10 * severity)}.jpg"
             picture.save(folder / name, quality=quality)
             label = 4.9 - 3.6 * severity + 0.25 * dice.standard_normal()
-            entries.append({"image": name, "gt_score": round(float(label), 4)})
+            entries.append({"image": name, "gt_score": round(float(label), 4), "unit": f"s{scene:03d}"})
     (folder / "labels.json").write_text(json.dumps(entries))
     return folder / "labels.json"

@@ -1,7 +1,7 @@
 """A JSON array of entries in, a parsed list out: lists of Q-Align and of those who follow it, and metas of DeQA-Score.
 
 An entry has its name under `image` or `img_path`, and its label under `gt_score`, as a number or as text, or after the
-last `->` of its `id`.
+last `->` of its `id`. It may have a source unit under `unit`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from qalign_fast.errors import ListError, one_line
@@ -18,6 +19,7 @@ from qalign_fast.levels import LEVELS
 
 LABEL = "gt_score"
 _NAMES = ("image", "img_path")
+_UNIT = "unit"
 _DEQA = frozenset("level_probs level_probs_org gt_score_norm std_norm".split())
 _WORD = re.compile(rf"\b({'|'.join(LEVELS)})\b")
 
@@ -32,6 +34,8 @@ def parse_json(text: str, column: str | None) -> Parsed:
     for number, row in enumerate(rows, 1):
         label, source = _label(row, column or LABEL, f"entry {number}")
         entry = labelled(_name(row, f"entry {number}"), label, f"entry {number}")
+        if (unit := row.get(_UNIT)) not in (None, ""):
+            entry = replace(entry, unit=str(unit))
         entries.append(entry)
         sources[source] += 1
         if word := _word(row):
