@@ -21,12 +21,15 @@ from qalign_export.options import ExportOptions
 from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast import Scorer
+from qalign_fast.analysis.resampling import Bootstrap
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.load import load_engine
 from qalign_fast.references import EMBEDDED
 from qalign_kernels.contract.precisions import PRECISIONS
-from qalign_train.evaluate import distorted, evaluate, family_means
+from qalign_train.evaluate import FAMILIES, distorted, evaluate, family_means
 from support.goldens import FOLDERS, GOLDEN, ROOT
+
+SEVERITIES = 18  # of each picture and family: more than 500 pictures
 
 
 def main() -> None:
@@ -60,7 +63,10 @@ def logits() -> dict[str, float]:
 
 def rounding() -> Iterator[dict[str, Any]]:
     """What each precision moves scores by, on damaged pictures the mini model was never trained on."""
-    pictures = distorted(18)
+    pictures = distorted(SEVERITIES)
+    versions = len(FAMILIES) * SEVERITIES  # of each held-out picture, by family and rising severity
+    scenes = [str(i // versions) for i in range(len(pictures))]
+    worth = -np.array([i % SEVERITIES for i in range(len(pictures))], float)
     exact = {"quality": Scorer.load(ROOT / "models/mini").score(pictures)}
     for precision, kept in PRECISIONS.items():
         if precision == "fp32":
@@ -72,8 +78,11 @@ def rounding() -> Iterator[dict[str, Any]]:
             export_artifact(ROOT / "models/mini", out, options)
             for engine in engines:
                 scores = {"quality": Scorer.load(out, engine=engine).score(pictures)}
-                report = compare(scores, exact, against="mini", pictures=f"{len(pictures)} damaged and held out")
-                yield {"precision": precision, "engine": engine, **asdict(report)}
+                named = f"{len(pictures)} damaged and held out"
+                report = compare(scores, exact, against="mini", pictures=named, scenes=scenes)
+                old, new = (np.array([score.value for score in s["quality"]]) for s in (exact, scores))
+                change = Bootstrap(scenes).srcc_change(old, new, worth)
+                yield {"precision": precision, "engine": engine, **asdict(report), "srcc_change": asdict(change)}
 
 
 def worst_logits(engines: dict[str, Engine]) -> float:

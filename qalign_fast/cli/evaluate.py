@@ -193,7 +193,7 @@ def _evaluate(
             if wishes.rows:
                 run = read_predictions(wishes.rows[i], labels, task=wishes.task, root=root)
             else:
-                run = _score(labels, str(root), folder, wishes)
+                run = _score(labels, str(root), folder, wishes, kept=out is not None)
             if wishes.members:
                 run = ensemble([run, *(_member(member, labels, root) for member in wishes.members)])
             found = figures.evaluate(labels, run, wishes.protocol, resampling, wishes.published)
@@ -217,7 +217,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _score(labels: LabelList, root: str, folder: Path, wishes: _Wishes) -> Predictions:
+def _score(labels: LabelList, root: str, folder: Path, wishes: _Wishes, *, kept: bool) -> Predictions:
     from qalign_fast.evaluation.predictions import read_predictions
     from qalign_fast.evaluation.scoring import choose_task, score_list
     from qalign_fast.jobs.progress import Progress
@@ -229,7 +229,7 @@ def _score(labels: LabelList, root: str, folder: Path, wishes: _Wishes) -> Predi
     with progress.hearing():
         outcome = score_list(labels, root, task, folder, wishes.run, watcher=progress, retry=wishes.retry)
     if not outcome.complete:
-        remark("ended early; the same command goes on" if folder.exists() else "ended early")
+        remark("ended early; " + ("the same command goes on" if kept else "with --out the same command would go on"))
         raise typer.Exit(130)
     return read_predictions(folder / "scores", labels, task=task, root=root)
 

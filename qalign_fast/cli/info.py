@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,5 +98,10 @@ def _summary(report: Mapping[str, Any]) -> str:
     return (
         f"against {report.get('against')} on {report.get('pictures')}: "
         f"score {report.get('mean_delta'):.2g} off in the mean, {report.get('max_delta'):.2g} at most, "
-        f"SRCC {report.get('srcc'):.5f}"
+        f"SRCC {report.get('srcc'):.5f}{_interval(report.get('srcc_interval'))}"
     )
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    """None of few scenes, and in reports of older versions."""
+    return f" ({ends[0]:.5f} to {ends[1]:.5f})" if ends else ""

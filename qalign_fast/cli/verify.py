@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,9 +43,14 @@ def verify(
     chosen = find_paths(pictures or [], stdin_bytes())
     reports = compare(artifact, against, chosen, count=count)
     by_engine = {engine: asdict(report) for engine, report in reports.items()}
-    facts = {key: {e: report[key] for e, report in by_engine.items()} for key in next(iter(by_engine.values()))}
+    facts = {key: {e: _shown(report[key]) for e, report in by_engine.items()} for key in next(iter(by_engine.values()))}
     print_facts(by_engine if json else facts, as_json=json)
     too_far = any(max_delta is not None and report.max_delta > max_delta for report in reports.values())
     if too_far or any(min_srcc is not None and report.srcc < min_srcc for report in reports.values()):
         remark("the artifact is further from its source than allowed")
         raise typer.Exit(6)
+
+
+def _shown(value: Any) -> Any:
+    """An interval for people."""
+    return f"{value[0]:.4g} to {value[1]:.4g}" if isinstance(value, tuple) else value

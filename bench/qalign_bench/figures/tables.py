@@ -129,14 +129,13 @@ def _golden_report(found: Found) -> str:
         ["mini: size", f"{mini['bytes'] / 1e6:.1f} MB", "int8"],
     ]
     for r in found["rounding"]:
-        moved = f"{r['mean_delta']:.2g}; {r['max_delta']:.2g}; {1 - r['srcc']:.1g}"
-        rows.append(
-            [
-                f"mini in {r['precision']}, {r['engine']}: change of score, mean; largest; SRCC lost",
-                moved,
-                r["pictures"],
-            ]
+        change = r["srcc_change"]
+        moved = f"{r['mean_delta']:.2g}; {r['max_delta']:.2g}; {100 * r['rank_flips']:.2g} %; {change['value']:+.1e}"
+        moved += f" ({change['low']:+.1e} to {change['high']:+.1e})"
+        what = (
+            f"mini in {r['precision']}, {r['engine']}: change of score, mean; largest; rank flips; SRCC with severity"
         )
+        rows.append([what, moved, f"{r['pictures']}, {r['scenes']} scenes"])
     facts = found["environment"]
     machine = _machine(facts | facts["packages"], ("torch", "onnxruntime"))
     return f"{markdown_table(['what', 'measured', 'on'], rows)}\n\n`bench/results/golden_report.json`: {machine}."
