@@ -31,3 +31,11 @@ def find_model(model: str | Path | None) -> Path:
 
         return fetch(model)
     raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
+
+
+def name_of(directory: Path) -> str:
+    """The name of the model in a directory: the folder's, or in the Hub's cache, models--OWNER--NAME, the model's."""
+    path = directory.resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.rpartition("--")[2]
+    return path.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,43 @@ from qalign_fast.families.mplug_owl2.sizes import (
 )
 from qalign_fast.pixels.rule import SquareRule
 
+_FILES = ("config.json", "preprocessor_config.json")
 
-def read_config(directory: Path) -> ModelConfig:
+
+def read_config(directory: Path, base: Path | None = None) -> ModelConfig:
     """The sizes of the checkpoint in a directory: config.json and, where present, preprocessor_config.json.
 
-    Raises CheckpointError for a missing or unreadable file, a missing size, or a setting we do not implement.
+    Of an adapter's folder, `base` is the checkpoint that it is for: a file that the folder lacks is the base's.
+    Raises CheckpointError for a missing or unreadable file, a missing size, or a setting we do not implement, and for
+    an adapter that was trained with other sizes than the base has.
     """
-    raw = _read_json(directory / "config.json")
-    preprocessor = directory / "preprocessor_config.json"
-    return parse_config(raw, _read_json(preprocessor) if preprocessor.is_file() else {})
+    if base is None:
+        raw, preprocessor = (directory / name for name in _FILES)
+    else:
+        raw, preprocessor = (
+            next((d / name for d in (directory, base) if (d / name).is_file()), base / name) for name in _FILES
+        )
+    config = parse_config(_read_json(raw), _read_json(preprocessor) if preprocessor.is_file() else {})
+    if base is not None:
+        _check_same(directory, config, base, read_config(base))
+    return config
+
+
+def tuned_abstractor(directory: Path) -> bool:
+    """Whether an adapter's config.json says that the whole abstractor was trained beside the adapter."""
+    file = directory / "config.json"
+    return file.is_file() and bool(_Section("config.json", _read_json(file)).values.get("tune_visual_abstractor"))
+
+
+def _check_same(directory: Path, config: ModelConfig, base: Path, other: ModelConfig) -> None:
+    """All but the pixels and the vocabulary, to which an adapter may add words."""
+    for part in ("vision", "abstractor", "decoder"):
+        ours, theirs = asdict(getattr(config, part)), asdict(getattr(other, part))
+        for key, value in ours.items():
+            if value != theirs[key] and key != "vocab":
+                raise CheckpointError(
+                    f"{directory}: was trained with {part} {key} {value}; its base {base} has {theirs[key]}"
+                )
 
 
 def parse_config(raw: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ModelConfig:

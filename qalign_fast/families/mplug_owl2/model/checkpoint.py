@@ -2,12 +2,13 @@
 
 `tensor_names.table` says which checkpoint tensor becomes which parameter. Files are `.safetensors` or `.bin`, single
 or sharded with an index. They are mapped, and tensors are read one at a time. The peak of memory is what is asked for
-plus one tensor.
+plus one tensor. A LoRA adapter's folder is read as the checkpoint that merging it into its base would make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor
 
 from qalign_fast.errors import CheckpointError
-from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.adapters import find_base
+from qalign_fast.families.lora import TRAINED_WHOLE, Adapter, Place
+from qalign_fast.families.mplug_owl2.config_json import read_config, tuned_abstractor
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.families.mplug_owl2.tensor_names import HEAD, table
 from qalign_fast.families.shards import FLOATS, Shard, open_shard, weight_files
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+_ABSTRACTOR = "model.visual_abstractor."
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,11 @@ class TensorOrigin:
 
     def take(self, tensor: Tensor) -> Tensor:
         """A float32 copy in our parameter's shape, without leading ones. Of the head it takes the five level rows."""
-        rows = tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
-        return rows.reshape(self.parameter_shape).to(torch.float32, copy=True)
+        return self.rows(tensor).reshape(self.parameter_shape).to(torch.float32, copy=True)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The rows that our parameter has: all, but of the head's the five level rows."""
+        return tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -56,12 +65,13 @@ def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
     return result
 
 
-def load_model(directory: str | Path) -> Model:
-    """The model of an upstream checkpoint's directory, float32, on the CPU, in eval mode.
+def load_model(directory: str | Path, base: str | Path | None = None) -> Model:
+    """The model of an upstream checkpoint's or an adapter's directory, float32, on the CPU, in eval mode.
 
-    Raises CheckpointError, which names what is missing, unexpected, wrongly shaped, not finite or unreadable.
+    `base` is as `find_base` takes it. Raises CheckpointError, which names what is missing, unexpected, wrongly shaped,
+    not finite or unreadable; and what `find_base` raises.
     """
-    checkpoint = Checkpoint(Path(directory))
+    checkpoint = Checkpoint(Path(directory), base)
     with torch.device("meta"):
         model = Model(checkpoint.config)
     model.load_state_dict(checkpoint.read(checkpoint.origins), assign=True)
@@ -69,28 +79,41 @@ def load_model(directory: str | Path) -> Model:
 
 
 class Checkpoint:
-    """The directory of an upstream checkpoint. Its tensors have our names, and are read when they are asked for."""
+    """The directory of an upstream checkpoint. Its tensors have our names, and are read when they are asked for.
 
-    def __init__(self, directory: Path) -> None:
-        """Looks at names, shapes and dtypes only. Raises CheckpointError for one that is not as expected."""
-        self.directory = directory
-        self.config = read_config(directory)
+    An adapter's directory is one, too: its tensors are those of its base, merged with the adapter's.
+    """
+
+    def __init__(self, directory: Path, base: str | Path | None = None) -> None:
+        """Looks at names, shapes and dtypes only. Raises CheckpointError for one that is not as expected.
+
+        `base` is as `find_base` takes it, which raises for one that is not there.
+        """
+        self.directory, self.base = directory, find_base(directory, base)
+        self.config = read_config(directory, self.base)
         self.origins = origins(self.config)
-        self._file: dict[str, Path] = {}  # our name -> where its tensor is
+        self._adapter = self._open_adapter() if self.base else None
+        self._place: dict[str, Place] = {}  # our name -> where its tensor is
         ours = {origin.name: name for name, origin in self.origins.items()}
+        replaced = {} if self._adapter is None else self._adapter.replaced
         unexpected = []
-        for file in weight_files(directory):
+        for file in weight_files(self.base or directory):
             with open_shard(file) as shard:
                 for theirs in shard.names():
-                    if theirs in ours:
+                    if theirs in ours and theirs not in replaced:
                         self._add(ours[theirs], shard, file)
-                    elif not theirs.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints store
+                    elif theirs not in ours and not theirs.endswith(
+                        "rotary_emb.inv_freq"
+                    ):  # a constant that old checkpoints store
                         unexpected.append(theirs)
-        missing = sorted(origin.name for name, origin in self.origins.items() if name not in self._file)
+        self._place |= {ours[theirs]: place for theirs, place in replaced.items()}
+        missing = sorted(origin.name for name, origin in self.origins.items() if name not in self._place)
         if missing:
-            raise CheckpointError(f"{directory}: {_count('tensor', missing)} missing: {_some(missing)}")
+            raise CheckpointError(f"{self.base or directory}: {_count('tensor', missing)} missing: {_some(missing)}")
         if unexpected:
-            raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
+            raise CheckpointError(
+                f"{self.base or directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}"
+            )
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Float32 copies of these parameters, in the reference model's shapes. The head has the five level rows.
@@ -101,17 +124,32 @@ class Checkpoint:
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """The same as `read`, one parameter after another, file by file."""
-        for file, group in _by_file(names, self._file):
-            with open_shard(file) as shard:
-                for name in group:
-                    origin = self.origins[name]
-                    tensor = shard.tensor(origin.name)
-                    _check_finite(origin.name, tensor, file)
-                    yield name, origin.take(tensor)
+        with nullcontext(lambda _: None) if self._adapter is None else self._adapter.open() as added_to:
+            for file, group in _by_file(names, self._place):
+                with open_shard(file) as shard:
+                    for name in group:
+                        origin, theirs = self.origins[name], self._place[name].name
+                        tensor = shard.tensor(theirs)
+                        _check_finite(theirs, tensor, file)
+                        parameter = origin.take(tensor)
+                        if added := added_to(origin.name):
+                            added.add_to(parameter, origin.rows)
+                        yield name, parameter
+
+    def _open_adapter(self) -> Adapter:
+        shapes = {origin.name: origin.shape for origin in self.origins.values()}
+        linears = {name: shape for name, shape in shapes.items() if _is_linear(name, shape)}
+        adapter = Adapter(self.directory, shapes, linears)
+        if tuned_abstractor(self.directory) and not any(_ABSTRACTOR in name for name in adapter.replaced):
+            raise CheckpointError(
+                f"{self.directory}: was trained with its abstractor (tune_visual_abstractor in config.json), "
+                f"whose weights are missing; {TRAINED_WHOLE} should have them"
+            )
+        return adapter
 
     def _add(self, name: str, shard: Shard, file: Path) -> None:
         origin = self.origins[name]
-        if name in self._file:
+        if name in self._place:
             raise CheckpointError(f"{file}: tensor '{origin.name}' is there a second time")
         shape, dtype = shard.form(origin.name)
         if shape != origin.shape:
@@ -120,13 +158,17 @@ class Checkpoint:
             )
         if dtype not in FLOATS:
             raise CheckpointError(f"{file}: tensor '{origin.name}' is {dtype}; expected float32, float16 or bfloat16")
-        self._file[name] = file
+        self._place[name] = Place(file, origin.name)
 
 
-def _by_file(names: Iterable[str], places: Mapping[str, Path]) -> Iterator[tuple[Path, list[str]]]:
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and name.endswith(".weight") and name != _EMBEDDINGS
+
+
+def _by_file(names: Iterable[str], places: Mapping[str, Place]) -> Iterator[tuple[Path, list[str]]]:
     groups: dict[Path, list[str]] = {}
     for name in names:
-        groups.setdefault(places[name], []).append(name)
+        groups.setdefault(places[name].file, []).append(name)
     yield from groups.items()
 
 
