@@ -64,6 +64,10 @@ class MissingExtraError(QAlignError, ImportError):
     """An optional dependency that is not installed. The message says the command that installs it."""
 
 
+class ModelWarning(UserWarning):
+    """What may make a model's scores other than they seem; told when it is loaded, and when it is exported."""
+
+
 class InternalError(QAlignError):
     """What should not happen while a picture or a clip is read: a fault of ours or of a library, in its place.
 

@@ -15,6 +15,7 @@ from qalign_fast.errors import ArtifactError, MissingExtraError, one_line
 
 _FILES = ["*.json", "*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "tokenizer.model"]
 _PICKLES = "*.bin"
+_NO_COPY = "non_lora_trainables.bin"  # a LoRA adapter's: no other file holds these weights
 
 
 def fetch(hub_id: str) -> Path:
@@ -47,8 +48,8 @@ def _fetch(hub_id: str) -> str:
         return _cached(hub_id, error)
     ignored = []
     if any(file.filename.endswith(".safetensors") for file in files):  # pickles hold the same weights again
-        ignored = [_PICKLES]
-        files = [file for file in files if not file.filename.endswith(".bin")]
+        ignored = [f.filename for f in files if f.filename.endswith(".bin") and not f.filename.endswith(_NO_COPY)]
+        files = [file for file in files if file.filename not in ignored]
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     _check_room(hub_id, needed, Path(constants.HF_HUB_CACHE))
     return snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=ignored)

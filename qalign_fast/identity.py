@@ -5,49 +5,73 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from qalign_fast.artifact.manifest import MANIFEST, is_artifact, read_manifest
+from qalign_fast.artifact.manifest import MANIFEST, hash_file, is_artifact, read_manifest
 from qalign_fast.errors import ArtifactError
+from qalign_fast.families.adapters import ADAPTER, find_base, is_adapter
 from qalign_fast.families.registry import family_of_checkpoint
-from qalign_fast.references import find_model
+from qalign_fast.references import find_model, name_of
 
 # an artifact's manifest has the hashes of all its other files in it
 _DESCRIBING = (MANIFEST, "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def identify_model(reference: str | Path | None, precision: str | None = None) -> dict[str, str]:
+def identify_model(
+    reference: str | Path | None, precision: str | None = None, base: str | Path | None = None
+) -> dict[str, str]:
     """The name, sha256, precision and family of a model, without loading it. Scores of equal ones can be compared.
 
     A checkpoint's hash covers its description and its weights' names and sizes, not their content, which is gigabytes.
-    Raises ArtifactError as `find_model` does, and for a folder without a model.
+    An adapter's covers the content of its files, since adapters often have files of one size, and the hash of its base.
+    `base` is as `find_base` takes it. Raises ArtifactError as `find_model` does, and for a folder without a model.
     """
     directory = find_model(reference)
     if is_artifact(directory):
         manifest = read_manifest(directory / MANIFEST)
         name, precision, family = manifest.name, manifest.precision, manifest.family
-    elif (directory / "config.json").is_file():
-        name, precision, family = directory.resolve().name, precision or "fp32", family_of_checkpoint(directory)
+    elif is_adapter(directory) or (directory / "config.json").is_file():
+        family = family_of_checkpoint(directory, find_base(directory, base))
+        name, precision = directory.resolve().name, precision or "fp32"
     else:
         raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
-    return {"name": name, "sha256": hash_model(directory), "precision": precision, "family": family.name}
+    return {"name": name, "sha256": hash_model(directory, base), "precision": precision, "family": family.name}
 
 
-def tasks_of(reference: str | Path | None) -> tuple[str, ...]:
-    """The tasks that a model has for pictures, without loading it. Raises ArtifactError as `find_model` does."""
+def tasks_of(reference: str | Path | None, base: str | Path | None = None) -> tuple[str, ...]:
+    """The tasks that a model has for pictures, without loading it.
+
+    Raises ArtifactError as `find_model` does, and what `find_base` raises.
+    """
     directory = find_model(reference)
     if not is_artifact(directory):
-        return family_of_checkpoint(directory).tasks
+        return family_of_checkpoint(directory, find_base(directory, base)).tasks
     prompts = [entry.prompt for entry in read_manifest(directory / MANIFEST).prompts]
     return tuple(prompt.task for prompt in prompts if prompt.medium == "image")
 
 
-def hash_model(directory: Path) -> str:
-    """SHA-256 of the files that describe a model, and of a checkpoint's weights the names and sizes."""
+def trained_name(reference: str | Path | None) -> str:
+    """The name of the checkpoint that a model is, or that an artifact was made from; for `published`."""
+    directory = find_model(reference)
+    if is_artifact(directory):
+        return str(read_manifest(directory / MANIFEST).source.get("name", ""))
+    return name_of(directory)
+
+
+def hash_model(directory: Path, base: str | Path | None = None) -> str:
+    """SHA-256 of the files that describe a model, and of a checkpoint's weights the names and sizes.
+
+    Of an adapter it is the SHA-256 of its files' content and of its base's hash.
+    """
     digest = hashlib.sha256()
     for name in _DESCRIBING:
         if (directory / name).is_file():
             digest.update((directory / name).read_bytes())
-    if not is_artifact(directory):
-        for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    if is_artifact(directory):
+        return digest.hexdigest()
+    on = find_base(directory, base)
+    for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
+        content = file.stat().st_size if on is None else hash_file(file).sha256
+        digest.update(f"{file.name} {content}\n".encode())
+    if on is not None:
+        digest.update((directory / ADAPTER).read_bytes() + hash_model(on).encode())
     return digest.hexdigest()

@@ -33,6 +33,11 @@ def find_model(model: str | Path | None) -> Path:
     raise ArtifactError(f"{model}: no such directory, and not a Hub id (owner/name)")
 
 
+def from_anywhere(model: str | Path | None) -> str | Path | None:
+    """The reference to a model that was found, for a process in another folder: a path becomes absolute."""
+    return str(Path(model).absolute()) if model is not None and Path(model).exists() else model
+
+
 def name_of(directory: Path) -> str:
     """The name of the model in a directory: the folder's, or in the Hub's cache, models--OWNER--NAME, the model's."""
     path = directory.resolve()

@@ -55,6 +55,7 @@ class Scorer:
         verify: bool = True,
         limits: PictureLimits = LIMITS,
         api_key: str | None = None,
+        base: str | Path | None = None,
     ) -> Self:
         """A scorer for a model: None (the embedded mini model), an artifact or checkpoint directory, or a Hub id.
 
@@ -64,18 +65,20 @@ class Scorer:
         `engine` is "auto" or one that the model has weights for: "native" (torch weights on a CPU, without torch),
         "torch", "onnx", "onnx-cuda", "tensorrt".
         `precision` is a checkpoint's "fp32", "bnb-int8" or "bnb-nf4" (bitsandbytes'); an artifact has one of its own.
+        `base` is the checkpoint that a LoRA adapter is merged into, if it is not the one that the adapter names.
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError,
         OptionError or MissingExtraError.
         """
         from qalign_fast.engines.options import LoadOptions
         from qalign_fast.feed.remote.address import is_address
+        from qalign_fast.references import from_anywhere
 
-        options = LoadOptions(device, precision, engine, threads, verify)
+        options = LoadOptions(device, precision, engine, threads, verify, from_anywhere(base))
         if is_address(model):
             return cls._of_server(model, api_key, options, limits)
         if api_key is not None:
             raise OptionError(f"api_key is for a server's address, http://host:8000, and not for {model}")
-        from qalign_fast.engines.load import from_anywhere, load_engine
+        from qalign_fast.engines.load import load_engine
 
         scorer = cls(load_engine(model, options), limits)
         scorer._load_again = partial(cls.load, from_anywhere(model), **vars(options), limits=limits)

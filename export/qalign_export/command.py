@@ -14,6 +14,7 @@ from qalign_export.parameters import RANDOM
 from qalign_export.pictures import generate_pictures
 from qalign_export.writer import export_artifact
 from qalign_fast.errors import ImageError, TaskError
+from qalign_fast.families.adapters import find_base
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.pixels.footage import spread
 from qalign_fast.pixels.picture import Picture
@@ -45,7 +46,7 @@ def export(
     if size > _SMALL:
         remark(f"what it costs in accuracy: qalign-fast verify {made} --against {source}")
         return
-    for engine, report in verify(made, find_model(source)).items():
+    for engine, report in verify(made, find_model(source), base=options.base).items():
         remark(
             f"{engine} against its source, {report.pictures}: score {report.mean_delta:.2g} off in the mean, "
             f"{report.max_delta:.2g} at most; SRCC {report.srcc:.5f}"
@@ -67,18 +68,24 @@ def find_calibration(folder: str | None, count: int, precision: str) -> list[Pic
     return [found[i] for i in spread(len(found), count)]
 
 
-def read_prompts(texts: Sequence[str], tokenizer: Path | None, source: str) -> list[Prompt]:
-    """The prompts of each NAME=TEXT, by a tokenizer file, or the one in the source checkpoint.
+def read_prompts(texts: Sequence[str], tokenizer: Path | None, source: str, base: str | None = None) -> list[Prompt]:
+    """The prompts of each NAME=TEXT, by a tokenizer file, or the one in the source checkpoint or in an adapter's base.
 
     Raises TaskError for another form, or if there is no tokenizer; and what `tokenize_prompt` raises.
     """
-    return [prompt for text in texts for prompt in _read_prompt(text, tokenizer, source)]
+    return [prompt for text in texts for prompt in _read_prompt(text, tokenizer, source, base)]
 
 
-def _read_prompt(text: str, tokenizer: Path | None, source: str) -> tuple[Prompt, ...]:
+def _read_prompt(text: str, tokenizer: Path | None, source: str, base: str | None) -> tuple[Prompt, ...]:
     name, equals, words = text.partition("=")
     if not equals:
         raise TaskError(f"--prompt {text!r}: expected NAME=TEXT")
     if tokenizer is None and source.startswith(RANDOM):
         raise TaskError(f"--prompt {name}: {source} has no tokenizer; give one with --tokenizer")
-    return tokenize_prompt(name, words.replace("\\n", "\n"), tokenizer or find_model(source) / TOKENIZER)
+    return tokenize_prompt(name, words.replace("\\n", "\n"), tokenizer or _tokenizer(source, base))
+
+
+def _tokenizer(source: str, base: str | None) -> Path:
+    directory = find_model(source)
+    on = None if (directory / TOKENIZER).is_file() else find_base(directory, base)
+    return (on or directory) / TOKENIZER

@@ -48,18 +48,24 @@ class Fidelity:
 
 
 def verify(
-    artifact: str | Path, against: str | Path, pictures: Sequence[Picture] = (), *, count: int = 104
+    artifact: str | Path,
+    against: str | Path,
+    pictures: Sequence[Picture] = (),
+    *,
+    count: int = 104,
+    base: str | Path | None = None,
 ) -> dict[str, Fidelity]:
     """Compares each engine of an artifact with the model `against`, its source, and writes reports into its manifest.
 
-    All score `pictures` or, without any, `count` bundled ones. Returns engine -> report. Raises ArtifactError for fewer
-    than two pictures, or if the two models share no task; and what `Scorer.load` and `score_tasks` raise.
+    All score `pictures` or, without any, `count` bundled ones. Returns engine -> report. `base` is that of `against`,
+    if it is an adapter. Raises ArtifactError for fewer than two pictures, or if the two models share no task; and what
+    `Scorer.load` and `score_tasks` raise.
     """
     opened = open_artifact(artifact)
     chosen = list(pictures) or bundled_pictures(count)
     if len(chosen) < 2:
         raise ArtifactError(f"{artifact}: a comparison needs two pictures or more, found {len(chosen)}")
-    theirs = Scorer.load(against)
+    theirs = Scorer.load(against, base=base)
     tasks = [e.prompt.task for e in opened.manifest.prompts if e.prompt.medium == "image"]
     tasks = [task for task in tasks if task in theirs.tasks()]
     if not tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from qalign_fast.errors import DeviceError, TaskError
 from qalign_fast.families.mplug_owl2.prompts import TASKS, prompt
@@ -31,6 +32,7 @@ class ExportOptions:
     calibration: Sequence[Picture] = ()  # their activations decide what is moved and what stays in a higher precision
     name: str | None = None  # the model's, in the manifest; None: the checkpoint's
     license: str = UNKNOWN_LICENSE
+    base: str | Path | None = None  # of a LoRA adapter, the checkpoint to merge it into; None: the one that it names
     external_from: int = EXTERNAL_FROM  # bytes of weights from which a graph keeps them in a file beside it
 
     def __post_init__(self) -> None:

@@ -6,19 +6,22 @@ import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from qalign_export import random_numbers
 from qalign_fast.artifact.manifest import MANIFEST, hash_file, read_manifest
-from qalign_fast.errors import CheckpointError
+from qalign_fast.errors import CheckpointError, OptionError
+from qalign_fast.families.adapters import ADAPTER, base_remark
+from qalign_fast.families.lora import TRAINED_WHOLE, adapter_file
 from qalign_fast.families.mplug_owl2.config_json import read_config
 from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint, TensorOrigin, origins, parameter_shapes
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
+from qalign_fast.families.published import inverted_remark, tell
 from qalign_fast.families.shards import weight_files
-from qalign_fast.references import EMBEDDED, find_model
+from qalign_fast.references import EMBEDDED, find_model, name_of
 
 RANDOM = "random:"
 ONE_ALIGN = ModelConfig(
@@ -44,16 +47,24 @@ class ParameterSource(Protocol):
         """Identifies the parameters in the manifest, 64 hexadecimal digits."""
         ...
 
+    def described(self) -> dict[str, Any]:
+        """The manifest's `source`: name and sha256, and of an adapter the same of its base."""
+        ...
 
-def open_parameters(reference: str | Path) -> ParameterSource:
+
+def open_parameters(reference: str | Path, base: str | Path | None = None) -> ParameterSource:
     """The parameters of a checkpoint directory, of a Hub id, or random ones of a known geometry.
 
+    Of a LoRA adapter they are those that merging it into its base makes; `base` is as `find_base` takes it.
     A Hub id is downloaded; a download that was interrupted goes on. Geometries are `random:one-align`, `random:mini`,
-    or `random:` and a directory with a config.json. Raises CheckpointError, ArtifactError or MissingExtraError.
+    or `random:` and a directory with a config.json. Raises OptionError for a base of no
+    adapter, CheckpointError, ArtifactError or MissingExtraError.
     """
     if str(reference).startswith(RANDOM):
+        if base is not None:
+            raise OptionError(f"base {base}: {reference} has none")
         return RandomParameters(str(reference))
-    return CheckpointParameters(find_model(reference))
+    return CheckpointParameters(find_model(reference), base)
 
 
 def weight_count(config: ModelConfig) -> int:
@@ -62,18 +73,34 @@ def weight_count(config: ModelConfig) -> int:
 
 
 class CheckpointParameters(Checkpoint):
-    """The parameters of a checkpoint directory, named after the directory."""
+    """The parameters of a checkpoint directory, named after the directory. An adapter's are merged with its base's."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.name = directory.resolve().name
+    def __init__(self, directory: Path, base: str | Path | None = None) -> None:
+        super().__init__(directory, base)
+        self.name = name_of(directory)
+        if self.base is not None:
+            tell(inverted_remark(self.name), base_remark(directory, base))
 
     def sha256(self) -> str:
-        """One SHA-256 over the config and weight files, in name order."""
-        whole = hashlib.sha256()
-        for file in sorted([self.directory / "config.json", *weight_files(self.directory)]):
-            whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
-        return whole.hexdigest()
+        """One SHA-256 over the config and weight files, in name order; of an adapter, over its own."""
+        if self.base is None:
+            return _hash([self.directory / "config.json", *weight_files(self.directory)])
+        own = ("config.json", ADAPTER, adapter_file(self.directory).name, TRAINED_WHOLE)
+        return _hash([self.directory / name for name in own if (self.directory / name).is_file()])
+
+    def described(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"name": self.name, "sha256": self.sha256()}
+        if self.base is not None:
+            files = [self.base / "config.json", *weight_files(self.base)]
+            about["base"] = {"name": name_of(self.base), "sha256": _hash(files)}
+        return about
+
+
+def _hash(files: list[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+    return whole.hexdigest()
 
 
 class RandomParameters:
@@ -94,6 +121,9 @@ class RandomParameters:
         """The hash of the name and of a sample, because other numbers are another model."""
         sample = random_numbers.parameter("model.norm.weight", (64,)).tobytes()
         return hashlib.sha256(self.name.encode() + sample).hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.sha256()}
 
     def _make(self, origin: TensorOrigin) -> Tensor:
         return origin.take(torch.from_numpy(random_numbers.parameter(origin.name, origin.shape)))

@@ -47,10 +47,11 @@ def export_artifact(
 
     `done` hears how many blocks are written, and of how many. Without calibration pictures 8 and 4 bits lose more.
 
-    Raises CheckpointError for a checkpoint that is not whole, ImageError for a calibration picture that cannot be read,
-    ArtifactError if `out` exists already or the disk has no room.
+    Gives a ModelWarning as loading the source would. Raises CheckpointError for a checkpoint that is not whole,
+    ImageError for a calibration picture that cannot be read, ArtifactError if `out` exists already or the disk has no
+    room.
     """
-    out, source = Path(out), open_parameters(reference)
+    out, source = Path(out), open_parameters(reference, options.base)
     _check_place(source, out, options)
     pixels = _load(options.calibration, source.config)
     with unfinished(out) as partial:
@@ -64,7 +65,7 @@ def export_artifact(
         write_preprocessor(source.config.pixels, partial)
         manifest = Manifest(
             name=options.name or source.name,
-            source={"name": source.name, "sha256": source.sha256()},
+            source=source.described(),
             license=options.license,
             family=FAMILY,
             config=source.config,

@@ -130,8 +130,10 @@ def read_calibration(path: Path) -> Calibration:
         raise CalibrationError(f"{path}: not a calibration ({one_line(error)}); {expected}") from error
 
 
-def model_identity(reference: str | Path | None, precision: str | None = None) -> Mapping[str, Any]:
-    """A model's name, sha256 and precision; `precision` is a checkpoint's, as Scorer.load takes it.
+def model_identity(
+    reference: str | Path | None, precision: str | None = None, base: str | Path | None = None
+) -> Mapping[str, Any]:
+    """A model's name, sha256 and precision; `precision` and `base` are a checkpoint's, as Scorer.load takes them.
 
     Raises ArtifactError or CheckpointError for what is no model here; a server's is not.
     """
@@ -142,7 +144,7 @@ def model_identity(reference: str | Path | None, precision: str | None = None) -
         raise CalibrationError(
             f"{reference}: a server does not say its model's hash; a calibration needs the model here"
         )
-    return identify_model(reference, precision)
+    return identify_model(reference, precision, base)
 
 
 def _named(model: Mapping[str, Any]) -> str:

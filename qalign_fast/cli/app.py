@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -19,7 +19,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"the command line needs typer and rich: pip install 'qalign-fast[cli]' ({missing})")
 
 from qalign_fast.cli.console import remark
-from qalign_fast.errors import QAlignError
+from qalign_fast.errors import ModelWarning, QAlignError
 from qalign_fast.version import __version__
 
 COMMANDS = (
@@ -44,6 +44,7 @@ COMMANDS = (
 def main() -> None:
     """Runs the command that the arguments name. An error of ours becomes one line and exit code 1."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of them comes as an error of ours
+    warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal's encoding does not have
     try:
@@ -61,6 +62,17 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+_python_shows = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """One of ours is a line on stderr."""
+    if issubclass(category, ModelWarning):
+        remark(f"warning: {message}")
+    else:
+        _python_shows(message, category, *where, **more)
 
 
 def make_app(wanted: list[str]) -> typer.Typer:

@@ -24,6 +24,13 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a LoRA adapter: the checkpoint to merge it into. Default: the one that the adapter names.",
+        show_default=False,
+    ),
+]
 NoVerify = Annotated[
     bool,
     typer.Option(

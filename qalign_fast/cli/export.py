@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qalign_fast.cli.console import progress_bar, remark
+from qalign_fast.cli.console import Base, progress_bar, remark
 from qalign_fast.errors import MissingExtraError
 from qalign_kernels.contract.precisions import PRECISIONS, Precision
 
@@ -33,6 +33,7 @@ def export(
         typer.Argument(help="Checkpoint directory, Hub id, or random:one-align (true sizes).", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="Artifact directory to make; must not exist.", show_default=False)],
+    base: Base = None,
     precision: Annotated[PrecisionChoice, typer.Option(help=f"{_ROUNDED} round rows as well.")] = _UNROUNDED,
     engine: Annotated[
         EngineChoice, typer.Option(help=f"onnx-cuda is for an NVIDIA GPU, in fp16; {_TORCH_ALONE} have torch's alone.")
@@ -79,9 +80,10 @@ def export(
         engines=("onnx", "torch") if engine == EngineChoice.all else (engine.value,),
         tasks=task,
         calibration=command.find_calibration(calibration, calibration_count, precision.value),
-        prompts=command.read_prompts(prompt or [], tokenizer, source),
+        prompts=command.read_prompts(prompt or [], tokenizer, source, base),
         name=name,
         license=license or UNKNOWN_LICENSE,
+        base=base,
     )
     with progress_bar("rounding and writing") as done:
         command.export(source, out, options, remark=remark, done=done)

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
-from qalign_fast.cli.console import NoVerify, print_facts
+from qalign_fast.cli.console import Base, NoVerify, print_facts
 from qalign_fast.engines.candidates import ENGINES, candidates, engines_of
 from qalign_fast.engines.load import checkpoint_precisions
 from qalign_fast.engines.options import LoadOptions
+from qalign_fast.families.adapters import base_remark, find_base
+from qalign_fast.families.published import inverted_remark, trained_for
 from qalign_fast.families.registry import family_of_checkpoint
-from qalign_fast.references import find_model
+from qalign_fast.references import find_model, name_of
 from qalign_kernels.cpu import native
 
 
 def info(
     model: Annotated[str | None, typer.Argument(help="As score's --model.", show_default=False)] = None,
+    base: Base = None,
     device: Annotated[str, typer.Option(help="As score's: which engine would run there is said.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
     no_verify: NoVerify = False,
 ) -> None:
     """Say what a model is: sizes, tasks, precision, files, licence, and which engine would run it here."""
-    print_facts(describe(model, device=device, verify=not no_verify), as_json=json)
+    print_facts(describe(model, base=base, device=device, verify=not no_verify), as_json=json)
 
 
-def describe(model: str | Path | None, *, device: str = "auto", verify: bool = True) -> dict[str, Any]:
+def describe(
+    model: str | Path | None, *, base: str | Path | None = None, device: str = "auto", verify: bool = True
+) -> dict[str, Any]:
     """What an artifact or checkpoint is, as flat facts, and which of an artifact's engines would run on a device here.
 
-    Raises ArtifactError or CheckpointError, DeviceError for what is no device's name. No weights are read.
+    `base` is as `find_base` takes it, which raises for one that is not there. Raises ArtifactError or CheckpointError,
+    DeviceError for what is no device's name. No weights are read.
     """
     options, directory = LoadOptions(device, verify=verify), find_model(model)
     if is_artifact(directory):
@@ -40,11 +46,25 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         if manifest.engines:
             facts |= _engines(artifact, options)
         facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
+        facts |= _training(str(manifest.source.get("name")), is_adapter="base" in manifest.source)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
-    family = family_of_checkpoint(directory)
-    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
+    on = find_base(directory, base)
+    family = family_of_checkpoint(directory, on)
+    facts = {"kind": "checkpoint" if on is None else "LoRA adapter", "path": str(directory)}
+    facts |= {"engines": "torch"} if on is None else {"base": str(on), "engines": "torch, merged into its base"}
     facts |= {"precision": ", ".join(checkpoint_precisions(family)), "tasks": ", ".join(family.tasks)}
-    return facts | family.describe(family.read_config(directory))
+    facts |= _training(name_of(directory), is_adapter=on is not None)
+    if (remark := base_remark(directory, base)) is not None:
+        facts["warning"] = "; ".join([*([facts["warning"]] if "warning" in facts else []), remark])
+    own = on is None or (directory / "config.json").is_file()
+    return facts | family.describe(family.read_config(directory if own else cast(Path, on)))
+
+
+def _training(name: str, *, is_adapter: bool) -> dict[str, str]:
+    """What is known of a checkpoint by its name."""
+    training, inverted = trained_for(name), inverted_remark(name) if is_adapter else None
+    facts = {} if training is None else {"trained for": str(training)}
+    return facts if inverted is None else facts | {"warning": inverted}
 
 
 def _engines(artifact: Artifact, options: LoadOptions) -> dict[str, str]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from qalign_fast.cli.console import NoVerify, print_facts, remark, stdin_bytes
+from qalign_fast.cli.console import Base, NoVerify, print_facts, remark, stdin_bytes
 from qalign_fast.errors import OptionError, TaskError
 from qalign_fast.families.prompt import usual_tasks
+from qalign_fast.families.published import task_remark
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.feed.remote.address import is_address
-from qalign_fast.identity import tasks_of
+from qalign_fast.identity import tasks_of, trained_name
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.sources import tell_skipped
 
@@ -62,6 +63,7 @@ def run(
             help="Artifact directory, checkpoint directory or Hub id. Default: the embedded model.", show_default=False
         ),
     ] = None,
+    base: Base = None,
     format: Annotated[Form, typer.Option(help="Of the shards.")] = Form.parquet,
     column: Annotated[
         str | None,
@@ -150,7 +152,7 @@ def run(
     more = _names(formats)
     job = JobOptions(
         inputs=tuple(inputs or ()),
-        tasks=_tasks(task, model),
+        tasks=_tasks(task, model, base),
         taking=InputOptions(column, _names(keep, lower=False), root, recursive, more, _names(allow)),
         clip=ClipOptions(fps, max_frames, "time" if sampling == Sampling.time else "index"),
         limits=PictureLimits(
@@ -167,7 +169,16 @@ def run(
         timing=timing,
     )
     how = RunOptions(
-        model, tuple(device or ["auto"]), precision, engine, threads, not no_verify, batch_size, workers, time_limit
+        model,
+        tuple(device or ["auto"]),
+        precision,
+        engine,
+        threads,
+        not no_verify,
+        batch_size,
+        workers,
+        time_limit,
+        base,
     )
     if dry_run:
         _plan_only(out, job, how, as_json=json)
@@ -242,14 +253,15 @@ def _plan_only(out: Path, job: JobOptions, how: RunOptions, *, as_json: bool) ->
     print_facts(dry_run(out, job, how, stdin_bytes(), Progress().planning), as_json=as_json)
 
 
-def _tasks(task: str, model: str | None) -> tuple[str, ...]:
+def _tasks(task: str, model: str | None, base: str | None) -> tuple[str, ...]:
     """The tasks by their names, before the model is loaded. Raises TaskError for one that it does not have."""
-    has = tasks_of(model)
-    if task == "all":
-        return usual_tasks(has)
-    if task not in has:
+    has = tasks_of(model, base)
+    if task != "all" and task not in has:
         raise TaskError(f"task {task!r} is not in this model; for images it has: {', '.join(has)}")
-    return (task,)
+    tasks = usual_tasks(has) if task == "all" else (task,)
+    if untrained := task_remark(trained_name(model), tasks):
+        remark(untrained)
+    return tasks
 
 
 def _names(text: str, *, lower: bool = True) -> tuple[str, ...]:

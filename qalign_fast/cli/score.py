@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qalign_fast.cli.console import NoVerify, remark, rows_progress, stdin_bytes
+from qalign_fast.cli.console import Base, NoVerify, remark, rows_progress, stdin_bytes
 from qalign_fast.cli.output import Format, choose_format, choose_mode, open_output
 from qalign_fast.engines.options import threads_remark
+from qalign_fast.families.published import task_remark
 from qalign_fast.feed.items import ClipOptions
 from qalign_fast.feed.remote.address import is_address
+from qalign_fast.identity import trained_name
 from qalign_fast.pixels.libtiff import silence_libtiff
 from qalign_fast.pixels.limits import MAX_PIXELS, PictureLimits
 from qalign_fast.records import make_rows, make_writer, write_rows
@@ -50,6 +52,7 @@ def score(
             show_default=False,
         ),
     ] = None,
+    base: Base = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -158,10 +161,11 @@ def score(
         verify=not no_verify,
         limits=limits,
         api_key=(api_key or None) if is_address(model) else None,
+        base=base,
     )
     tasks = scorer.usual_tasks() if task == "all" else (task,)
     scorer.require(tasks)
-    calibrated = None if calibration is None else _calibration(calibration, model, precision, tasks)
+    calibrated = None if calibration is None else _calibration(calibration, tasks, model, precision, base)
     skipped: Counter[str] = Counter()
     sources = find_sources(
         paths, stdin_bytes(), recursive=recursive, null=null, formats=more, skipped=lambda k: skipped.update([k])
@@ -182,16 +186,20 @@ def score(
     if bounded := threads_remark(threads):
         remark(bounded)
     _remark_on(scorer.engine)
+    if not is_address(model) and (untrained := task_remark(trained_name(model), tasks)):
+        remark(untrained)
     if failed:
         raise typer.Exit(3)
 
 
-def _calibration(path: Path, model: str | None, precision: str | None, tasks: Sequence[str]) -> Calibration:
+def _calibration(
+    path: Path, tasks: Sequence[str], model: str | None, precision: str | None, base: str | None
+) -> Calibration:
     """Raises CalibrationError for one of another model, TaskError for a task that it does not have."""
     from qalign_fast.analysis.calibration import model_identity, read_calibration
 
     found = read_calibration(path)
-    found.require_model(model_identity(model, precision))
+    found.require_model(model_identity(model, precision, base))
     for task in tasks:
         found.of_task(task)
     return found

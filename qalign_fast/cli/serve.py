@@ -11,6 +11,7 @@ from qalign_fast.cli.console import NoVerify, print_facts
 from qalign_fast.cli.info import describe
 from qalign_fast.errors import MissingExtraError, OptionError
 from qalign_fast.pixels.limits import PictureLimits
+from qalign_fast.serve.served import base_of
 from qalign_fast.serve.settings import Settings, named_models
 
 Level = StrEnum("Level", ["debug", "info", "warning", "error"])
@@ -36,6 +37,10 @@ def serve(
     engine: Annotated[str, typer.Option(help="As score's.", envvar="QALIGN_ENGINE")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="As score's.", show_default=False, envvar="QALIGN_PRECISION")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="As score's, of every adapter that is served.", show_default=False, envvar="QALIGN_BASE"),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="As score's.", show_default=False, envvar="QALIGN_THREADS")
@@ -122,6 +127,7 @@ def serve(
             device=device,
             engine=engine,
             precision=precision,
+            base=base,
             threads=threads,
             verify=not no_verify,
             max_batch=max_batch,
@@ -148,7 +154,10 @@ def serve(
         )
     except OptionError as error:
         raise typer.BadParameter(str(error)) from error
-    plans = {called: describe(model, device=device, verify=not no_verify) for called, model in settings.models}
+    plans = {
+        called: describe(model, base=base_of(model, settings), device=device, verify=not no_verify)
+        for called, model in settings.models
+    }
     if dry_run:
         print_facts(_plan(settings, plans), as_json=json)
         return

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qalign_fast.cli.console import print_facts, remark, stdin_bytes
+from qalign_fast.cli.console import Base, print_facts, remark, stdin_bytes
 from qalign_fast.sources import find_paths
 
 
@@ -21,6 +21,7 @@ def verify(
         str | None,
         typer.Option(help="What it was made from: compare scores, and write the report.", show_default=False),
     ] = None,
+    base: Base = None,
     count: Annotated[int, typer.Option(min=2, help="How many of the bundled ones.")] = 104,
     max_delta: Annotated[
         float | None, typer.Option(help="Exit 6 if any score moved by more.", show_default=False)
@@ -34,14 +35,16 @@ def verify(
     from qalign_fast.artifact.manifest import open_artifact
 
     if against is None:
-        if pictures or max_delta is not None or min_srcc is not None:
-            raise typer.BadParameter("pictures, --max-delta and --min-srcc need --against", param_hint="--against")
+        if pictures or base is not None or max_delta is not None or min_srcc is not None:
+            raise typer.BadParameter(
+                "pictures, --base, --max-delta and --min-srcc need --against", param_hint="--against"
+            )
         remark(f"{artifact}: {len(open_artifact(artifact).manifest.files)} files match the manifest")
         return
     from qalign_export.fidelity import verify as compare
 
     chosen = find_paths(pictures or [], stdin_bytes())
-    reports = compare(artifact, against, chosen, count=count)
+    reports = compare(artifact, against, chosen, count=count, base=base)
     by_engine = {engine: asdict(report) for engine, report in reports.items()}
     facts = {key: {e: _shown(report[key]) for e, report in by_engine.items()} for key in next(iter(by_engine.values()))}
     print_facts(by_engine if json else facts, as_json=json)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from qalign_fast.engines.devices import Needs
 from qalign_fast.errors import DeviceError, MissingExtraError, one_line
+from qalign_fast.families.adapters import adapted
 from qalign_fast.families.family import Checkpoint, Family, Reference
 
 _OUTLIERS = 6.0  # LLM.int8()'s threshold: a column of inputs with a larger value anywhere in the batch stays in 16 bits
@@ -29,16 +30,16 @@ _BLOCK = 64  # weights that share a scale in NF4
 _EMBED = "decoder.embed"
 
 
-def load_model(family: Family, directory: Path, precision: str, device: str) -> Reference:
+def load_model(family: Family, directory: Path, precision: str, device: str, base: Path | None = None) -> Reference:
     """The model of an upstream checkpoint's directory on a device, in eval mode. `precision` is one of PRECISIONS.
 
-    While loading, the host holds a few copies of the largest tensor, beside the tensors that stay there. Raises
-    CheckpointError as the family's checkpoint reader does, MissingExtraError without bitsandbytes, and DeviceError for
-    what bitsandbytes or the device cannot do.
+    `base` is the checkpoint that an adapter's directory is for. While loading, the host holds a few copies of the
+    largest tensor, beside the tensors that stay there. Raises CheckpointError as the family's checkpoint reader does,
+    MissingExtraError without bitsandbytes, and DeviceError for what bitsandbytes or the device cannot do.
     """
     kind, bnb = PRECISIONS[precision], import_bitsandbytes()
     models = family.models()
-    checkpoint = models.Checkpoint(directory)
+    checkpoint = models.Checkpoint(directory) if base is None else adapted(family).Checkpoint(directory, base)
     with torch.device("meta"):
         model = models.Model(checkpoint.config).requires_grad_(False).eval()
     if kind.make is nf4_linear and device == "cpu":

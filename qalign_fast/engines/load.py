@@ -10,14 +10,19 @@ from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_
 from qalign_fast.engines.candidates import choose, engines_of, require_torch
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.options import LoadOptions
-from qalign_fast.errors import ArtifactError, DeviceError
+from qalign_fast.errors import ArtifactError, DeviceError, OptionError
+from qalign_fast.families.adapters import base_remark, find_base, is_adapter
 from qalign_fast.families.family import Family
+from qalign_fast.families.published import inverted_remark, tell
 from qalign_fast.families.registry import family_of_checkpoint
-from qalign_fast.references import find_model
+from qalign_fast.references import find_model, name_of
 
 
 def load_engine(model: str | Path | None = None, options: LoadOptions | None = None) -> Engine:
     """The engine for a model: None (the embedded one), the directory of an artifact or a checkpoint, or a Hub id.
+
+    A checkpoint may be a LoRA adapter's folder. `base` is the checkpoint that it is merged into, if that is not the one
+    that it names. A ModelWarning is given for a base of another name, and for an adapter that was trained upside down.
 
     `device` is "cpu", "cuda", "cuda:1" (and so on), "mps", or "auto". For an artifact with torch weights, or with
     graphs for CUDA, "auto" is the first CUDA device if the packages that run them there are installed, and otherwise
@@ -30,18 +35,14 @@ def load_engine(model: str | Path | None = None, options: LoadOptions | None = N
     "native", which runs torch weights on a CPU without torch), or "tensorrt", which runs "onnx" graphs in float32 or
     float16.
 
-    Raises ArtifactError or CheckpointError for a model that cannot be read, DeviceError for an engine, device or
-    precision that the model or the machine does not have, and MissingExtraError for a package that is not installed.
+    Raises ArtifactError or CheckpointError for a model that cannot be read, OptionError for a base of what is no
+    adapter, DeviceError for an engine, device or precision that the model or the machine does not have, and
+    MissingExtraError for a package that is not installed.
     """
     engine = _load(find_model(model), options or LoadOptions())
     if engine.name == "torch":
         _one_thread_in_forks()
     return engine
-
-
-def from_anywhere(model: str | Path | None) -> str | Path | None:
-    """The reference to a model that was found, for a process in another folder: a path becomes absolute."""
-    return str(Path(model).absolute()) if model is not None and Path(model).exists() else model
 
 
 @cache
@@ -55,14 +56,18 @@ def _one_thread_in_forks() -> None:
 
 def _load(directory: Path, options: LoadOptions) -> Engine:
     if is_artifact(directory):
+        if options.base is not None:
+            raise OptionError(f"base {options.base}: {directory} is an artifact, which needs no base")
         return _load_artifact(open_artifact(directory, verify=options.verify, remembered=True), options)
-    if not (directory / "config.json").is_file():
+    if not is_adapter(directory) and not (directory / "config.json").is_file():
         raise ArtifactError(f"{directory}: neither an artifact ({MANIFEST}) nor a checkpoint (config.json)")
     return _load_checkpoint(directory, options)
 
 
 def _load_artifact(artifact: Artifact, options: LoadOptions) -> Engine:
     manifest, directory = artifact.manifest, artifact.directory
+    if "base" in manifest.source:  # it was an adapter
+        tell(inverted_remark(str(manifest.source.get("name"))))
     if not manifest.engines:
         raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
     if options.precision not in (None, "auto", manifest.precision):
@@ -80,7 +85,8 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
             f"{directory}: has no weights for engine {options.engine!r}; available: torch; "
             "`qalign-fast export` makes an artifact for onnx"
         )
-    family = family_of_checkpoint(directory)
+    base = find_base(directory, options.base)
+    family = family_of_checkpoint(directory, base)
     has = checkpoint_precisions(family)
     if options.precision not in (None, "auto", *has):
         raise DeviceError(
@@ -92,7 +98,9 @@ def _load_checkpoint(directory: Path, options: LoadOptions) -> Engine:
 
     precision = "fp32" if options.precision in (None, "auto") else str(options.precision)
     place = _place_checkpoint(options.device, precision)
-    return load_checkpoint(family, directory, options.usable_threads, place, precision)
+    if base is not None:
+        tell(inverted_remark(name_of(directory)), base_remark(directory, options.base))
+    return load_checkpoint(family, directory, options.usable_threads, place, precision, base)
 
 
 def checkpoint_precisions(family: Family) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from qalign_fast.errors import DeviceError
 from qalign_kernels.cores import cores
@@ -24,6 +25,7 @@ class LoadOptions:
     engine: str = "auto"
     threads: int | None = None  # that were asked for; None: every core
     verify: bool = True  # whether the SHA-256 of an artifact's files is checked
+    base: str | Path | None = None  # of a LoRA adapter; None: the one that it names
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or not 1 <= self.threads <= _MOST_THREADS):

@@ -24,6 +24,7 @@ from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.native_cpu import ROWS
 from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
+from qalign_fast.families.adapters import adapted
 from qalign_fast.families.family import Constants, Family, Folded, Reference
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.linear import expand_weight
@@ -88,23 +89,33 @@ class FloatProducts(Ops):
 
 
 def load_checkpoint(
-    family: Family, directory: Path, threads: int | None = None, device: str = "cpu", precision: str = "fp32"
+    family: Family,
+    directory: Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    base: Path | None = None,
 ) -> TorchEngine:
     """The engine of an upstream checkpoint's directory. `precision` is "fp32" or one of bitsandbytes'.
 
+    `base` is the directory of the checkpoint that an adapter's is for; the adapter is merged into it.
     `threads` is torch's own setting, so it holds for the whole process. Raises CheckpointError for a checkpoint that
     cannot be read, DeviceError if the device has no room, and what `bitsandbytes_linears.load_model` raises.
     """
     set_threads(threads)
     if precision in bitsandbytes_linears.PRECISIONS:
-        model, kernels = bitsandbytes_linears.load_model(family, directory, precision, device), "bitsandbytes"
+        model, kernels = bitsandbytes_linears.load_model(family, directory, precision, device, base), "bitsandbytes"
     else:
         try:
-            model, kernels = family.models().load_model(directory).to(device), PLAIN.name
+            model, kernels = _reference(family, directory, base).to(device), PLAIN.name
         except RuntimeError as error:
             raise DeviceError(f"device {device!r}: has no room for float32 weights ({one_line(error)})") from error
     constants = cache(model.constants)  # each prompt's are computed when it is first asked for
     return TorchEngine(family, model, precision, family.prompts, constants, device=device, kernels=kernels)
+
+
+def _reference(family: Family, directory: Path, base: Path | None) -> Reference:
+    return family.models().load_model(directory) if base is None else adapted(family).load_model(directory, base)
 
 
 def load_folded(

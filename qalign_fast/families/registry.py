@@ -21,11 +21,13 @@ def find_family(name: str) -> Family:
     return family
 
 
-def family_of_checkpoint(directory: Path) -> Family:
-    """The family that recognizes the directory's config.json.
+def family_of_checkpoint(directory: Path, base: Path | None = None) -> Family:
+    """The family that recognizes the directory's config.json, or that of its base if it is an adapter's without one.
 
     If none does, it is OneAlign's, whose reader then says what is missing.
     """
+    if base is not None and not (directory / "config.json").is_file():
+        directory = base
     try:
         raw = json.loads((directory / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ def dry_run(
     """
     if is_planned(path):
         job = own_options(path, job)
-    model = identify_model(run.model, run.precision)
+    model = identify_model(run.model, run.precision, run.base)
     skipped: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="qalign-plan-") as temporary:
         groups = find_entries(job.inputs, job.taking, stdin, lambda kind: skipped.update([kind]))

@@ -107,7 +107,7 @@ def run_job(
     full disk; OptionError for inputs that cannot be read; and what loading a model raises.
     """
     watcher = watcher or Watcher()
-    model = identify_model(run.model, run.precision)
+    model = identify_model(run.model, run.precision, run.base)
     with _told(path), lock(path):
         if is_planned(path) and not force:
             job = own_options(path, job)

@@ -43,6 +43,7 @@ class EngineSetup:
             threads=self.threads,
             verify=run.verify,
             limits=self.job.limits,
+            base=run.base,
         )
         scorer.require(self.job.tasks)
         return scorer

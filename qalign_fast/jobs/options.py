@@ -83,6 +83,7 @@ class RunOptions:
     batch_size: int = 16
     workers: int | None = None
     time_limit: float = 60.0
+    base: str | None = None  # of a LoRA adapter, as `Scorer.load` takes it
 
 
 def hash_options(options: Mapping[str, Any]) -> str:

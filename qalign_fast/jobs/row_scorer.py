@@ -56,7 +56,7 @@ class RowScorer:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        from qalign_fast.engines.load import from_anywhere
+        from qalign_fast.references import from_anywhere
 
         model = from_anywhere(self.model)
         object.__setattr__(self, "model", None if model is None else str(model))

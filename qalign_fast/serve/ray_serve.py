@@ -149,7 +149,9 @@ _PICTURES: Mapping[str, Callable[[str], Any]] = {
     "formats": str,
 }
 _KINDS: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("model", "name", "device", "engine", "precision", "log_level", "api_key", "allow_url_host"), str),
+    **dict.fromkeys(
+        ("model", "name", "device", "engine", "precision", "base", "log_level", "api_key", "allow_url_host"), str
+    ),
     **dict.fromkeys(("threads", "max_batch", "queue", "max_body", "cache"), int),
     **dict.fromkeys(("max_wait_ms", "timeout", "grace"), float),
     "no_verify": _flag,

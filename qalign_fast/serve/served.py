@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qalign_fast.families.adapters import is_adapter
 from qalign_fast.identity import hash_model
 from qalign_fast.references import find_model
 from qalign_fast.scorer import Scorer
@@ -56,7 +57,13 @@ def load_scorer(reference: str | None, settings: Settings) -> Scorer:
         threads=settings.threads,
         verify=settings.verify,
         limits=settings.limits,
+        base=base_of(reference, settings),
     ).warm()
+
+
+def base_of(reference: str | None, settings: Settings) -> str | None:
+    """The base that is set, where several models are served for adapters alone."""
+    return settings.base if len(settings.models) == 1 or is_adapter(find_model(reference)) else None
 
 
 def facts_of(name: str, reference: str | None, scorer: Scorer, settings: Settings) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def facts_of(name: str, reference: str | None, scorer: Scorer, settings: Setting
         "engine": engine.name,
         "device": engine.device,
         "kernels": engine.kernels,
-        "hash": hash_model(find_model(reference)),
+        "hash": hash_model(find_model(reference), base_of(reference, settings)),
         "scale": [scale.low, scale.high],
         "levels": list(scale.words),
         **engine.family.sizes_to_json(config),  # by which a client makes pixels as the server would

@@ -19,6 +19,7 @@ class Settings:
     """The server's options. Raises OptionError for a value that no server can have.
 
     models: name and reference of each, as `Scorer.load` takes a reference. The first answers where none is named.
+    base: of the models that are LoRA adapters, as `Scorer.load` takes it.
     max_batch: pictures that are computed at a time.
     max_wait_ms: how long a batch waits for pictures that are being read already. A picture alone never waits.
     queue: pictures that may wait or be worked at, for each model; one more is refused.
@@ -38,6 +39,7 @@ class Settings:
     device: str = "auto"
     engine: str = "auto"
     precision: str | None = None
+    base: str | None = None
     threads: int | None = None
     verify: bool = True
     max_batch: int = 16
