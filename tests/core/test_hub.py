@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.goldens import PICTURES, Golden
+from qalign_fast.levels import score_of
+from support.goldens import GOLDEN, PICTURES, Golden
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SCORE = (
@@ -152,6 +154,23 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(hub: Hub, tmp_pat
     first = score(hub, tmp_path)
     assert 1 <= float(first) <= 5
     assert score(hub, tmp_path, HF_HUB_OFFLINE="1") == first
+
+
+def test_an_adapters_tensors_that_no_other_file_has_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    """Although they are a pickle beside safetensors."""
+    shutil.rmtree(hub.folder)
+    shutil.copytree(GOLDEN / "lora-112", hub.folder)
+    settings = json.loads((hub.folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(GOLDEN / "narrow-112")
+    (hub.folder / "adapter_config.json").write_text(json.dumps(settings))
+    (hub.folder / "training_args.bin").write_bytes(b"which nobody needs")
+    first = float(score(hub, tmp_path))
+    logits = np.load(GOLDEN / "lora-112" / "expected.npz")["merged_logits_quality_image"]
+    order = list(np.load(GOLDEN / "narrow-112" / "expected.npz")["picture_names"])
+    expected = score_of(logits[order.index("chelsea_small.png")], "quality").value
+    assert first == pytest.approx(expected, abs=1e-4)
+    assert "training_args.bin" not in {name for name, _ in hub.asked}
+    assert score(hub, tmp_path, HF_HUB_OFFLINE="1") == str(first)
 
 
 def test_a_download_that_was_cut_off_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:

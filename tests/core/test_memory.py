@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from qalign_fast.families.mplug_owl2.config_json import read_config
 from qalign_fast.families.mplug_owl2.model.checkpoint import origins
+from support.adapters import linears, named, random_parts, write_adapter
 from support.goldens import GOLDEN
 from support.pictures import png_chunk
 
@@ -83,8 +84,9 @@ except ImageError as error:
     assert measure(code, path) < 5e6
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "adapter"])
 def test_a_checkpoint_loads_in_the_model_plus_one_tensor(tmp_path: Path, kind: str) -> None:
+    """Also one that an adapter is merged into, on every linear."""
     raw = json.loads((GOLDEN / "narrow-112" / "config.json").read_text())
     raw |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -95,22 +97,29 @@ def test_a_checkpoint_loads_in_the_model_plus_one_tensor(tmp_path: Path, kind: s
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     else:
         save_file(tensors, tmp_path / "model.safetensors")
+    model_of = tmp_path
+    if kind == "adapter":
+        parts = random_parts(read_config(tmp_path), linears(read_config(tmp_path)), rank=4)
+        settings = {"r": 4, "base_model_name_or_path": str(tmp_path), "target_modules": list(parts)}
+        model_of = write_adapter(tmp_path / "adapter", named(parts), settings)
     code = """
 import torch
-from qalign_fast.families.mplug_owl2.model import checkpoint
+from qalign_fast.families.lora import LowRank
 from qalign_fast.families.mplug_owl2.model.checkpoint import TensorOrigin, load_model
-peak, before, take = 0, anonymous(), TensorOrigin.take
-def watched(*arguments):
-    global peak
-    taken = take(*arguments)
-    peak = max(peak, anonymous())
-    return taken
-TensorOrigin.take = watched
+peak, before = 0, anonymous()
+def watched(work):
+    def work_and_look(*arguments):
+        global peak
+        done = work(*arguments)
+        peak = max(peak, anonymous())
+        return done
+    return work_and_look
+TensorOrigin.take, LowRank.add_to = watched(TensorOrigin.take), watched(LowRank.add_to)
 load_model(sys.argv[1])
 print(max(peak, anonymous()) - before)
 """
     assert model > 150e6
-    assert measure(code, tmp_path) < model + largest + 30e6
+    assert measure(code, model_of) < model + largest + 30e6
 
 
 @pytest.mark.parametrize(("precision", "weight"), [("bnb-int8", 1), ("bnb-nf4", 0.6)])  # bytes, scales among them
