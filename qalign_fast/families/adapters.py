@@ -47,6 +47,11 @@ class AdapterConfig:
         alpha, rank = self.alphas.get(_match(self.alphas, module), self.alpha), self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
+    def is_ambiguous(self, module: str) -> bool:
+        """Whether rank_pattern and alpha_pattern have the module under two keys, of which old PEFT takes the first."""
+        rank, alpha = _match(self.ranks, module), _match(self.alphas, module)
+        return rank != alpha and rank in self.ranks and alpha in self.alphas
+
     def targets_module(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module."""
         if isinstance(self.targets, re.Pattern):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from qalign_fast.errors import CheckpointError
-from qalign_fast.families.adapters import AdapterConfig, read_adapter_config
+from qalign_fast.families.adapters import ADAPTER, AdapterConfig, read_adapter_config
 from qalign_fast.families.schema import Shape
 from qalign_fast.families.shards import FLOATS, Shard, open_shard
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINED_WHOLE = "non_lora_trainables.bin"
+CONSTANT = "rotary_emb.inv_freq"  # how the name of a constant ends that old checkpoints store
 
 _PREFIXES = ("base_model.model.", "base_model.", "model.")  # what PEFT's and other wrappers put before a module's name
 _PART = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_IGNORED = "rotary_emb.inv_freq"  # a constant that old checkpoints store
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ class Adapter:
             raise CheckpointError(f"{self._file}: '{theirs}' is no A or B of a linear that the base has")
         if not self.config.targets_module(matched[1]):
             raise CheckpointError(f"{self._file}: '{theirs}' is there, but target_modules does not name its module")
+        if self.config.is_ambiguous(matched[1]):
+            raise CheckpointError(
+                f"{self.directory / ADAPTER}: rank_pattern and alpha_pattern name '{matched[1]}' by different patterns, "
+                "which versions of PEFT read differently; give both the same key"
+            )
         (outputs, inputs), rank = linears[name], self.config.rank_of(matched[1])
         _check_form(self._file, theirs, shard, (rank, inputs) if matched[2] == "A" else (outputs, rank))
         parts = self._parts.setdefault(name, {})
@@ -122,7 +127,7 @@ class Adapter:
         tails = [theirs, *(theirs.removeprefix(each) for each in _PREFIXES if theirs.startswith(each))]
         name = next((tail for tail in tails if tail in shapes), None)
         if name is None:
-            if theirs.endswith(_IGNORED) or self._is_frozen(tails):
+            if theirs.endswith(CONSTANT) or self._is_frozen(tails):
                 return
             raise CheckpointError(f"{file}: '{theirs}' is no tensor that the base has")
         _check_form(file, theirs, shard, shapes[name])

@@ -71,6 +71,8 @@ def test_info(live: Path) -> None:
     assert facts["trained for"] == "quality of images"
     assert facts["decoder"] == "3 layers, 32 wide, 2048 positions"
     assert facts["warning"].startswith("q-align-live-lora-2: its name says")
+    (live / "config.json").unlink()  # plain PEFT has none: the sizes are the base's
+    assert json.loads(run("info", live, "--base", BASE, "--json").stdout) == facts
     plain = json.loads(run("info", BASE, "--json").stdout)
     assert plain["kind"] == "checkpoint"
     assert not {"base", "warning", "trained for"} & plain.keys()

@@ -170,6 +170,14 @@ def test_wrong_whole_tensors_are_named(whole: Tensors, message: str, tmp_path: P
         load_model(adapter(tmp_path / "a", whole=whole))
 
 
+def test_patterns_that_versions_of_peft_read_differently_are_refused(tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"self_attn.q_proj": 8}}
+    with pytest.raises(CheckpointError, match=f"rank_pattern and alpha_pattern name '{Q}' by different patterns"):
+        load_model(adapter(tmp_path / "a", **patterns))
+    same = patterns | {"rank_pattern": {"self_attn.q_proj": 2}}
+    assert read_adapter_config(adapter(tmp_path / "b", **same)).scaling(Q) == 4
+
+
 def test_a_target_without_tensors_is_named(tmp_path: Path) -> None:
     for i, targets in enumerate(([Q, "o_proj"], [Q, "model.layers.1.self_attn.q_proj"])):
         with pytest.raises(CheckpointError, match=f"has nothing for 1 of target_modules: {targets[1]}"):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qalign_fast.errors import CheckpointError
 from qalign_fast.families.adapters import find_base
-from qalign_fast.families.lora import TRAINED_WHOLE, Adapter, Place
+from qalign_fast.families.lora import CONSTANT, TRAINED_WHOLE, Adapter, Place
 from qalign_fast.families.mplug_owl2.config_json import read_config, tuned_abstractor
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
@@ -93,27 +93,28 @@ class Checkpoint:
         self.config = read_config(directory, self.base)
         self.origins = origins(self.config)
         self._adapter = self._open_adapter() if self.base else None
-        self._place: dict[str, Place] = {}  # our name -> where its tensor is
+        self._place = self._find(self.base or directory, self._adapter.replaced if self._adapter else {})
+
+    def _find(self, directory: Path, replaced: Mapping[str, Place]) -> dict[str, Place]:
+        """Our name -> where its tensor is: one that is replaced, or else in the files of a whole checkpoint."""
         ours = {origin.name: name for name, origin in self.origins.items()}
-        replaced = {} if self._adapter is None else self._adapter.replaced
+        places = {ours[theirs]: place for theirs, place in replaced.items()}
         unexpected = []
-        for file in weight_files(self.base or directory):
+        for file in weight_files(directory):
             with open_shard(file) as shard:
                 for theirs in shard.names():
-                    if theirs in ours and theirs not in replaced:
-                        self._add(ours[theirs], shard, file)
-                    elif theirs not in ours and not theirs.endswith(
-                        "rotary_emb.inv_freq"
-                    ):  # a constant that old checkpoints store
+                    if theirs in replaced or theirs.endswith(CONSTANT):
+                        continue
+                    if theirs in ours:
+                        self._add(ours[theirs], shard, file, places)
+                    else:
                         unexpected.append(theirs)
-        self._place |= {ours[theirs]: place for theirs, place in replaced.items()}
-        missing = sorted(origin.name for name, origin in self.origins.items() if name not in self._place)
+        missing = sorted(origin.name for name, origin in self.origins.items() if name not in places)
         if missing:
-            raise CheckpointError(f"{self.base or directory}: {_count('tensor', missing)} missing: {_some(missing)}")
+            raise CheckpointError(f"{directory}: {_count('tensor', missing)} missing: {_some(missing)}")
         if unexpected:
-            raise CheckpointError(
-                f"{self.base or directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}"
-            )
+            raise CheckpointError(f"{directory}: {_count('unexpected tensor', unexpected)}: {_some(unexpected)}")
+        return places
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Float32 copies of these parameters, in the reference model's shapes. The head has the five level rows.
@@ -147,9 +148,9 @@ class Checkpoint:
             )
         return adapter
 
-    def _add(self, name: str, shard: Shard, file: Path) -> None:
+    def _add(self, name: str, shard: Shard, file: Path, places: dict[str, Place]) -> None:
         origin = self.origins[name]
-        if name in self._place:
+        if name in places:
             raise CheckpointError(f"{file}: tensor '{origin.name}' is there a second time")
         shape, dtype = shard.form(origin.name)
         if shape != origin.shape:
@@ -158,7 +159,7 @@ class Checkpoint:
             )
         if dtype not in FLOATS:
             raise CheckpointError(f"{file}: tensor '{origin.name}' is {dtype}; expected float32, float16 or bfloat16")
-        self._place[name] = Place(file, origin.name)
+        places[name] = Place(file, origin.name)
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
