@@ -101,8 +101,8 @@ class Adapter:
             raise CheckpointError(f"{self._file}: '{theirs}' is there, but target_modules does not name its module")
         if self.config.is_ambiguous(matched[1]):
             raise CheckpointError(
-                f"{self.directory / ADAPTER}: rank_pattern and alpha_pattern name '{matched[1]}' by different patterns, "
-                "which versions of PEFT read differently; give both the same key"
+                f"{self.directory / ADAPTER}: rank_pattern and alpha_pattern name '{matched[1]}' by different patterns,"
+                " which versions of PEFT read differently; give both the same key"
             )
         (outputs, inputs), rank = linears[name], self.config.rank_of(matched[1])
         _check_form(self._file, theirs, shard, (rank, inputs) if matched[2] == "A" else (outputs, rank))

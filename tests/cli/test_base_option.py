@@ -78,6 +78,7 @@ def test_info(live: Path) -> None:
     assert not {"base", "warning", "trained for"} & plain.keys()
 
 
+@pytest.mark.filterwarnings("ignore::qalign_fast.errors.ModelWarning")
 def test_serve(live: Path, tmp_path: Path) -> None:
     """A base is for the adapters among the models."""
     planned = run("serve", live, BASE, "--base", BASE, "--dry-run", "--json")
