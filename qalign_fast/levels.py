@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import numpy.typing as npt
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")
@@ -96,17 +98,19 @@ def score_of(
     )
 
 
-def level_of(mos: float, low: float, high: float, words: Sequence[str] = LEVELS) -> str:
+def level_of(
+    mos: float | Fraction, low: float | Fraction, high: float | Fraction, words: Sequence[str] = LEVELS
+) -> str:
     """The level word of a mean opinion score on a scale from low to high, which is cut into equal intervals.
 
     This is the training rule of the paper, equation 1: of n intervals, number i holds low + i/n (high - low) < mos <=
-    low + (i+1)/n (high - low), and the lowest also holds `low`. `words`: the best first. Raises ValueError for a `mos`
-    outside the scale.
+    low + (i+1)/n (high - low), and the lowest also holds `low`. `words`: the best first. Of fractions the
+    comparison is exact. Raises ValueError for a `mos` outside the scale.
     """
     if not low <= mos <= high or low == high:
         raise ValueError(f"{mos} is not on a scale from {low} to {high}")
     for i in range(1, len(words)):
-        if mos <= low + i / len(words) * (high - low):
+        if mos <= low + i * (high - low) / len(words):  # i / 5 would be rounded first: 3 / 5 * 9 is below 5.4
             return words[-i]
     return words[0]
 

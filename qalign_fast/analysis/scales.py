@@ -53,7 +53,7 @@ def share_from(text: str) -> Fraction:
 def level_places(scores: Numbers, scale: Scale) -> npt.NDArray[np.intp]:
     """The place in LEVELS of each score's level: `levels.level_of` for an array [n]."""
     low, high = scale
-    bounds = [low + i / len(LEVELS) * (high - low) for i in range(1, len(LEVELS))]
+    bounds = [low + i * (high - low) / len(LEVELS) for i in range(1, len(LEVELS))]
     places: npt.NDArray[Any] = len(LEVELS) - 1 - np.searchsorted(bounds, scores)
     return places
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_certain_levels_reach_both_ends_of_the_scale() -> None:
 )
 def test_rating_to_level_is_five_equal_intervals_closed_above(mos: float, level: str) -> None:
     assert level_of(mos, 0, 100) == level
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 10), (0, 9), (0, 3), (1, 5), (0, 100)])
+def test_a_rating_on_the_edge_of_two_levels_has_the_lower_one(low: int, high: int) -> None:
+    """In doubles as in fractions, on scales of whole numbers: AVA's is 1 to 10, where 6.4 is fair."""
+    for i, word in enumerate(LEVELS[:0:-1], 1):
+        edge = low + Fraction(i, 5) * (high - low)
+        assert level_of(float(edge), low, high) == word
+        assert level_of(edge, Fraction(low), Fraction(high)) == word
 
 
 def test_a_rating_off_its_scale_is_refused() -> None:
