@@ -37,6 +37,7 @@ COMMANDS = (
     "compare",
     "rank",
     "evaluate",
+    "levels",
     "bench",
 )  # each a file here with a function of that name
 

@@ -1,1 +1,1 @@
-"""Labels and scores in, agreement out: lists of data sets, protocols, intervals."""
+"""Labels and scores in, agreement out: lists, protocols, intervals; and labels made ready for training."""

@@ -1,0 +1,90 @@
+"""Labels in; the level word of each, and what is lost on the way, out.
+
+Source: Q-Align (ICML 2024), section 3.1: equation 1 makes levels of labels, table 2 says what that costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qalign_fast.analysis.measures import spearman
+from qalign_fast.errors import ListError
+from qalign_fast.evaluation.training_data.labels import Labels
+from qalign_fast.levels import FIVE_LEVELS, level_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The levels of N labels.
+
+    low, high: the ends of the labels' scale, which is cut into five equal intervals. lower_better: whether low is the
+    best end. words: the level of each label [N]. plcc, srcc: the correlation of the labels and of the values that their
+    levels have (5 to 1), both rising with quality; None where all levels are the same.
+    """
+
+    low: float
+    high: float
+    lower_better: bool
+    words: tuple[str, ...]
+    plcc: float | None
+    srcc: float | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labels have each level, the best level first."""
+        return {word: self.words.count(word) for word in FIVE_LEVELS.words}
+
+
+def convert(
+    labels: Labels, low: float | None = None, high: float | None = None, *, lower_better: bool = False
+) -> Conversion:
+    """The level of each label, by equation 1. An end of the scale that is None is that of the labels themselves.
+
+    Where lower is better, equation 1 is applied to the negated labels, so that words follow quality. Labels are
+    compared as their decimals say. Raises ListError for a label that is not on the scale, and for a scale without
+    length.
+    """
+    low = min(labels.values) if low is None else low
+    high = max(labels.values) if high is None else high
+    if not low < high:
+        raise ListError(f"{labels.source}: its scale goes from {low:g} to {high:g}; --low and --high say another one")
+    for value, line in zip(labels.values, labels.lines, strict=True):
+        if not low <= value <= high:
+            raise ListError(
+                f"{labels.source}: line {line}: the label {value:g} is not on the scale {low:g} to {high:g}"
+            )
+    sign = -1 if lower_better else 1
+    worst, best = sorted((sign * _exactly(low), sign * _exactly(high)))
+    level = {value: level_of(sign * _exactly(value), worst, best) for value in set(labels.values)}
+    words = tuple(level[value] for value in labels.values)
+    quality = sign * np.array(labels.values, np.float64)
+    return Conversion(low, high, lower_better, words, *cost(words, quality))
+
+
+def cost(words: tuple[str, ...], quality: Numbers) -> tuple[float | None, float | None]:
+    """PLCC and SRCC of labels [N], rising with quality, and of the values of their level words [N]."""
+    worth = dict(zip(FIVE_LEVELS.words, FIVE_LEVELS.values, strict=True))
+    values = np.array([worth[word] for word in words], np.float64)
+    return _pearson(values, quality), spearman(values, quality)
+
+
+def _pearson(a: Numbers, b: Numbers) -> float | None:
+    """The correlation of pairs [n]; None where all of one set are equal."""
+    x, y = (each - each.mean() for each in (a, b))
+    size = sqrt(float(x @ x)) * sqrt(float(y @ y))
+    return float(x @ y) / size if size else None
+
+
+def _exactly(number: float) -> Fraction:
+    """The decimals that stand for a double: 6.4 is 32/5, which no double is."""
+    return Fraction(repr(number))
