@@ -36,6 +36,9 @@ def levels(
     high: Annotated[
         float | None, typer.Option(help="The scale's highest label. Default: the file's own.", show_default=False)
     ] = None,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Labels beyond --low or --high have the level of that end.")
+    ] = False,
     lower_better: Annotated[
         bool | None,
         typer.Option(
@@ -63,16 +66,18 @@ def levels(
     from qalign_fast.evaluation.training_data.conversations import list_text
 
     weights = _weights(labels, weight)
-    _check_scale(low, high)
+    _check_scale(low, high, clip)
     choose_mode(output, Format.table, overwrite=overwrite, append=False)
     check_apart(output, labels)
     wording = Wording(task, medium, prefix)
-    given = (name, label, low, high, lower_better)
-    _check_given(labels, given)
+    _check_given(labels, (name, label, low, high, lower_better))
     entries: list[Entry] = []
     facts: list[dict[str, Any]] = []
     for path, times in zip(labels, weights, strict=True):
-        found, told = _take(path) if _is_list(path) else _convert(path, *given, wording)
+        if _is_list(path):
+            found, told = _take(path)
+        else:
+            found, told = _convert(path, name, label, low, high, clip, lower_better, wording)
         entries += found * times
         facts.append({"labels": str(path), "entries": len(found), "weight": times} | told)
     write_output(output, list_text(entries))
@@ -86,7 +91,9 @@ def _weights(labels: Sequence[Path], weight: Sequence[int] | None) -> Sequence[i
     return weight or [1] * len(labels)
 
 
-def _check_scale(low: float | None, high: float | None) -> None:
+def _check_scale(low: float | None, high: float | None, clip: bool) -> None:
+    if clip and low is None and high is None:
+        raise typer.BadParameter("labels go beyond --low or --high; give one of them", param_hint="--clip")
     for hint, end in (("--low", low), ("--high", high)):
         if end is not None and not abs(end) < float("inf"):
             raise typer.BadParameter(f"{end} is no label", param_hint=hint)
@@ -122,6 +129,7 @@ def _convert(
     label: str | None,
     low: float | None,
     high: float | None,
+    clip: bool,
     lower_better: bool | None,
     wording: Wording,
 ) -> tuple[list[Entry], dict[str, Any]]:
@@ -134,7 +142,7 @@ def _convert(
     if lower_better is None and found.may_fall:
         what = f"{path}: column {found.column!r} may rise or fall with quality"
         raise typer.BadParameter(f"{what}; give --lower-better or --higher-better", param_hint="--label")
-    made = convert(found, low, high, lower_better=bool(lower_better))
+    made = convert(found, low, high, lower_better=bool(lower_better), clip=clip)
     _tell(path, found, made, low is None or high is None, wording)
     scale = {"low": made.low, "high": made.high, "lower_better": made.lower_better}
     return make_entries(found, made, wording), {

@@ -92,8 +92,20 @@ def test_a_cost_that_no_correlation_has_is_none() -> None:
 
 
 def test_a_label_off_the_scale_is_an_error_that_names_its_line() -> None:
-    with pytest.raises(ListError, match=r"made.csv: line 3: the label 101 is not on the scale 0 to 100"):
+    with pytest.raises(ListError, match=r"made.csv: line 3: the label 101 is not on the scale 0 to 100; --clip gives"):
         convert(labels_of([50, 101]), 0, 100)
+
+
+@pytest.mark.parametrize("lower_better", [False, True])
+def test_a_label_beyond_a_scale_that_clips_has_the_level_of_its_end(lower_better: bool) -> None:
+    values = [-7.0, 10.0, 30.0, 50.0, 90.0, 110.0]
+    found = convert(labels_of(values), 0, 100, lower_better=lower_better, clip=True)
+    rising = ("bad", "bad", "poor", "fair", "excellent", "excellent")
+    falling = ("excellent", "excellent", "good", "fair", "bad", "bad")
+    assert found.words == (falling if lower_better else rising)
+    worth = [5 - LEVELS.index(word) for word in found.words]
+    quality = -np.array(values) if lower_better else np.array(values)
+    assert found.plcc == pytest.approx(pearsonr(worth, quality)[0], abs=1e-12)  # of the labels as they are
 
 
 def test_labels_that_are_all_the_same_need_a_scale() -> None:

@@ -80,6 +80,14 @@ def test_each_file_has_its_own_scale_and_weight(mos: Path, tmp_path: Path) -> No
     assert facts["lists"][2]["levels"] == {"excellent": 1, "good": 0, "fair": 0, "poor": 0, "bad": 1}
 
 
+def test_labels_beyond_the_scale_are_clipped_where_that_is_asked(mos: Path, tmp_path: Path) -> None:
+    """So are the labels of upstream's lists of clips, whose few extremes would else widen the scale."""
+    done = run("levels", mos, "-o", tmp_path / "list.json", "--low", 2.5, "--clip", "--json")
+    assert words(tmp_path / "list.json") == ["bad", "bad", "poor", "poor", "excellent"]
+    assert json.loads(done.stdout)["lists"][0]["scale"] == {"low": 2.5, "high": 5.0, "lower_better": False}
+    assert [entry["gt_score"] for entry in read_entries(tmp_path / "list.json")] == [1, 2.6, 3.4, 3.5, 5]
+
+
 def test_clips_that_training_would_not_read_are_told(mos: Path, tmp_path: Path) -> None:
     (clips := tmp_path / "clips.csv").write_text("name,mos\nx.mp4,20\ny.avi,100\n")
     done = run("levels", clips, "-o", tmp_path / "v.json", "--medium", "video", "--low", 0, "--high", 100)
@@ -105,6 +113,9 @@ def test_words_of_a_list_that_are_no_levels_are_told(mos: Path, tmp_path: Path) 
         (["mos.csv", "--low", "nan"], 2, "nan is no label"),
         (["mos.csv", "--low", 5, "--high", 5], 2, "5 is not below --high 5"),
         (["mos.csv", "--low", 2], 1, "line 2: the label 1 is not on the scale 2 to 5"),
+        (["mos.csv", "--clip"], 2, "labels go beyond --low or --high; give one of them"),
+        (["list.json", "--low", 0], 2, "it is of labels in CSV, and there are none"),
+        (["list.json", "--higher-better"], 2, "it is of labels in CSV, and there are none"),
         (["mos.csv", "--label", "score"], 1, "no column 'score'; it has: image, mos"),
         (["none.csv"], 1, "none.csv: No such file"),
         (["empty.csv"], 1, "it is empty"),

@@ -31,8 +31,9 @@ DOCUMENTS = (
 )
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 SUFFIXES = tuple(".py .md .json .sh .cpp .h .c .toml .jpg".split())
-COMMANDS = tuple(
-    "score run serve export verify info build bench report threshold calibrate drift compare rank evaluate".split()
+COMMANDS = (
+    *"score run serve export verify info build bench report threshold calibrate drift compare rank".split(),
+    *("evaluate", "levels"),
 )
 USES = re.compile(rf"(?:qalign-fast |`)({'|'.join(COMMANDS)}) ([^`\n#]*)")  # a command and what follows it
 KINDS = "linear|float linear|norm|float32"

@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from qalign_bench.figures import job_tables, server_tables
+from qalign_bench.figures import job_tables, level_tables, server_tables
 from qalign_bench.figures.report import COST, SPEED, cells, markdown_table, names, number, warnings
 
 Found: TypeAlias = Mapping[str, Any]  # a results file's content
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/measured.md", "docs/embedding.md", "docs/serve.md", "docs/jobs.md")
+DOCUMENTS = (
+    *("README.md", "docs/measured.md", "docs/embedding.md", "docs/serve.md", "docs/jobs.md", "docs/training_data.md"),
+)
 _TABLE = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -266,6 +268,7 @@ _FORMS: Mapping[str, Callable[[Found], str]] = {
     "golden_report": _golden_report,
     "job_memory": job_tables.memory,
     "job_scale": job_tables.scale,
+    "level_conversion": level_tables.conversion,
     "real_weights": _real_weights,
     "slim_install": _slim_install,
 }

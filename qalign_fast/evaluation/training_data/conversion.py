@@ -46,26 +46,29 @@ class Conversion:
 
 
 def convert(
-    labels: Labels, low: float | None = None, high: float | None = None, *, lower_better: bool = False
+    labels: Labels,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    lower_better: bool = False,
+    clip: bool = False,
 ) -> Conversion:
     """The level of each label, by equation 1. An end of the scale that is None is that of the labels themselves.
 
     Where lower is better, equation 1 is applied to the negated labels, so that words follow quality. Labels are
-    compared as their decimals say. Raises ListError for a label that is not on the scale, and for a scale without
-    length.
+    compared as their decimals say. With `clip`, a label beyond an end of the scale has the level of that end. Raises
+    ListError for a label that is not on the scale without it, and for a scale without length.
     """
     low = min(labels.values) if low is None else low
     high = max(labels.values) if high is None else high
     if not low < high:
         raise ListError(f"{labels.source}: its scale goes from {low:g} to {high:g}; --low and --high say another one")
-    for value, line in zip(labels.values, labels.lines, strict=True):
-        if not low <= value <= high:
-            raise ListError(
-                f"{labels.source}: line {line}: the label {value:g} is not on the scale {low:g} to {high:g}"
-            )
+    if not clip:
+        _check_inside(labels, low, high)
     sign = -1 if lower_better else 1
     worst, best = sorted((sign * _exactly(low), sign * _exactly(high)))
-    level = {value: level_of(sign * _exactly(value), worst, best) for value in set(labels.values)}
+    clipped = {value: min(max(sign * _exactly(value), worst), best) for value in set(labels.values)}
+    level = {value: level_of(inside, worst, best) for value, inside in clipped.items()}
     words = tuple(level[value] for value in labels.values)
     quality = sign * np.array(labels.values, np.float64)
     return Conversion(low, high, lower_better, words, *cost(words, quality))
@@ -78,6 +81,13 @@ def cost(words: tuple[str, ...], quality: Numbers) -> tuple[float | None, float 
     return _pearson(values, quality), spearman(values, quality)
 
 
+def _check_inside(labels: Labels, low: float, high: float) -> None:
+    for value, line in zip(labels.values, labels.lines, strict=True):
+        if not low <= value <= high:
+            found = f"the label {value:g} is not on the scale {low:g} to {high:g}"
+            raise ListError(f"{labels.source}: line {line}: {found}; --clip gives it the level of the nearer end")
+
+
 def _pearson(a: Numbers, b: Numbers) -> float | None:
     """The correlation of pairs [n]; None where all of one set are equal."""
     x, y = (each - each.mean() for each in (a, b))
@@ -87,4 +97,4 @@ def _pearson(a: Numbers, b: Numbers) -> float | None:
 
 def _exactly(number: float) -> Fraction:
     """The decimals that stand for a double: 6.4 is 32/5, which no double is."""
-    return Fraction(repr(number))
+    return Fraction(repr(float(number)))
