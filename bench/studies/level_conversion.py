@@ -76,17 +76,20 @@ def compare(labels: Labels, ours: tuple[str, ...], theirs: list[str]) -> dict[st
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     plcc, srcc = cost(tuple(words), values)
     found = {"other_words": int((~known).sum()), "differ": len(words) - same, "theirs": [srcc, plcc]}
-    if (scale := fit(values, words)) is None:
+    if (scales := fit(values, words)) is None:
         return found | {"scale": None}
-    low, high = (sum(ends) / 2 for ends in scale)
+    low, high = scales.mean(0)  # such scales are a convex set
     fitted = convert(made_of(np.clip(values, low, high).tolist()), low, high).words
-    outside = int(np.sum((values < low) | (values > high)))
-    off = sum(a != b for a, b in zip(fitted, words, strict=True))
-    return found | {"scale": scale, "outside": outside, "differ_on_scale": off}
+    least, most = scales.min(0), scales.max(0)
+    return found | {
+        "scale": [[least[0], most[0]], [least[1], most[1]]],
+        "outside": int(np.sum((values < least[0]) | (values > most[1]))),
+        "differ_on_scale": sum(a != b for a, b in zip(fitted, words, strict=True)),
+    }
 
 
-def fit(values: np.ndarray, words: list[str]) -> list[list[float]] | None:
-    """The lowest and highest `low`, and the same of `high`, of scales whose edges part the words; None: there is none.
+def fit(values: np.ndarray, words: list[str]) -> np.ndarray | None:
+    """Scales (low, high) [4, 2] whose edges part the words: of lowest and highest low and high. None: there is none.
 
     Edge i of a scale is low + i/5 (high - low). It may lie between the last label of the levels below it and the next
     one, where the parting is that which puts fewest labels on the wrong side. Levels without labels part nothing.
@@ -98,17 +101,9 @@ def fit(values: np.ndarray, words: list[str]) -> list[list[float]] | None:
         share = i / len(RISING)
         bounds += [[share - 1, -share], [1 - share, share]]
         limits += [-last, following]
-    ends = []
-    for which in range(2):
-        both = []
-        for sign in (1, -1):
-            goal = [sign * (which == 0), sign * (which == 1)]
-            best = linprog(goal, A_ub=bounds, b_ub=limits, bounds=[(None, None)] * 2)
-            if best.status:
-                return None
-            both.append(float(best.x[which]))
-        ends.append(both)
-    return ends
+    goals = ([1, 0], [-1, 0], [0, 1], [0, -1])
+    found = [linprog(goal, A_ub=bounds, b_ub=limits, bounds=[(None, None)] * 2) for goal in goals]
+    return None if any(best.status for best in found) else np.array([best.x for best in found])
 
 
 def part(below: list[float], above: list[float], order: list[float]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qalign_fast.evaluation.training_data.conversations import (
 from qalign_fast.evaluation.training_data.conversion import convert
 from qalign_fast.evaluation.training_data.labels import Labels
 from qalign_fast.evaluation.training_data.mixes import CROSS_TESTS, MIXES, SETS, is_in_domain, training_sets
+from support.goldens import ROOT
 
 LABELS = Labels("made.csv", "mos", ("a.jpg", "b/c.jpg"), (1.0, 4.25), (2, 3))
 
@@ -134,6 +136,13 @@ def test_a_file_that_is_no_list_is_an_error(tmp_path: Path, text: str, message: 
 )
 def test_a_checkpoint_is_known_by_its_name(name: str) -> None:
     assert training_sets(name) == ("koniq", "spaq", "kadid", "ava", "lsvq")
+
+
+def test_the_documents_table_of_mixes_is_the_registrys() -> None:
+    text = (ROOT / "docs/training_data.md").read_text("utf-8").lower()
+    rows = re.findall(r"^\| `?([\w-]+)`? \| ([a-z, ]+) \|$", text.partition("## mixes")[2], re.MULTILINE)
+    told = {name: tuple(sets.split(", ")) for name, sets in rows if name != "checkpoint"}
+    assert told == {name: sets for name, sets in MIXES.items() if "lora" not in name}
 
 
 @pytest.mark.parametrize("name", ["mini", "one-align-mine", "mine/one-align/export", "", "q-align-int8"])

@@ -17,8 +17,8 @@ def conversion(found: Mapping[str, Any]) -> str:
             f"`{case['list']}`",
             f"{case['entries']:,}, {case['labels'][0]:.4g} to {case['labels'][1]:.4g}",
             _pair(case["ours"]),
-            _pair(case.get("theirs")),
-            _pair(case["paper"]),
+            _pair(case["theirs"]) if "theirs" in case else "no words",
+            _pair(case["paper"]) if case["paper"] else "",
             *_words(case),
         ]
         for case in found["lists"]
@@ -30,7 +30,7 @@ def conversion(found: Mapping[str, Any]) -> str:
 
 def _words(case: Mapping[str, Any]) -> list[str]:
     if "theirs" not in case:
-        return ["no words", "", ""]
+        return ["", "", ""]
     differ = f"{case['differ']:,}" + (f", and {case['other_words']} other words" if case["other_words"] else "")
     if case["scale"] is None:
         return [differ, "none", ""]
@@ -45,5 +45,5 @@ def _span(least: float, most: float) -> str:
     return texts[0] if texts[0] == texts[1] else "..".join(texts)
 
 
-def _pair(figures: list[float] | None) -> str:
-    return "" if figures is None else " / ".join(f"{figure:.3f}" for figure in figures)
+def _pair(figures: list[float]) -> str:
+    return " / ".join(f"{figure:.3f}" for figure in figures)
