@@ -78,7 +78,7 @@ def compare(labels: Labels, ours: tuple[str, ...], theirs: list[str]) -> dict[st
     found = {"other_words": int((~known).sum()), "differ": len(words) - same, "theirs": [srcc, plcc]}
     if (scales := fit(values, words)) is None:
         return found | {"scale": None}
-    low, high = scales.mean(0)  # such scales are a convex set
+    low, high = scales[0]
     fitted = convert(made_of(np.clip(values, low, high).tolist()), low, high).words
     least, most = scales.min(0), scales.max(0)
     return found | {
@@ -89,7 +89,9 @@ def compare(labels: Labels, ours: tuple[str, ...], theirs: list[str]) -> dict[st
 
 
 def fit(values: np.ndarray, words: list[str]) -> np.ndarray | None:
-    """Scales (low, high) [4, 2] whose edges part the words: of lowest and highest low and high. None: there is none.
+    """Scales (low, high) [5, 2] whose edges part the words. None: there is none.
+
+    The first has its edges as far from labels as may be; the others have the lowest and highest low and high.
 
     Edge i of a scale is low + i/5 (high - low). It may lie between the last label of the levels below it and the next
     one, where the parting is that which puts fewest labels on the wrong side. Levels without labels part nothing.
@@ -101,9 +103,10 @@ def fit(values: np.ndarray, words: list[str]) -> np.ndarray | None:
         share = i / len(RISING)
         bounds += [[share - 1, -share], [1 - share, share]]
         limits += [-last, following]
+    middle = linprog([0, 0, -1], [[*bound, 1] for bound in bounds], limits, bounds=[(None, None)] * 2 + [(0, None)])
     goals = ([1, 0], [-1, 0], [0, 1], [0, -1])
-    found = [linprog(goal, A_ub=bounds, b_ub=limits, bounds=[(None, None)] * 2) for goal in goals]
-    return None if any(best.status for best in found) else np.array([best.x for best in found])
+    ends = [linprog(goal, bounds, limits, bounds=[(None, None)] * 2) for goal in goals]
+    return None if middle.status else np.array([best.x[:2] for best in (middle, *ends)])
 
 
 def part(below: list[float], above: list[float], order: list[float]) -> tuple[float, float]:
