@@ -5,6 +5,8 @@ Source: Q-Align (ICML 2024), section 3.1: equation 1 makes levels of labels, tab
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import sqrt
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Numbers = npt.NDArray[np.float64]
+
+
+RISING = FIVE_LEVELS.words[::-1]
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,7 @@ def convert(
         _check_inside(labels, low, high)
     sign = -1 if lower_better else 1
     worst, best = sorted((sign * _exactly(low), sign * _exactly(high)))
-    clipped = {value: min(max(sign * _exactly(value), worst), best) for value in set(labels.values)}
-    level = {value: level_of(inside, worst, best) for value, inside in clipped.items()}
+    level = _levels(labels.values, worst, best, sign)
     words = tuple(level[value] for value in labels.values)
     quality = sign * np.array(labels.values, np.float64)
     return Conversion(low, high, lower_better, words, *cost(words, quality))
@@ -81,10 +85,26 @@ def cost(words: tuple[str, ...], quality: Numbers) -> tuple[float | None, float 
     return _pearson(values, quality), spearman(values, quality)
 
 
+def _levels(values: Iterable[float], worst: Fraction, best: Fraction, sign: int) -> dict[float, str]:
+    """The level of each label that there is. They rise with quality, so that their edges are found by halving."""
+
+    def place(value: float) -> int:
+        return RISING.index(level_of(min(max(sign * _exactly(value), worst), best), worst, best))
+
+    ordered = sorted(set(values), key=lambda value: sign * value)
+    level: dict[float, str] = {}
+    start = 0
+    for number, word in enumerate(RISING):
+        end = bisect_right(ordered, number, start, key=place)
+        level |= dict.fromkeys(ordered[start:end], word)
+        start = end
+    return level
+
+
 def _check_inside(labels: Labels, low: float, high: float) -> None:
     for value, line in zip(labels.values, labels.lines, strict=True):
         if not low <= value <= high:
-            found = f"the label {value:g} is not on the scale {low:g} to {high:g}"
+            found = f"the label {value:.12g} is not on the scale {low:.12g} to {high:.12g}"
             raise ListError(f"{labels.source}: line {line}: {found}; --clip gives it the level of the nearer end")
 
 
