@@ -295,6 +295,8 @@ def _facts(found: Evaluation) -> dict[str, str]:
         "RMSE": f"raw {_number(agreement.rmse_raw)}, linear {_number(agreement.rmse_linear)}, "
         f"{agreement.mapping.name if agreement.mapping else 'mapped'} {_number(agreement.rmse_logistic4)}",
     }
+    if found.in_domain is not None:
+        facts["data set"] = "the model was trained on it" if found.in_domain else "the model was not trained on it"
     if its:
         facts["published"] = f"{its.model}, protocol {its.protocol}: {its.source}"
         facts["reproduced"] = "yes" if found.reproduced else "no: " + "; ".join(found.differences)

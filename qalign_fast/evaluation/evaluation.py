@@ -13,6 +13,7 @@ from qalign_fast.analysis.paired import LabelledChange, labelled_change
 from qalign_fast.analysis.resampling import DRAWS, Bootstrap, Interval
 from qalign_fast.errors import RowsError
 from qalign_fast.evaluation.protocols import Agreement, Protocol, agree, correlated_values
+from qalign_fast.evaluation.training_data.mixes import is_in_domain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -75,6 +76,12 @@ class Evaluation:
         return bool(self.published) and not self.differences
 
     @property
+    def in_domain(self) -> bool | None:
+        """Whether the model was trained on the list's data set, by its name; None where that is not known."""
+        about = self.labels.known or self.labels.looks_like
+        return is_in_domain(str(self.predictions.model.get("name", "")), about.name) if about else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of the figures should know: of the list, of the protocol's fits, of missing scores."""
         own = () if self.labels.known is None or not self.labels.known.note else (self.labels.known.note,)
@@ -93,6 +100,7 @@ class Evaluation:
             "lower_better": labels.lower_better,
             "model": dict(run.model),
             "task": run.task,
+            "in_domain": self.in_domain,
             "protocol": self.protocol.name,
             "correlated": agreement.correlated,
             "srcc": agreement.srcc,

@@ -117,6 +117,14 @@ def test_the_protocols_own_figure_is_compared_first(labels: LabelList) -> None:
     assert not any("by the protocol" in text for text in found.differences)
 
 
+def test_what_a_model_was_trained_on_is_told(labels: LabelList) -> None:
+    scores = scores_near(labels, 0.4)
+    for name, expected in (("koniq-test", True), ("livec", False), ("mine", None)):
+        found = evaluate(known(labels, 0.9, 0.9, name=name), run_of(scores), PROTOCOLS["qalign"], QUICK)
+        assert found.in_domain is expected is result_json(found)["in_domain"]
+    assert evaluate(labels, run_of(scores), PROTOCOLS["qalign"], QUICK).in_domain is None
+
+
 def test_labels_that_fall_with_quality_are_turned(labels: LabelList, tmp_path: Path) -> None:
     path = tmp_path / "dmos.json"
     path.write_text(json.dumps([{"image": each.name, "gt_score": 100 - each.label} for each in labels.entries]))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qalign_fast.errors import ListError
+from qalign_fast.evaluation.lists.known import KNOWN_LISTS
 from qalign_fast.evaluation.training_data.conversations import (
     Medium,
     Task,
@@ -148,22 +149,24 @@ def test_the_documents_table_of_mixes_is_the_registrys() -> None:
 @pytest.mark.parametrize("name", ["mini", "one-align-mine", "mine/one-align/export", "", "q-align-int8"])
 def test_another_model_is_not_known(name: str) -> None:
     assert training_sets(name) is None
-    assert is_in_domain(name, "test_koniq") is None
+    assert is_in_domain(name, "koniq-test") is None
 
 
 def test_a_test_list_is_in_domain_where_table_7_is_grey() -> None:
     grey = {
-        "q-align-iqa": {"test_koniq", "test_spaq", "test_kadid"},
-        "q-align-vqa": {"test_lsvq", "test_lsvq_1080p"},
-        "q-align-aesthetic": {"test_ava"},
-        "q-align-quality": {"test_koniq", "test_spaq", "test_kadid", "test_lsvq", "test_lsvq_1080p"},
-        "q-align-image": {"test_koniq", "test_spaq", "test_kadid", "test_ava"},
-        "q-align-iaa-vqa": {"test_ava", "test_lsvq", "test_lsvq_1080p"},
-        "one-align": {"test_koniq", "test_spaq", "test_kadid", "test_ava", "test_lsvq", "test_lsvq_1080p"},
+        "q-align-iqa": {"koniq-test", "spaq-test", "kadid-test"},
+        "q-align-vqa": {"lsvq-test", "lsvq-1080p"},
+        "q-align-aesthetic": {"ava-test"},
+        "q-align-quality": {"koniq-test", "spaq-test", "kadid-test", "lsvq-test", "lsvq-1080p"},
+        "q-align-image": {"koniq-test", "spaq-test", "kadid-test", "ava-test"},
+        "q-align-iaa-vqa": {"ava-test", "lsvq-test", "lsvq-1080p"},
+        "one-align": {"koniq-test", "spaq-test", "kadid-test", "ava-test", "lsvq-test", "lsvq-1080p"},
     }
-    tests = [*(test for each in SETS.values() for test in each.tests), *CROSS_TESTS]
+    tests = [*(test for each in SETS.values() for test in each.tests if "official" not in test), *CROSS_TESTS]
     assert len(tests) == len(set(tests)) == 12
+    assert {known.name for known in KNOWN_LISTS} >= set(tests)
     for model, expected in grey.items():
         assert {test for test in tests if is_in_domain(model, test)} == expected
+        assert is_in_domain(model, "koniq-official-test") is ("koniq-test" in expected)
         assert is_in_domain(model, "my_list") is None
     assert {name for sets in MIXES.values() for name in sets} == set(SETS)

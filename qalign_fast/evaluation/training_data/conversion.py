@@ -9,12 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qalign_fast.analysis.measures import spearman
+from qalign_fast.analysis.measures import pearson, spearman
 from qalign_fast.errors import ListError
 from qalign_fast.evaluation.training_data.labels import Labels
 from qalign_fast.levels import FIVE_LEVELS, level_of
@@ -82,7 +81,7 @@ def cost(words: tuple[str, ...], quality: Numbers) -> tuple[float | None, float 
     """PLCC and SRCC of labels [N], rising with quality, and of the values of their level words [N]."""
     worth = dict(zip(FIVE_LEVELS.words, FIVE_LEVELS.values, strict=True))
     values = np.array([worth[word] for word in words], np.float64)
-    return _pearson(values, quality), spearman(values, quality)
+    return pearson(values, quality), spearman(values, quality)
 
 
 def _levels(values: Iterable[float], worst: Fraction, best: Fraction, sign: int) -> dict[float, str]:
@@ -106,13 +105,6 @@ def _check_inside(labels: Labels, low: float, high: float) -> None:
         if not low <= value <= high:
             found = f"the label {value:.12g} is not on the scale {low:.12g} to {high:.12g}"
             raise ListError(f"{labels.source}: line {line}: {found}; --clip gives it the level of the nearer end")
-
-
-def _pearson(a: Numbers, b: Numbers) -> float | None:
-    """The correlation of pairs [n]; None where all of one set are equal."""
-    x, y = (each - each.mean() for each in (a, b))
-    size = sqrt(float(x @ x)) * sqrt(float(y @ y))
-    return float(x @ y) / size if size else None
 
 
 def _exactly(number: float) -> Fraction:

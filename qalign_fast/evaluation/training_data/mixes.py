@@ -17,7 +17,7 @@ class TrainingSet:
     """A data set that checkpoints were trained on.
 
     entries: of upstream's training list. counted: whether they were counted, or are the paper's round number.
-    tests: upstream's test lists that are of the same data set. Those of koniq, spaq and kadid share no picture with the
+    tests: the known test lists that are of the same data set. Those of koniq, spaq and kadid share no picture with the
     training list.
     """
 
@@ -27,13 +27,13 @@ class TrainingSet:
 
 
 SETS = {
-    "koniq": TrainingSet(7046, True, ("test_koniq",)),
-    "spaq": TrainingSet(8897, True, ("test_spaq",)),
-    "kadid": TrainingSet(8106, True, ("test_kadid",)),
-    "ava": TrainingSet(236_000, False, ("test_ava",)),
-    "lsvq": TrainingSet(28_000, False, ("test_lsvq", "test_lsvq_1080p")),
+    "koniq": TrainingSet(7046, True, ("koniq-test", "koniq-official-test")),
+    "spaq": TrainingSet(8897, True, ("spaq-test",)),
+    "kadid": TrainingSet(8106, True, ("kadid-test",)),
+    "ava": TrainingSet(236_000, False, ("ava-test",)),
+    "lsvq": TrainingSet(28_000, False, ("lsvq-test", "lsvq-1080p")),
 }
-CROSS_TESTS = ("livec", "agi", "live", "csiq", "konvid", "maxwell_test")  # of data sets that no checkpoint has seen
+CROSS_TESTS = ("livec", "agiqa3k", "live", "csiq", "konvid", "maxwell-test")  # of data sets that no checkpoint has seen
 MIXES = {
     "one-align": ("koniq", "spaq", "kadid", "ava", "lsvq"),
     "q-align-quality": ("koniq", "spaq", "kadid", "lsvq"),
@@ -58,7 +58,7 @@ def training_sets(model_name: str) -> tuple[str, ...] | None:
 
 
 def is_in_domain(model_name: str, test_list: str) -> bool | None:
-    """Whether a test list, by upstream's name for it, is of a data set that a checkpoint was trained on.
+    """Whether a test list, by its name among the known ones, is of a data set that a checkpoint was trained on.
 
     None where that is not known: of another model, or of another list.
     """
