@@ -132,8 +132,8 @@ def _golden_report(found: Found) -> str:
     ]
     for r in found["rounding"]:
         change = r["srcc_change"]
-        moved = f"{r['mean_delta']:.2g}; {r['max_delta']:.2g}; {100 * r['rank_flips']:.2g} %; {change['value']:+.1e}"
-        moved += f" ({change['low']:+.1e} to {change['high']:+.1e})"
+        moved = f"{r['mean_delta']:.2g}; {r['max_delta']:.2g}; {100 * r['rank_flips']:.2g} %; {change['value']:+.5f}"
+        moved += f" ({change['low']:+.5f} to {change['high']:+.5f})"
         what = (
             f"mini in {r['precision']}, {r['engine']}: change of score, mean; largest; rank flips; SRCC with severity"
         )
