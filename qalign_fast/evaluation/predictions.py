@@ -1,8 +1,8 @@
 """A file of scores and a list of labels in, the list's scores out, in its order: whatever wrote the file.
 
 Read are our own rows (Parquet, JSON lines, CSV, a job's folder); the result files of Q-Align's and DeQA-Score's
-evaluation scripts, which hold each picture's logits; a table of names and scores; and a text file of one score a line,
-in the list's order, as FAST-VQA's.
+evaluation scripts, which hold each picture's logits; FAST-VQA's pickle of its branches; a table of names and scores;
+and a text file of one score a line, in the list's order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from qalign_fast.analysis.rows import NEEDED, Rows, levels_of, read_rows
 from qalign_fast.analysis.scales import level_places
 from qalign_fast.errors import RowsError, one_line
+from qalign_fast.evaluation.branches import read_branches
 from qalign_fast.evaluation.ensembles import combine
 from qalign_fast.evaluation.lists.read import read_list
 from qalign_fast.levels import FIVE_LEVELS, LEVELS
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.float64]
     Scored = tuple[float, str | None]  # a score, NaN where there is none, and the error in its place
 
-_ABSENT = "no row names it"
-_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
+_ABSENT, _NO_NUMBER = "no row names it", "not a number"
+_PICKLES = (".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_predictions(path: Path, labels: LabelList, *, task: str | None = None, 
     names that two entries could be meant by; ListError as `read_list` does.
     """
     if path.suffix.lower() in _PICKLES:
-        raise RowsError(f"{path}: a pickle can run code, and is not read; write its scores into a text, one a line")
+        return _from_branches(path, labels)
     if path.suffix.lower() == ".txt":
         return _from_lines(path, labels)
     if path.is_dir() or path.suffix.lower() == ".parquet" or _has_rows(path):
@@ -174,6 +175,22 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
         yield each
 
 
+def _from_branches(path: Path, labels: LabelList) -> Predictions:
+    """The sum of z-scored branches, up to a factor."""
+    branches = read_branches(path)
+    for name, values in branches.items():
+        _check_count(path, len(values), labels, f" of the branch {name!r}" if name else "")
+    scores = combine(list(branches.values())) if len(branches) > 1 else next(iter(branches.values()), np.empty(0))
+    _check_count(path, len(scores), labels)
+    return _unscaled(path, labels, [(score, None if np.isfinite(score) else _NO_NUMBER) for score in scores.tolist()])
+
+
+def _check_count(path: Path, count: int, labels: LabelList, what: str = "") -> None:
+    """Raises RowsError where scores without names are not as many as the list's entries."""
+    if count != len(labels.entries):
+        raise RowsError(f"{path}: {count} scores{what}; {labels.path} has {len(labels.entries)} entries")
+
+
 def _from_lines(path: Path, labels: LabelList) -> Predictions:
     try:
         lines = path.read_text("utf-8-sig").split()
@@ -182,9 +199,8 @@ def _from_lines(path: Path, labels: LabelList) -> Predictions:
         raise RowsError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RowsError(f"{path}: {one_line(error)}; expected a score a line, in the list's order") from error
-    if len(scores) != len(labels.entries):
-        raise RowsError(f"{path}: {len(scores)} scores; {labels.path} has {len(labels.entries)} entries")
-    return _unscaled(path, labels, [(score, None if np.isfinite(score) else "not a number") for score in scores])
+    _check_count(path, len(scores), labels)
+    return _unscaled(path, labels, [(score, None if np.isfinite(score) else _NO_NUMBER) for score in scores])
 
 
 def _unscaled(path: Path, labels: LabelList, found: Sequence[Scored]) -> Predictions:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +152,68 @@ def test_lines_of_scores_are_in_the_lists_order(tmp_path: Path, labels) -> None:
         read_predictions(path, labels)
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path, labels) -> None:
-    path = tmp_path / "LSVQ.pkl"
-    path.write_bytes(b"\x80\x04cos\nsystem\n(X\x05\x00\x00\x00falseR.")
-    with pytest.raises(RowsError, match="a pickle can run code"):
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
+def test_fast_vqas_pickle_is_the_sum_of_its_branches(tmp_path: Path, labels, protocol: int) -> None:
+    path = tmp_path / "val-ltest.pkl"
+    branches = {"resize": np.array([1, 3, 2], np.float32), "fragments": np.array([10.0, 20, 60])}
+    path.write_bytes(pickle.dumps(branches, protocol))
+    found = scores(read_predictions(path, labels))
+    summed = sum((b - b.mean()) / b.std() for b in branches.values())
+    assert found == pytest.approx((summed / 2).tolist(), abs=1e-6)
+    path.write_bytes(pickle.dumps(branches["fragments"], protocol))
+    assert scores(read_predictions(path, labels)) == [10, 20, 60]
+
+
+def test_a_pickle_of_numpy_1_is_read(tmp_path: Path, labels) -> None:
+    path = tmp_path / "old.pkl"
+    text = pickle.dumps({"fragments": np.array([1.0, 2.0, 3.0])}, 3).replace(b"numpy._core", b"numpy.core")
+    path.write_bytes(text)
+    assert scores(read_predictions(path, labels)) == [1, 2, 3]
+
+
+class Nasty:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("touched"),)
+
+
+@pytest.mark.parametrize("content", [Nasty(), {"fragments": [Nasty()]}, {"fragments": np.array([Nasty()], object)}])
+def test_a_pickle_that_names_anything_else_runs_nothing(
+    tmp_path: Path, labels, content: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(RowsError, match="which is not run"):
         read_predictions(path, labels)
+    assert not Path("touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"fragments": np.zeros(2)}, "2 scores of the branch 'fragments'; .* has 3 entries"),
+        ({"fragments": np.zeros((3, 1))}, "of shape"),
+        ({"fragments": ["a", "b", "c"]}, "<U1"),
+        ({}, "0 scores"),
+        ("text", "<U4"),
+    ],
+)
+def test_a_pickle_of_other_things_is_told(tmp_path: Path, labels, content: Any, message: str) -> None:
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(RowsError, match=message):
+        read_predictions(path, labels)
+
+
+def test_a_damaged_pickle_is_told(tmp_path: Path, labels) -> None:
+    whole = pickle.dumps({"fragments": np.arange(3.0)})
+    path, dice = tmp_path / "damaged.pkl", np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole[: dice.integers(1, len(whole) + 1)])
+        damaged[dice.integers(len(damaged))] = dice.integers(256)
+        path.write_bytes(bytes(damaged))
+        with contextlib.suppress(RowsError):
+            assert len(read_predictions(path, labels).scores) == 3
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.txt", "missing.json", "missing.parquet", "missing"])
