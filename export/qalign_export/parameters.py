@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from torch import Tensor
 from qalign_export import random_numbers
 from qalign_fast.artifact.manifest import MANIFEST, hash_file, read_manifest
 from qalign_fast.errors import CheckpointError
-from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.family import Family
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint, TensorOrigin, origins, parameter_shapes
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
+from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.families.shards import weight_files
 from qalign_fast.references import EMBEDDED, find_model
 
@@ -34,6 +36,7 @@ class ParameterSource(Protocol):
     """A model's parameters, by the reference model's names, read when they are asked for."""
 
     name: str
+    family: Family
     config: ModelConfig
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -53,7 +56,8 @@ def open_parameters(reference: str | Path) -> ParameterSource:
     """
     if str(reference).startswith(RANDOM):
         return RandomParameters(str(reference))
-    return CheckpointParameters(find_model(reference))
+    directory = find_model(reference)
+    return CheckpointParameters(directory, _family_of(directory))
 
 
 def weight_count(config: ModelConfig) -> int:
@@ -64,9 +68,9 @@ def weight_count(config: ModelConfig) -> int:
 class CheckpointParameters(Checkpoint):
     """The parameters of a checkpoint directory, named after the directory."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.name = directory.resolve().name
+    def __init__(self, directory: Path, family: Family = FAMILY) -> None:
+        super().__init__(directory, family)
+        self.family, self.name = family, directory.resolve().name
 
     def sha256(self) -> str:
         """One SHA-256 over the config and weight files, in name order."""
@@ -84,8 +88,8 @@ class RandomParameters:
 
     def __init__(self, reference: str) -> None:
         self.name = reference
-        self.config = _geometry(reference.removeprefix(RANDOM))
-        self._origins = origins(self.config)
+        self.family, self.config = _geometry(reference.removeprefix(RANDOM))
+        self._origins = origins(self.config, self.family.level_ids)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: self._make(self._origins[name]) for name in names}
@@ -99,14 +103,22 @@ class RandomParameters:
         return origin.take(torch.from_numpy(random_numbers.parameter(origin.name, origin.shape)))
 
 
-def _geometry(name: str) -> ModelConfig:
+def _family_of(directory: Path) -> Family:
+    """Raises CheckpointError for a family that is not of mPLUG-Owl2's trunk."""
+    family = family_of_checkpoint(directory)
+    if family.schema is not FAMILY.schema:
+        raise CheckpointError(f"{directory}: a checkpoint of {family.name}; export is written for mPLUG-Owl2's trunk")
+    return family
+
+
+def _geometry(name: str) -> tuple[Family, ModelConfig]:
     if name == "one-align":
-        return ONE_ALIGN
+        return FAMILY, ONE_ALIGN
     if name == "mini":
-        config: ModelConfig = read_manifest(EMBEDDED / MANIFEST).config
-        return config
+        return FAMILY, read_manifest(EMBEDDED / MANIFEST).config
     if Path(name).is_dir():
-        return read_config(Path(name))
+        family = _family_of(Path(name))
+        return family, cast(ModelConfig, family.read_config(Path(name)))
     raise CheckpointError(
         f"{RANDOM}{name}: no such geometry; known: one-align, mini, or a directory that has a config.json"
     )

@@ -42,7 +42,7 @@ def describe(model: str | Path | None, *, device: str = "auto", verify: bool = T
         facts |= _manifest(manifest, verify=verify) | manifest.family.describe(manifest.config)
         return facts | ({"kernels": native.describe()} if "torch" in manifest.engines else {})
     family = family_of_checkpoint(directory)
-    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch"}
+    facts = {"kind": "checkpoint", "path": str(directory), "engines": "torch", "family": family.name}
     facts |= {"precision": ", ".join(checkpoint_precisions(family)), "tasks": ", ".join(family.tasks)}
     return facts | family.describe(family.read_config(directory))
 
@@ -74,9 +74,10 @@ def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:
         "source": manifest.source.get("name", "?"),
         "license": manifest.license,
         "engines": ", ".join(manifest.engines),
+        "family": manifest.family.name,
         "precision": manifest.precision,
         "tasks": ", ".join(images),
-        "video tasks": ", ".join(clips),
+        "video tasks": ", ".join(clips) or "none",
         "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes {'verified' if verify else 'not checked'}",
         **_rounding(manifest),
         "fidelity": {engine: _summary(report) for engine, report in manifest.fidelity.items()}

@@ -15,7 +15,7 @@ from qalign_export.rounding.fold import Block, Tensors
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.layout import Layout, turns_of
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.families.prompt import Prompt
+from qalign_fast.families.prompt import Prompt, with_parts
 from qalign_kernels.contract.attention import rotate
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.weight import Weight
@@ -27,11 +27,14 @@ class Trace:
     """Runs each block once, in the order of `fold.blocks`. Without pictures only prefixes are computed."""
 
     def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
-        """pixels: uint8 [B, S, S, 3], split among the image prompts; B may be 0. embed: the vocabulary's [V, D]."""
+        """pixels: uint8 [B, S, S, 3], split among the image prompts and their parts; B may be 0.
+
+        embed: the vocabulary's [V, D].
+        """
         self._recorder = _Recorder()
         self._model = FoldedModel(config, {}, self._recorder)
         self._pixels = pixels
-        self._prompts = prompts
+        self._prompts = prompts = with_parts(prompts)
         self.suffixes = {p.suffix: embed[list(p.suffix)] for p in prompts}  # [S, D] each
         self._prefix_rows = {p.prefix: embed[list(p.prefix)] for p in prompts}
         self.prefixes: dict[tuple[int, ...], list[Tensor]] = {

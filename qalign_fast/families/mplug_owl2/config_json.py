@@ -26,9 +26,14 @@ def read_config(directory: Path) -> ModelConfig:
 
     Raises CheckpointError for a missing or unreadable file, a missing size, or a setting we do not implement.
     """
+    return parse_config(*read_files(directory))
+
+
+def read_files(directory: Path) -> tuple[Any, Any]:
+    """The contents of both files, {} for a preprocessor_config.json that is not there. Raises CheckpointError."""
     raw = _read_json(directory / "config.json")
     preprocessor = directory / "preprocessor_config.json"
-    return parse_config(raw, _read_json(preprocessor) if preprocessor.is_file() else {})
+    return raw, _read_json(preprocessor) if preprocessor.is_file() else {}
 
 
 def parse_config(raw: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> ModelConfig:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from qalign_fast.errors import CheckpointError
-from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.family import Family
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
@@ -30,10 +32,11 @@ class TensorOrigin:
     name: str
     shape: tuple[int, ...]
     parameter_shape: tuple[int, ...]
+    level_ids: tuple[int, ...] = LEVEL_IDS  # the tokens whose rows of the head are read
 
     def take(self, tensor: Tensor) -> Tensor:
         """A float32 copy in our parameter's shape, without leading ones. Of the head it takes the five level rows."""
-        rows = tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
+        rows = tensor[list(self.level_ids)] if self.name == HEAD else tensor
         return rows.reshape(self.parameter_shape).to(torch.float32, copy=True)
 
 
@@ -43,7 +46,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in Model(config).state_dict().items()}
 
 
-def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
+def origins(config: ModelConfig, level_ids: tuple[int, ...] = LEVEL_IDS) -> dict[str, TensorOrigin]:
     """Our parameter's name -> the tensor that it comes from and the shape expected of that tensor."""
     shapes = parameter_shapes(config)
     lead = {"vision.class_token": 2, "vision.positions": 1, "abstractor.queries": 1, "abstractor.end_token": 2}
@@ -51,17 +54,20 @@ def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
         ours: TensorOrigin(name, (1,) * lead.get(ours, 0) + shapes[ours], shapes[ours])
         for ours, name in table(config).items()
     }
-    result["decoder.head"] = TensorOrigin(HEAD, (config.decoder.vocab, config.decoder.width), shapes["decoder.head"])
+    vocabulary = (config.decoder.vocab, config.decoder.width)
+    result["decoder.head"] = TensorOrigin(HEAD, vocabulary, shapes["decoder.head"], level_ids)
     assert result.keys() == shapes.keys()
     return result
 
 
-def load_model(directory: str | Path) -> Model:
+def load_model(directory: str | Path, family: Family = FAMILY) -> Model:
     """The model of an upstream checkpoint's directory, float32, on the CPU, in eval mode.
+
+    `family` is one whose trunk is mPLUG-Owl2's.
 
     Raises CheckpointError, which names what is missing, unexpected, wrongly shaped, not finite or unreadable.
     """
-    checkpoint = Checkpoint(Path(directory))
+    checkpoint = Checkpoint(Path(directory), family)
     with torch.device("meta"):
         model = Model(checkpoint.config)
     model.load_state_dict(checkpoint.read(checkpoint.origins), assign=True)
@@ -71,11 +77,11 @@ def load_model(directory: str | Path) -> Model:
 class Checkpoint:
     """The directory of an upstream checkpoint. Its tensors have our names, and are read when they are asked for."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, family: Family = FAMILY) -> None:
         """Looks at names, shapes and dtypes only. Raises CheckpointError for one that is not as expected."""
         self.directory = directory
-        self.config = read_config(directory)
-        self.origins = origins(self.config)
+        self.config = cast(ModelConfig, family.read_config(directory))
+        self.origins = origins(self.config, family.level_ids)
         self._file: dict[str, Path] = {}  # our name -> where its tensor is
         ours = {origin.name: name for name, origin in self.origins.items()}
         unexpected = []

@@ -41,7 +41,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last rows [B, D] -> float32 [B, 5]."""
-        return F.linear(rms_norm(hidden, self.norm, self.norm, 0, self.config.eps), self.head).float()
+        return F.linear(self.normed(hidden), self.head).float()
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Last rows [B, D] -> the same after the final norm."""
+        return rms_norm(hidden, self.norm, self.norm, 0, self.config.eps)
 
     def last_rows(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
         """The last row of every sequence, before layer 0 and after each layer: L + 1 tensors [B, D]."""
