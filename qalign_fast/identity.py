@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from qalign_fast.artifact.manifest import MANIFEST, is_artifact, read_manifest
+from qalign_fast.artifact.manifest import MANIFEST, hash_file, is_artifact, read_manifest
 from qalign_fast.errors import ArtifactError
+from qalign_fast.families.anchors import anchor_files
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model
 
@@ -42,7 +43,10 @@ def tasks_of(reference: str | Path | None) -> tuple[str, ...]:
 
 
 def hash_model(directory: Path) -> str:
-    """SHA-256 of the files that describe a model, and of a checkpoint's weights the names and sizes."""
+    """SHA-256 of the files that describe a model, a checkpoint's anchors among them.
+
+    Of a checkpoint's weights it has the names and sizes.
+    """
     digest = hashlib.sha256()
     for name in _DESCRIBING:
         if (directory / name).is_file():
@@ -50,4 +54,6 @@ def hash_model(directory: Path) -> str:
     if not is_artifact(directory):
         for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        for file in anchor_files(directory):  # small, and scores depend on them
+            digest.update(f"{file.name} {hash_file(file).sha256}\n".encode())
     return digest.hexdigest()

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,6 +40,7 @@ class ParameterSource(Protocol):
     name: str
     family: Family
     config: ModelConfig
+    anchors: npt.NDArray[np.uint8]  # pixels [A, S, S, 3] of the pictures that its prompts show; A is 0 for most
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Float32 copies of these parameters."""
@@ -73,10 +76,11 @@ class CheckpointParameters(Checkpoint):
         self.family, self.name = family, directory.resolve().name
 
     def sha256(self) -> str:
-        """One SHA-256 over the config and weight files, in name order."""
+        """One SHA-256 over the config, the weight files and the anchors, in name order."""
         whole = hashlib.sha256()
         for file in sorted([self.directory / "config.json", *weight_files(self.directory)]):
             whole.update(f"{file.name} {hash_file(file).sha256}\n".encode())
+        whole.update(self.anchors.tobytes())
         return whole.hexdigest()
 
 
@@ -88,7 +92,9 @@ class RandomParameters:
 
     def __init__(self, reference: str) -> None:
         self.name = reference
-        self.family, self.config = _geometry(reference.removeprefix(RANDOM))
+        name = reference.removeprefix(RANDOM)
+        self.family, self.config = _geometry(name)
+        self.anchors = self.family.anchors(Path(name), self.config)
         self._origins = origins(self.config, self.family.level_ids)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from qalign_fast.artifact.manifest import MANIFEST, PROMPTS, FileEntry, Manifest
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.families.prompt import Prompt, with_parts
+from qalign_fast.families.prompt import Before, Prompt, with_parts
 from qalign_fast.pixels.picture import Picture, load_pixels
 from qalign_kernels.contract.precisions import PRECISIONS
 
@@ -123,13 +123,13 @@ def _write_prompts(
     Prompts with the same text before or after the picture share its tensor.
     """
     tensors: dict[str, torch.Tensor] = dict(tail)
-    prefixes: dict[tuple[int, ...], str] = {}
+    prefixes: dict[Before, str] = {}
     suffixes: dict[tuple[int, ...], str] = {}
     entries = {}
     for p in with_parts(prompts):
-        prefix = prefixes.setdefault(p.prefix, f"{p.name}.prefix")
+        prefix = prefixes.setdefault(p.before, f"{p.name}.prefix")
         suffix = suffixes.setdefault(p.suffix, f"{p.name}.suffix")
-        tensors[prefix] = result.prefixes[p.prefix].contiguous()
+        tensors[prefix] = result.prefixes[p.before].contiguous()
         tensors[suffix] = result.suffixes[p.suffix].contiguous()
         entries[p.name] = PromptEntry(p, prefix, suffix)
     save_file(tensors, path)

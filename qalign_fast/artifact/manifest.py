@@ -19,7 +19,7 @@ from qalign_fast.artifact.seal import is_sealed, parse_strict, seal
 from qalign_fast.artifact.trusted_files import lies_inside, matches, open_regular, real_path
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.family import Family
-from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.families.prompt import MEDIA, Anchor, Prompt
 from qalign_fast.families.registry import FAMILIES, find_family
 from qalign_fast.json_values import count, counts, object_of, one_of, sha256, text, texts
 from qalign_fast.version import __version__
@@ -54,12 +54,14 @@ class PromptEntry:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's content of it; the inverse of `_prompt_entry`."""
-        content = {
+        content: dict[str, Any] = {
             "prefix_ids": self.prompt.prefix,
             "suffix_ids": self.prompt.suffix,
             "prefix": self.prefix,
             "suffix": self.suffix,
         }
+        if self.prompt.anchor:
+            content["anchor"] = {"number": self.prompt.anchor.number, "ids": self.prompt.anchor.after}
         return content | ({"parts": {part.prompt.part: part.to_json() for part in self.parts}} if self.parts else {})
 
 
@@ -229,8 +231,9 @@ def _prompt_entry(task: str, medium: str, raw: Mapping[str, Any], part: str | No
         parts = tuple(_prompt_entry(task, medium, entry, text(name)) for name, entry in raw["parts"].items())
         if not parts or "" in raw["parts"]:
             raise ValueError(f"task {task!r} has no parts, or one without a name")
+    anchor = Anchor(count(raw["anchor"]["number"]), counts(raw["anchor"]["ids"])) if "anchor" in raw else None
     prompts = tuple(entry.prompt for entry in parts)
-    prompt = Prompt(task, medium, counts(raw["prefix_ids"]), counts(raw["suffix_ids"]), part, prompts)
+    prompt = Prompt(task, medium, counts(raw["prefix_ids"]), counts(raw["suffix_ids"]), part, prompts, anchor)
     return PromptEntry(prompt, text(raw["prefix"]), text(raw["suffix"]), parts)
 
 

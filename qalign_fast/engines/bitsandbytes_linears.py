@@ -40,7 +40,7 @@ def load_model(family: Family, directory: Path, precision: str, device: str) -> 
     models = family.models()
     checkpoint = models.Checkpoint(directory)
     with torch.device("meta"):
-        model = models.Model(checkpoint.config).requires_grad_(False).eval()
+        model = models.Model(checkpoint.config, checkpoint.anchors).requires_grad_(False).eval()
     if kind.make is nf4_linear and device == "cpu":
         check_widths(find_linears(model).values())
     try:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
+from qalign_fast.families.anchors import no_anchors
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import FoldedTensor, Interface, Shape
 from qalign_fast.levels import Answer, Scale, answer_of
@@ -113,6 +114,7 @@ class Checkpoint(Protocol):
 
     config: Any
     origins: Mapping[str, Any]
+    anchors: npt.NDArray[np.uint8]  # the family's `anchors`; empty for most
 
     def stream(self, names: Any) -> Iterator[tuple[str, Tensor]]:
         """Float32 copies of these parameters, one after another. Raises CheckpointError for values not finite."""
@@ -138,8 +140,8 @@ class Models(Protocol):
         """Opens an upstream checkpoint. Raises CheckpointError for one that is not as the family has it."""
         ...
 
-    def Model(self, config: Any) -> nn.Module:  # noqa: N802
-        """The reference before its parameters are set."""
+    def Model(self, config: Any, anchors: npt.NDArray[np.uint8]) -> nn.Module:  # noqa: N802
+        """The reference before its parameters are set. `anchors`: the checkpoint's."""
         ...
 
 
@@ -169,6 +171,7 @@ class Family:
     folded: str | None = None  # the module of a `FoldedModel` that needs no torch; None: it has none
     answer: Answering | None = None  # how outputs become answers; None: they are the levels' logits, see levels.py
     tail: Callable[[Any], Mapping[str, Shape]] = _no_tail  # the tensors that `answer` takes, by name
+    anchors: Callable[[Path, Any], npt.NDArray[np.uint8]] = no_anchors  # a checkpoint's, as pixels [A, S, S, 3]
 
     @property
     def tasks(self) -> tuple[str, ...]:

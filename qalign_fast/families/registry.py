@@ -11,6 +11,7 @@ from qalign_fast.families.family import Family
 # A family's name -> the module that has it as FAMILY. A new family is a line here. The first that recognizes a
 # checkpoint has it, so mPLUG-Owl2 stands after those that share its trunk.
 FAMILIES = {
+    "compare2score": "qalign_fast.families.compare2score.family",
     "q_scorer": "qalign_fast.families.q_scorer.family",
     "mplug_owl2": "qalign_fast.families.mplug_owl2.family",
 }

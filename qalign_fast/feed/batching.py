@@ -181,7 +181,8 @@ class Feed:
         def decode(prompt: Prompt, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
             return engine.decode(tokens if rows is None else tokens[rows], prompt)
 
-        return engine.family.answers(decode(prompt), prompt, decode, engine.tail)
+        tail = engine.tail if engine.family.answer else {}
+        return engine.family.answers(decode(prompt), prompt, decode, tail)
 
     def _score_of(self, answer: Answer, prompt: Prompt, **facts: Any) -> Score:
         return make_score(answer, prompt.task, scale=self._engine.family.scale, **facts)

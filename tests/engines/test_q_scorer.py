@@ -133,7 +133,7 @@ def test_clips_are_refused(rounded: Rounded, tmp_path: Path) -> None:
         ({"deepmlp_hidden_dims": [32, 16]}, "begins with the decoder's width; such a residual layer"),
         ({"deepmlp_hidden_dims": [24, 0]}, "expected widths from 1"),
         ({"deepmlp_hidden_dims": "24"}, "'deepmlp_hidden_dims': expected a list"),
-        ({"deepmlp_hidden_dims": [24, 16]}, r"has shape \[24, 24\]; expected \[16, 24\]"),
+        ({"deepmlp_hidden_dims": [24, 16]}, r"deepmlp\.model\.1\.linear\.bias' has shape \[24\]; expected \[16\]"),
         ({"deepmlp_hidden_dims": None}, "has shape"),  # the authors' default, 2048 and 1024
     ],
 )

@@ -41,7 +41,8 @@ def sensitive_linears(source: ParameterSource, prompt: Prompt, pixels: Tensor, p
     pixels: uint8 [B, S, S, 3]. An int4 linear becomes int8, or float32 if 8 bits are bad as well.
     """
     family, config = source.family, source.config
-    trace = Trace(config, [prompt], source.read(["decoder.embed"])["decoder.embed"], pixels[:0])
+    embed, anchors = source.read(["decoder.embed"])["decoder.embed"], torch.from_numpy(source.anchors)
+    trace = Trace(config, [prompt], embed, pixels[:0], anchors)
     tensors: Tensors = {}
     for block in blocks(config):
         folded = block.fold(source.read(block.reads))
@@ -88,7 +89,7 @@ def _scores(model: FoldedModel, pixels: Tensor, asked: _Asked) -> Scores:
     tokens = model.encode(pixels)
 
     def decode(prompt: Prompt, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
+        constants = torch.stack(trace.prefixes[prompt.before]), trace.suffixes[prompt.suffix]
         found: Tensor = model.decode(tokens if rows is None else tokens[list(rows)], *constants)
         return found.numpy()
 

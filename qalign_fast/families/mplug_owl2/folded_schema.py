@@ -25,7 +25,10 @@ def schema(config: ModelConfig) -> Iterator[FoldedTensor]:
 def constants(config: ModelConfig, prompt: Prompt) -> tuple[Shape, Shape]:
     """The shapes of a prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
     decoder = config.decoder
-    prefix = (decoder.layers, 2, len(prompt.prefix), decoder.heads, decoder.width // decoder.heads)
+    before = len(prompt.prefix)
+    if prompt.anchor:
+        before += config.picture_tokens + len(prompt.anchor.after)
+    prefix = (decoder.layers, 2, before, decoder.heads, decoder.width // decoder.heads)
     return prefix, (len(prompt.suffix), decoder.width)
 
 

@@ -69,7 +69,7 @@ def load_model(directory: str | Path, family: Family = FAMILY) -> Model:
     """
     checkpoint = Checkpoint(Path(directory), family)
     with torch.device("meta"):
-        model = Model(checkpoint.config)
+        model = Model(checkpoint.config, checkpoint.anchors)
     model.load_state_dict(checkpoint.read(checkpoint.origins), assign=True)
     return model.requires_grad_(False).eval()
 
@@ -82,6 +82,7 @@ class Checkpoint:
         self.directory = directory
         self.config = cast(ModelConfig, family.read_config(directory))
         self.origins = origins(self.config, family.level_ids)
+        self.anchors = family.anchors(directory, self.config)
         self._file: dict[str, Path] = {}  # our name -> where its tensor is
         ours = {origin.name: name for name, origin in self.origins.items()}
         unexpected = []

@@ -20,9 +20,10 @@ from qalign_fast.families.prompt import Prompt
 class Model(nn.Module):
     """Vision, abstractor and decoder. Parameters are not initialized until they are loaded or trained."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, anchors: npt.NDArray[np.uint8] | None = None) -> None:
+        """`anchors`: pixels [A, S, S, 3] of the pictures that prompts show; None without such prompts."""
         super().__init__()
-        self.config = config
+        self.config, self._anchors = config, anchors
         self.vision = VisionEncoder(config.vision, config.pixels)
         self.abstractor = Abstractor(config.abstractor, config.vision.tokens, config.decoder.width)
         self.decoder = Decoder(config.decoder)
@@ -41,7 +42,13 @@ class Model(nn.Module):
 
     def constants(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """A prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
-        return self.decoder.prefix(prompt.prefix), self.decoder.suffix(prompt.suffix)
+        prefix, suffix = self.decoder.prefix(prompt.prefix), self.decoder.suffix(prompt.suffix)
+        if prompt.anchor:
+            assert self._anchors is not None
+            number, after = prompt.anchor.number, self.decoder.suffix(prompt.anchor.after)
+            shown = self.encode(torch.from_numpy(self._anchors[number : number + 1]).to(suffix.device))
+            prefix = self.decoder.extend(prefix, shown, after)
+        return prefix, suffix
 
     def decode(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
         """Visual tokens [B, F*(Q+1), D] of F frames each, and a prompt's constants -> float32 [B, N].
