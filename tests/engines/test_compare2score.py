@@ -19,6 +19,7 @@ from qalign_fast.engines.contract import Engine
 from qalign_fast.families.compare2score.answer import most_probable_scores, score_of_preferences
 from qalign_fast.families.compare2score.family import FAMILY
 from qalign_fast.families.compare2score.prompts import PROMPTS, WORD_IDS
+from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_fast.families.prompt import Prompt, with_parts
 from qalign_fast.identity import hash_model
 from support.artifacts import change_manifest
@@ -43,8 +44,8 @@ def engine(request: pytest.FixtureRequest, rounded: Rounded, library: Path) -> E
 
 def test_logits_against_each_anchor_are_the_authors(engine: Engine) -> None:
     tokens = engine.encode(EXPECTED["resized_uint8"])
-    for anchor, prompt in enumerate(with_parts(PROMPTS)):
-        found = engine.decode(tokens, prompt)
+    for anchor, shown in enumerate(with_parts(PROMPTS)):
+        found = engine.decode(tokens, shown)
         np.testing.assert_allclose(found, EXPECTED["anchor_logits"][:, anchor], rtol=0, atol=LOGITS)
     assert EXPECTED["anchor_logits"].std(axis=1).min() > 0.1  # the anchors matter
     assert EXPECTED["anchor_logits"].std(axis=0).min() > 0.1  # and the pictures do
@@ -124,6 +125,7 @@ def test_one_vision_pass_and_five_decodes_are_asked_of_a_picture(rounded: Rounde
     engine.encode, engine.decode = counted_pictures, counted  # type: ignore[method-assign]
     Scorer(engine).score(FILES[0])
     parts = [None, "anchor2", "anchor3", "anchor4", "anchor5"]
+    assert (len(PROMPTS[0].suffix), len(prompt("quality").suffix)) == (30, 12)  # of 95 and 77 rows at 65 visual tokens
     assert asked == [("vision", (1,)), *((part, (1, 9, 32)) for part in parts)]  # an anchor's tokens are in the prefix
 
 
