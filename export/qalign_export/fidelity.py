@@ -19,7 +19,7 @@ from qalign_fast.pixels.picture import Picture
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How one model's scores (on 1..5) and logits differ from another's, over all pictures and tasks."""
+    """How one model's scores (on its scale) and logits differ from another's, over all pictures and tasks."""
 
     against: str
     pictures: str
