@@ -15,6 +15,7 @@ from qalign_export.options import ExportOptions
 from qalign_export.writer import export_artifact
 from qalign_fast import ArtifactError, CheckpointError, Scorer, TaskError
 from qalign_fast.artifact.manifest import open_artifact, parse_manifest, read_manifest
+from qalign_fast.artifact.prompt_tensors import load_constants
 from qalign_fast.engines.contract import Engine
 from qalign_fast.families.compare2score.answer import most_probable_scores, score_of_preferences
 from qalign_fast.families.compare2score.family import FAMILY
@@ -203,3 +204,15 @@ def test_a_manifest_with_other_parts_is_refused(tmp_path: Path) -> None:
     change_manifest(copy, tasks={"quality": {"image": {k: v for k, v in entry.items() if k != "anchor"}}})
     with pytest.raises(ArtifactError, match=r"quality\.image\.prefix is float32 .*; the manifest's sizes ask for"):
         Scorer.load(copy)  # such a prefix would be shorter
+
+
+def test_what_rounding_moves_is_moved_in_the_anchors_rows_too(rounded: Rounded) -> None:
+    """A channel of values is divided by one number in every row: text, an anchor's visual tokens, text."""
+    exact, moved = (load_constants(open_artifact(rounded(FOLDER, precision))) for precision in ("fp32", "int8"))
+    for shown in with_parts(PROMPTS):
+        before, after = (found[shown.name][0] for found in (exact, moved))  # [L, 2, P, H, Dh]
+        assert before.shape[2] == 5 + 9 + 1
+        np.testing.assert_array_equal(before[:, 0], after[:, 0])  # keys
+        factors = (after[:, 1] / before[:, 1]).reshape(len(before), 15, -1)
+        np.testing.assert_allclose(factors, np.broadcast_to(factors[:, :1], factors.shape), rtol=1e-5)
+    assert np.ptp(factors) > 0.1  # something was moved
