@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qalign_fast.errors import ArtifactError, MissingExtraError, one_line
 
-_FILES = ["*.json", "*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "tokenizer.model"]
+_FILES = ["*.json", "*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "tokenizer.model", "anchors/*"]
 _PICKLES = "*.bin"
 _NO_COPY = "non_lora_trainables.bin"  # a LoRA adapter's: no other file holds these weights
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from qalign_fast.artifact.manifest import MANIFEST, hash_file, is_artifact, read_manifest
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.adapters import ADAPTER, find_base, is_adapter
+from qalign_fast.families.anchors import anchor_files
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model, name_of
 
@@ -58,9 +59,9 @@ def trained_name(reference: str | Path | None) -> str:
 
 
 def hash_model(directory: Path, base: str | Path | None = None) -> str:
-    """SHA-256 of the files that describe a model, and of a checkpoint's weights the names and sizes.
+    """SHA-256 of the files that describe a model, a checkpoint's anchors among them.
 
-    Of an adapter it is the SHA-256 of its files' content and of its base's hash.
+    Of a checkpoint's weights it has the names and sizes; of an adapter's files the content, and its base's hash.
     """
     digest = hashlib.sha256()
     for name in _DESCRIBING:
@@ -72,6 +73,8 @@ def hash_model(directory: Path, base: str | Path | None = None) -> str:
     for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
         content = file.stat().st_size if on is None else hash_file(file).sha256
         digest.update(f"{file.name} {content}\n".encode())
+    for file in anchor_files(directory):  # small, and scores depend on them
+        digest.update(f"{file.name} {hash_file(file).sha256}\n".encode())
     if on is not None:
         digest.update((directory / ADAPTER).read_bytes() + hash_model(on).encode())
     return digest.hexdigest()

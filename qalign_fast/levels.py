@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -41,11 +41,20 @@ FIVE_LEVELS = Scale(LEVELS, (5.0, 4.0, 3.0, 2.0, 1.0))  # Q-Align's
 WEIGHTS = np.array(FIVE_LEVELS.values, np.float32)
 
 
+class Answer(NamedTuple):
+    """What a model answers to a prompt about one picture or clip; float32, the best level first."""
+
+    value: float
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Score:
     """The model's score of one picture or clip in one task.
 
-    value: the weighted sum of the probabilities on the scale; Q-Align's is 1 (bad) to 5 (excellent).
+    value: a number on the scale, Q-Align's 1 (bad) to 5 (excellent): the weighted sum of the probabilities, unless the
+    family has a rule of its own.
     logits: the logits of the level tokens, the best level first.
     probabilities: the probability of each level word, the best level first; they sum to 1.
     frames: the number of frames that were scored; None for a picture.
@@ -84,14 +93,37 @@ def score_of(
     warnings: Sequence[str] = (),
 ) -> Score:
     """The Score of float32 logits [levels], the best level first: section 3.3 of the paper."""
-    exp = np.exp(logits - logits.max(), dtype=np.float32)
-    probabilities = exp / exp.sum(dtype=np.float32)
+    return make_score(answer_of(logits, scale), task, scale=scale, frames=frames, warnings=warnings)
+
+
+def answer_of(logits: npt.NDArray[np.float32], scale: Scale) -> Answer:
+    """The answer of float32 logits [levels], the best level first, by the same section."""
+    probabilities = softmax(logits)
     value = float(probabilities @ np.array(scale.values, np.float32))
+    return Answer(min(max(value, scale.low), scale.high), logits, probabilities)  # it may be off the scale by an ulp
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Float32 logits [levels] -> probabilities."""
+    exp = np.exp(logits - logits.max(), dtype=np.float32)
+    probabilities: npt.NDArray[np.float32] = exp / exp.sum(dtype=np.float32)
+    return probabilities
+
+
+def make_score(
+    answer: Answer,
+    task: str,
+    *,
+    scale: Scale = FIVE_LEVELS,
+    frames: int | None = None,
+    warnings: Sequence[str] = (),
+) -> Score:
+    """The Score of an answer to a task's prompt."""
     return Score(
         task=task,
-        value=min(max(value, scale.low), scale.high),  # rounding may step off the scale by an ulp
-        logits=tuple(float(x) for x in logits),
-        probabilities=dict(zip(scale.words, (float(p) for p in probabilities), strict=True)),
+        value=answer.value,
+        logits=tuple(float(x) for x in answer.logits),
+        probabilities=dict(zip(scale.words, (float(p) for p in answer.probabilities), strict=True)),
         frames=frames,
         warnings=tuple(warnings),
         scale=scale,

@@ -23,7 +23,7 @@ from qalign_fast.pixels.picture import Picture
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How one model's scores and logits differ from another's, over all pictures and tasks.
+    """How one model's scores, on its scale, and logits differ from another's, over all pictures and tasks.
 
     Of several tasks, correlations are the lowest and shares of ranks the highest. An interval is of 95 %, over scenes;
     it is None where there are fewer than three.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qalign_fast.errors import DeviceError, TaskError
-from qalign_fast.families.mplug_owl2.prompts import TASKS, prompt
-from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.families.family import Family
+from qalign_fast.families.mplug_owl2.prompts import TASKS
+from qalign_fast.families.prompt import Prompt
 from qalign_fast.pixels.picture import Picture
 from qalign_kernels.contract.precisions import PRECISIONS
 
@@ -47,17 +48,19 @@ class ExportOptions:
             if engine not in PRECISIONS[self.precision].engines:
                 raise DeviceError(_refusal(engine, self.precision))
 
-    @property
-    def all_prompts(self) -> tuple[Prompt, ...]:
-        """The prompts of the family's tasks for each medium, then the user's own."""
-        return (
-            *(
-                prompt(task, medium)
-                for task in dict.fromkeys(TASKS if self.tasks is None else self.tasks)
-                for medium in MEDIA
-            ),
-            *self.prompts,
-        )
+    def prompts_of(self, family: Family) -> tuple[Prompt, ...]:
+        """The prompts of the family's tasks for each of its media, then the user's own.
+
+        Raises TaskError for a task that the family does not have, and for one's own if it answers by more than levels.
+        """
+        tasks = dict.fromkeys(family.tasks if self.tasks is None else self.tasks)
+        for task in tasks:
+            if task not in family.tasks:
+                raise TaskError(f"task {task!r} is not known; {family.name} has: {', '.join(family.tasks)}")
+        if self.prompts and family.answer:
+            own = self.prompts[0].task
+            raise TaskError(f"task {own!r}: {family.name} answers its own prompts alone: {', '.join(family.tasks)}")
+        return (*(p for task in tasks for p in family.prompts if p.task == task), *self.prompts)
 
 
 FLOAT32 = ExportOptions()  # all tasks, for onnxruntime on a CPU

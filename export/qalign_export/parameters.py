@@ -6,20 +6,25 @@ import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from qalign_export import random_numbers
 from qalign_fast.artifact.manifest import MANIFEST, hash_file, read_manifest
 from qalign_fast.errors import CheckpointError, OptionError
-from qalign_fast.families.adapters import ADAPTER, base_remark
+from qalign_fast.families.adapters import ADAPTER, base_remark, find_base
+from qalign_fast.families.anchors import anchor_files
+from qalign_fast.families.family import Family
 from qalign_fast.families.lora import TRAINED_WHOLE, adapter_file
-from qalign_fast.families.mplug_owl2.config_json import read_config
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import Checkpoint, TensorOrigin, origins, parameter_shapes
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
 from qalign_fast.families.published import inverted_remark, tell
+from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.families.shards import weight_files
 from qalign_fast.references import EMBEDDED, find_model, name_of
 
@@ -37,7 +42,9 @@ class ParameterSource(Protocol):
     """A model's parameters, by the reference model's names, read when they are asked for."""
 
     name: str
+    family: Family
     config: ModelConfig
+    anchors: npt.NDArray[np.uint8]  # pixels [A, S, S, 3] of the pictures that its prompts show; A is 0 for most
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Float32 copies of these parameters."""
@@ -64,7 +71,8 @@ def open_parameters(reference: str | Path, base: str | Path | None = None) -> Pa
         if base is not None:
             raise OptionError(f"base {base}: {reference} has none")
         return RandomParameters(str(reference))
-    return CheckpointParameters(find_model(reference), base)
+    directory = find_model(reference)
+    return CheckpointParameters(directory, base, _family_of(directory, base))
 
 
 def weight_count(config: ModelConfig) -> int:
@@ -75,16 +83,16 @@ def weight_count(config: ModelConfig) -> int:
 class CheckpointParameters(Checkpoint):
     """The parameters of a checkpoint directory, named after the directory. An adapter's are merged with its base's."""
 
-    def __init__(self, directory: Path, base: str | Path | None = None) -> None:
-        super().__init__(directory, base)
-        self.name = name_of(directory)
+    def __init__(self, directory: Path, base: str | Path | None = None, family: Family = FAMILY) -> None:
+        super().__init__(directory, base, family)
+        self.family, self.name = family, name_of(directory)
         if self.base is not None:
             tell(inverted_remark(self.name), base_remark(directory, base))
 
     def sha256(self) -> str:
-        """One SHA-256 over the config and weight files, in name order; of an adapter, over its own."""
+        """One SHA-256 over the config, the weight files and the anchors, in name order; of an adapter, over its own."""
         if self.base is None:
-            return _hash([self.directory / "config.json", *weight_files(self.directory)])
+            return _hash([self.directory / "config.json", *weight_files(self.directory), *anchor_files(self.directory)])
         own = ("config.json", ADAPTER, adapter_file(self.directory).name, TRAINED_WHOLE)
         return _hash([self.directory / name for name in own if (self.directory / name).is_file()])
 
@@ -111,8 +119,10 @@ class RandomParameters:
 
     def __init__(self, reference: str) -> None:
         self.name = reference
-        self.config = _geometry(reference.removeprefix(RANDOM))
-        self._origins = origins(self.config)
+        name = reference.removeprefix(RANDOM)
+        self.family, self.config = _geometry(name)
+        self.anchors = self.family.anchors(Path(name), self.config)
+        self._origins = origins(self.config, self.family.level_ids)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         return {name: self._make(self._origins[name]) for name in names}
@@ -129,14 +139,22 @@ class RandomParameters:
         return origin.take(torch.from_numpy(random_numbers.parameter(origin.name, origin.shape)))
 
 
-def _geometry(name: str) -> ModelConfig:
+def _family_of(directory: Path, base: str | Path | None = None) -> Family:
+    """Raises CheckpointError for a family that is not of mPLUG-Owl2's trunk, and what `find_base` raises."""
+    family = family_of_checkpoint(directory, find_base(directory, base))
+    if family.schema is not FAMILY.schema:
+        raise CheckpointError(f"{directory}: a checkpoint of {family.name}; export is written for mPLUG-Owl2's trunk")
+    return family
+
+
+def _geometry(name: str) -> tuple[Family, ModelConfig]:
     if name == "one-align":
-        return ONE_ALIGN
+        return FAMILY, ONE_ALIGN
     if name == "mini":
-        config: ModelConfig = read_manifest(EMBEDDED / MANIFEST).config
-        return config
+        return FAMILY, read_manifest(EMBEDDED / MANIFEST).config
     if Path(name).is_dir():
-        return read_config(Path(name))
+        family = _family_of(Path(name))
+        return family, cast(ModelConfig, family.read_config(Path(name), None))
     raise CheckpointError(
         f"{RANDOM}{name}: no such geometry; known: one-align, mini, or a directory that has a config.json"
     )

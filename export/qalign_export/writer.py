@@ -8,7 +8,8 @@ export leaves nothing that loads.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,9 @@ from qalign_export.rounding.blockwise import RoundingResult, fold_and_round
 from qalign_export.tensor_file import TensorFile
 from qalign_fast.artifact.manifest import MANIFEST, PROMPTS, FileEntry, Manifest, PromptEntry, hash_file
 from qalign_fast.errors import ArtifactError
-from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.checkpoint import parameter_shapes
-from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import LEVELS
+from qalign_fast.families.prompt import Before, Prompt, with_parts
 from qalign_fast.pixels.picture import Picture, load_pixels
 from qalign_kernels.contract.precisions import PRECISIONS
 
@@ -52,24 +50,26 @@ def export_artifact(
     room.
     """
     out, source = Path(out), open_parameters(reference, options.base)
+    family, prompts = source.family, options.prompts_of(source.family)
     _check_place(source, out, options)
     pixels = _load(options.calibration, source.config)
     with unfinished(out) as partial:
         suffix = "" if options.precision == "fp32" else f"_{options.precision}"
-        weights, prompts = partial / f"torch/model{suffix}.safetensors", options.all_prompts
+        weights = partial / f"torch/model{suffix}.safetensors"
         weights.parent.mkdir()
         with TensorFile(weights, most=8 * len(parameter_shapes(source.config))) as file:
             result = fold_and_round(source, options.precision, prompts, pixels, file.write, done)
         engines = _write_engines(options, weights, source.config, partial, suffix)
-        entries = _write_prompts(result, partial / PROMPTS, prompts)
+        tail = source.read(family.tail(source.config))
+        entries = _write_prompts(result, partial / PROMPTS, prompts, tail)
         write_preprocessor(source.config.pixels, partial)
         manifest = Manifest(
             name=options.name or source.name,
             source=source.described(),
             license=options.license,
-            family=FAMILY,
+            family=family,
             config=source.config,
-            levels=tuple(zip(LEVELS, LEVEL_IDS, strict=True)),
+            levels=tuple(zip(family.scale.words, family.level_ids, strict=True)),
             prompts=entries,
             precision=options.precision,
             quantization=_describe(options.precision, result, len(pixels)),
@@ -116,21 +116,26 @@ def _write_engines(
     return written
 
 
-def _write_prompts(result: RoundingResult, path: Path, prompts: Sequence[Prompt]) -> tuple[PromptEntry, ...]:
-    """The constants of every prompt; prompts with the same text before or after the picture share its tensor."""
-    tensors: dict[str, torch.Tensor] = {}
-    prefixes: dict[tuple[int, ...], str] = {}
+def _write_prompts(
+    result: RoundingResult, path: Path, prompts: Sequence[Prompt], tail: Mapping[str, torch.Tensor]
+) -> tuple[PromptEntry, ...]:
+    """The constants of every prompt and part, and the family's `tail`.
+
+    Prompts with the same text before or after the picture share its tensor.
+    """
+    tensors: dict[str, torch.Tensor] = dict(tail)
+    prefixes: dict[Before, str] = {}
     suffixes: dict[tuple[int, ...], str] = {}
-    entries = []
-    for p in prompts:
-        prefix = prefixes.setdefault(p.prefix, f"{p.name}.prefix")
+    entries = {}
+    for p in with_parts(prompts):
+        prefix = prefixes.setdefault(p.before, f"{p.name}.prefix")
         suffix = suffixes.setdefault(p.suffix, f"{p.name}.suffix")
-        tensors[prefix] = result.prefixes[p.prefix].contiguous()
+        tensors[prefix] = result.prefixes[p.before].contiguous()
         tensors[suffix] = result.suffixes[p.suffix].contiguous()
-        entries.append(PromptEntry(p, prefix, suffix))
+        entries[p.name] = PromptEntry(p, prefix, suffix)
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors made it private
-    return tuple(entries)
+    return tuple(replace(entries[p.name], parts=tuple(entries[part.name] for part in p.parts)) for p in prompts)
 
 
 def _describe(precision: str, result: RoundingResult, calibration: int) -> dict[str, Any] | None:

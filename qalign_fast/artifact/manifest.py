@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from qalign_fast.artifact.seal import is_sealed, parse_strict, seal
 from qalign_fast.artifact.trusted_files import lies_inside, matches, open_regular, real_path
 from qalign_fast.errors import ArtifactError
 from qalign_fast.families.family import Family
-from qalign_fast.families.prompt import MEDIA, Prompt
+from qalign_fast.families.prompt import MEDIA, Anchor, Prompt
 from qalign_fast.families.registry import FAMILIES, find_family
 from qalign_fast.json_values import count, counts, object_of, one_of, sha256, text, texts
 from qalign_fast.version import __version__
@@ -45,11 +45,24 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """The prompt of one task in one medium, and the names of its constants in prompts.safetensors."""
+    """A prompt, and the names of its constants in prompts.safetensors. `parts` are of the prompt's parts, in order."""
 
     prompt: Prompt
     prefix: str  # name of the keys and values [L, 2, P, H, Dh]
     suffix: str  # name of the embeddings [S, D]
+    parts: tuple[PromptEntry, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's content of it; the inverse of `_prompt_entry`."""
+        content: dict[str, Any] = {
+            "prefix_ids": self.prompt.prefix,
+            "suffix_ids": self.prompt.suffix,
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+        }
+        if self.prompt.anchor:
+            content["anchor"] = {"number": self.prompt.anchor.number, "ids": self.prompt.anchor.after}
+        return content | ({"parts": {part.prompt.part: part.to_json() for part in self.parts}} if self.parts else {})
 
 
 @dataclass(frozen=True)
@@ -75,16 +88,16 @@ class Manifest:
         """Every prompt that the artifact can answer."""
         return tuple(entry.prompt for entry in self.prompts)
 
+    @property
+    def prompt_entries(self) -> tuple[PromptEntry, ...]:
+        """Those of every prompt, each followed by those of its parts: all that constants are kept of."""
+        return tuple(one for entry in self.prompts for one in (entry, *entry.parts))
+
     def to_json(self) -> str:
         """The text of qalign.json with its seal."""
         tasks: dict[str, dict[str, Any]] = {}
         for entry in self.prompts:
-            tasks.setdefault(entry.prompt.task, {})[entry.prompt.medium] = {
-                "prefix_ids": entry.prompt.prefix,
-                "suffix_ids": entry.prompt.suffix,
-                "prefix": entry.prefix,
-                "suffix": entry.suffix,
-            }
+            tasks.setdefault(entry.prompt.task, {})[entry.prompt.medium] = entry.to_json()
         content = {
             "schema": SCHEMA,
             "name": self.name,
@@ -181,6 +194,12 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
             raise ValueError(f"levels {list(raw['levels'])}, expected {list(family.scale.words)}")
         if not raw["tasks"] or not all(raw["tasks"].values()):
             raise ValueError("it has no task, or one without a prompt")
+        prompts = tuple(
+            _prompt_entry(task, one_of(MEDIA, medium), entry)
+            for task, media in raw["tasks"].items()
+            for medium, entry in media.items()
+        )
+        _check_parts(family, prompts)
         return Manifest(
             name=text(raw["name"]),
             source=object_of(raw["source"]),
@@ -188,15 +207,7 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
             family=family,
             config=family.sizes_from_json(raw),
             levels=tuple((word, count(token)) for word, token in raw["levels"].items()),
-            prompts=tuple(
-                PromptEntry(
-                    Prompt(task, one_of(MEDIA, medium), counts(entry["prefix_ids"]), counts(entry["suffix_ids"])),
-                    text(entry["prefix"]),
-                    text(entry["suffix"]),
-                )
-                for task, media in raw["tasks"].items()
-                for medium, entry in media.items()
-            ),
+            prompts=prompts,
             precision=one_of(tuple(PRECISIONS), text(raw["precision"])),
             quantization=None if raw["quantization"] is None else object_of(raw["quantization"]),
             engines={engine: texts(parts) for engine, parts in raw["engines"].items()},
@@ -209,6 +220,30 @@ def parse_manifest(raw: Any, where: str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         cause = f"{type(error).__name__}: {str(error)[:200]}"
         raise ArtifactError(f"{where}: a field is missing or malformed ({cause})") from error
+
+
+def _prompt_entry(task: str, medium: str, raw: Mapping[str, Any], part: str | None = None) -> PromptEntry:
+    """Raises KeyError, TypeError, ValueError or AttributeError for what is not as `to_json` gives it."""
+    parts: tuple[PromptEntry, ...] = ()
+    if "parts" in raw:
+        if part is not None:
+            raise ValueError(f"part {part!r} has parts of its own")
+        parts = tuple(_prompt_entry(task, medium, entry, text(name)) for name, entry in raw["parts"].items())
+        if not parts or "" in raw["parts"]:
+            raise ValueError(f"task {task!r} has no parts, or one without a name")
+    anchor = Anchor(count(raw["anchor"]["number"]), counts(raw["anchor"]["ids"])) if "anchor" in raw else None
+    prompts = tuple(entry.prompt for entry in parts)
+    prompt = Prompt(task, medium, counts(raw["prefix_ids"]), counts(raw["suffix_ids"]), part, prompts, anchor)
+    return PromptEntry(prompt, text(raw["prefix"]), text(raw["suffix"]), parts)
+
+
+def _check_parts(family: Family, prompts: Sequence[PromptEntry]) -> None:
+    """Raises ValueError for a prompt that the family's `answer` could not answer."""
+    known = {(p.task, p.medium): tuple(part.part for part in p.parts) for p in family.prompts}
+    for prompt in (entry.prompt for entry in prompts):
+        found, expected = tuple(part.part for part in prompt.parts), known.get((prompt.task, prompt.medium), ())
+        if found != expected:
+            raise ValueError(f"task {prompt.task!r} has the parts {found}, expected {expected}")
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -52,12 +52,12 @@ def describe(
     family = family_of_checkpoint(directory, on)
     facts = {"kind": "checkpoint" if on is None else "LoRA adapter", "path": str(directory)}
     facts |= {"engines": "torch"} if on is None else {"base": str(on), "engines": "torch, merged into its base"}
+    facts |= {"family": family.name}
     facts |= {"precision": ", ".join(checkpoint_precisions(family)), "tasks": ", ".join(family.tasks)}
     facts |= _training(name_of(directory), is_adapter=on is not None)
     if (remark := base_remark(directory, base)) is not None:
         facts["warning"] = "; ".join([*([facts["warning"]] if "warning" in facts else []), remark])
-    own = on is None or (directory / "config.json").is_file()
-    return facts | family.describe(family.read_config(directory if own else cast(Path, on)))
+    return facts | family.describe(family.read_config(directory, on))
 
 
 def _training(name: str, *, is_adapter: bool) -> dict[str, str]:
@@ -94,9 +94,10 @@ def _manifest(manifest: Manifest, *, verify: bool) -> dict[str, Any]:
         "source": manifest.source.get("name", "?"),
         "license": manifest.license,
         "engines": ", ".join(manifest.engines),
+        "family": manifest.family.name,
         "precision": manifest.precision,
         "tasks": ", ".join(images),
-        "video tasks": ", ".join(clips),
+        "video tasks": ", ".join(clips) or "none",
         "files": f"{len(manifest.files)}, {total / 1e6:.1f} MB, hashes {'verified' if verify else 'not checked'}",
         **_rounding(manifest),
         "fidelity": {engine: _summary(report) for engine, report in manifest.fidelity.items()}

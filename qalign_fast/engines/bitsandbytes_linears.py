@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from qalign_fast.engines.devices import Needs
 from qalign_fast.errors import DeviceError, MissingExtraError, one_line
-from qalign_fast.families.adapters import adapted
 from qalign_fast.families.family import Checkpoint, Family, Reference
 
 _OUTLIERS = 6.0  # LLM.int8()'s threshold: a column of inputs with a larger value anywhere in the batch stays in 16 bits
@@ -39,9 +38,9 @@ def load_model(family: Family, directory: Path, precision: str, device: str, bas
     """
     kind, bnb = PRECISIONS[precision], import_bitsandbytes()
     models = family.models()
-    checkpoint = models.Checkpoint(directory) if base is None else adapted(family).Checkpoint(directory, base)
+    checkpoint = models.Checkpoint(directory, base)
     with torch.device("meta"):
-        model = models.Model(checkpoint.config).requires_grad_(False).eval()
+        model = models.Model(checkpoint.config, checkpoint.anchors).requires_grad_(False).eval()
     if kind.make is nf4_linear and device == "cpu":
         check_widths(find_linears(model).values())
     try:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qalign_fast.families.family import Family
+from qalign_fast.families.family import Family, Tail
 from qalign_fast.families.prompt import Prompt
 
 
@@ -40,6 +40,7 @@ class Engine(Protocol):
     family: Family
     config: Any  # the family's sizes, which are `qalign_fast.families.family.Sizes`
     prompts: tuple[Prompt, ...]  # those that it can answer
+    tail: Tail  # what the family's `answer` computes with on the host; none for most families
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
         """Pixels uint8 [B, H, W, 3], made by the rule `config.pixels` -> visual tokens [B, V, D].
@@ -54,6 +55,7 @@ class Engine(Protocol):
     def decode(self, tokens: Tokens, prompt: Prompt) -> npt.NDArray[np.float32]:
         """Visual tokens [B, F*V, D] of F frames each -> logits float32 [B, levels], the best level first.
 
-        `prompt` is one of `prompts`. Raises DeviceError as `encode` does.
+        What a family's head gives beside them stands after them. `prompt` is one of `prompts`, or of their parts.
+        Raises DeviceError as `encode` does.
         """
         ...

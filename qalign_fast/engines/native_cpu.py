@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from qalign_fast.artifact.manifest import Artifact, Manifest
 from qalign_fast.artifact.mapped_tensors import map_tensors, weights_file
-from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.artifact.prompt_tensors import load_constants, load_tail
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.errors import ArtifactError, DeviceError
+from qalign_fast.families.family import Tail
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import check_tensors
 from qalign_kernels.contract.operations import Operations
@@ -43,11 +44,15 @@ class NativeEngine:
         constants: Mapping[str, tuple[npt.NDArray[np.float32], ...]],
         ops: Operations,
         at_once: int = 1,
+        tail: Tail | None = None,
     ) -> None:
-        """`tensors` and `constants`: as `map_tensors` and `load_constants` return them. `at_once`: calls, at most."""
+        """`tensors`, `constants`, `tail`: as `map_tensors`, `load_constants`, `load_tail` return them.
+
+        `at_once`: calls, at most.
+        """
         self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
         self.prompts, self.kernels = manifest.task_prompts, ops.name
-        self._constants = constants
+        self._constants, self.tail = constants, tail or {}
         self._at_once, self._turns, self._process = at_once, BoundedSemaphore(at_once), os.getpid()
         self._model = manifest.family.folded_model()(manifest.config, tensors, ops)
 
@@ -94,7 +99,8 @@ def load_native_engine(artifact: Artifact, threads: int | None = None, ops: Oper
         if tensor.dtype == "float8_e4m3fn":
             raise ArtifactError(f"{path}: {name} is {tensor.dtype}, which engine native has no kernels for")
     ops = ops or load_numpy(threads=threads, exact=exact_for(manifest.precision)) or _plain()
-    return NativeEngine(manifest, tensors, load_constants(artifact), ops, cores() if threads == 1 else 1)
+    at_once = cores() if threads == 1 else 1
+    return NativeEngine(manifest, tensors, load_constants(artifact), ops, at_once, load_tail(artifact))
 
 
 def _plain() -> Operations:

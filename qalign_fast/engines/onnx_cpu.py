@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qalign_fast.artifact.manifest import Artifact
-from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.artifact.prompt_tensors import load_constants, load_tail
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.onnx_session import CPU, open_sessions
 from qalign_fast.families.prompt import Prompt
@@ -30,7 +30,7 @@ class OnnxEngine:
         manifest = artifact.manifest
         self.name = graphs
         self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
-        self.prompts = manifest.task_prompts
+        self.prompts, self.tail = manifest.task_prompts, load_tail(artifact)
         self._constants = load_constants(artifact)
         self._encoder, self._decoder = open_sessions(artifact, graphs, CPU, threads)
         self._inputs = [value.name for value in self._decoder.get_inputs()]  # tokens, then a prompt's constants

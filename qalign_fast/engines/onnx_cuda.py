@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qalign_fast.artifact.manifest import Artifact
-from qalign_fast.artifact.prompt_tensors import load_constants
+from qalign_fast.artifact.prompt_tensors import load_constants, load_tail
 from qalign_fast.engines.common import BUCKETS, bucket_of, fill_up, score_grey_picture, split_batch
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.onnx_session import (
@@ -39,7 +39,7 @@ class _Buffers(NamedTuple):
 
     pixels: Any  # uint8 [size, S, S, 3]
     tokens: Any  # float32 [size, Q+1, D]
-    logits: Any  # float32 [size, 5]
+    logits: Any  # float32 [size, N], N the head's outputs
 
 
 class DeviceTokens:
@@ -93,7 +93,7 @@ class OnnxGpuEngine:
         self.family, self.config, self.precision = manifest.family, manifest.config, manifest.precision
         self.device = provider.device
         self.kernels = f"onnxruntime {provider.name.removesuffix('ExecutionProvider')}"
-        self.prompts = manifest.task_prompts
+        self.prompts, self.tail = manifest.task_prompts, load_tail(artifact)
         self._place = provider.place
         self._constants = {
             name: [self._upload(x) for x in constants] for name, constants in load_constants(artifact).items()
@@ -141,7 +141,7 @@ class OnnxGpuEngine:
         return self._decode(buffers, len(tokens), prompt)
 
     def _decode_clips(self, tokens: Array, prompt: Prompt) -> npt.NDArray[np.float32]:
-        logits = self._room((len(tokens), len(self.family.scale.words)), np.float32)
+        logits = self._room((len(tokens), *_shape_of(self.family.interface(self.config).decode[1])), np.float32)
         inputs = [self._upload(tokens), *self._constants[prompt.name]]
         self._run(self._decoder, prompt.name, inputs, logits, number=_NO_GRAPH)
         return fetch(logits, len(tokens))

@@ -19,13 +19,13 @@ import torch
 from torch.nn import functional as F
 
 from qalign_fast.artifact.manifest import Artifact, Manifest
+from qalign_fast.artifact.prompt_tensors import load_tail
 from qalign_fast.engines import bitsandbytes_linears
 from qalign_fast.engines.contract import Tokens
 from qalign_fast.engines.native_cpu import ROWS
 from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
-from qalign_fast.families.adapters import adapted
-from qalign_fast.families.family import Constants, Family, Folded, Reference
+from qalign_fast.families.family import Constants, Family, Folded, Reference, Tail
 from qalign_fast.families.prompt import Prompt
 from qalign_kernels.contract.linear import expand_weight
 from qalign_kernels.contract.operations import Operations
@@ -54,11 +54,12 @@ class TorchEngine:
         *,
         device: str = "cpu",
         kernels: str = PLAIN.name,
+        tail: Tail | None = None,
     ) -> None:
         """The model and the `constants` of every prompt are on the device already. `kernels` names what computes."""
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
         self.device, self.kernels = device, kernels
-        self._model, self._constants = model, constants
+        self._model, self._constants, self.tail = model, constants, tail or {}
 
     @torch.inference_mode()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:
@@ -107,15 +108,12 @@ def load_checkpoint(
         model, kernels = bitsandbytes_linears.load_model(family, directory, precision, device, base), "bitsandbytes"
     else:
         try:
-            model, kernels = _reference(family, directory, base).to(device), PLAIN.name
+            model, kernels = family.models().load_model(directory, base).to(device), PLAIN.name
         except RuntimeError as error:
             raise DeviceError(f"device {device!r}: has no room for float32 weights ({one_line(error)})") from error
     constants = cache(model.constants)  # each prompt's are computed when it is first asked for
-    return TorchEngine(family, model, precision, family.prompts, constants, device=device, kernels=kernels)
-
-
-def _reference(family: Family, directory: Path, base: Path | None) -> Reference:
-    return family.models().load_model(directory) if base is None else adapted(family).load_model(directory, base)
+    tail = model.tail if family.answer else {}
+    return TorchEngine(family, model, precision, family.prompts, constants, device=device, kernels=kernels, tail=tail)
 
 
 def load_folded(
@@ -137,7 +135,7 @@ def load_folded(
         constants = {name: tuple(x.to(device) for x in found) for name, found in constants.items()}
     precision = artifact.manifest.precision
     ops = ops or load_native(threads=threads, exact=exact_for(precision)) or PLAIN
-    return build_engine(artifact.manifest, tensors, constants, ops, device)
+    return build_engine(artifact.manifest, tensors, constants, ops, device, load_tail(artifact))
 
 
 def build_engine(
@@ -146,9 +144,10 @@ def build_engine(
     constants: Mapping[str, Constants],
     ops: Operations = PLAIN,
     device: str = "cpu",
+    tail: Tail | None = None,
 ) -> TorchEngine:
-    """The engine of tensors and constants as `read_folded` returns them, but on the device."""
+    """The engine of tensors and constants as `read_folded` returns them, but on the device; `tail` as `load_tail`."""
     family = manifest.family
     model = family.models().FoldedModel(manifest.config, tensors, ops)
     given = family, model, manifest.precision, manifest.task_prompts
-    return TorchEngine(*given, lambda prompt: constants[prompt.name], device=device, kernels=ops.name)
+    return TorchEngine(*given, lambda prompt: constants[prompt.name], device=device, kernels=ops.name, tail=tail)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qalign_fast.artifact.manifest import Artifact, Manifest
+from qalign_fast.artifact.prompt_tensors import load_tail
 from qalign_fast.engines.common import bucket_of, fill_up, score_grey_picture, split_batch
 from qalign_fast.engines.compile_ahead import Launches, compile_ahead
 from qalign_fast.engines.contract import Tokens
@@ -26,7 +27,7 @@ from qalign_fast.engines.cuda_graphs import Graphs, Runner, Step
 from qalign_fast.engines.cuda_model import build_model
 from qalign_fast.engines.torch_weights import read_folded, set_threads
 from qalign_fast.errors import DeviceError, one_line
-from qalign_fast.families.family import Constants, Family
+from qalign_fast.families.family import Constants, Family, Tail
 from qalign_fast.families.prompt import Prompt
 
 
@@ -46,11 +47,12 @@ class CudaEngine:
         prompts: tuple[Prompt, ...],
         device: str,
         runner: Runner,
+        tail: Tail | None = None,
     ) -> None:
-        """The model's tensors and the `constants`, by the prompt's name, are on the device already."""
+        """The model's tensors and the `constants`, by the prompt's name, are on the device already; `tail` is not."""
         self.family, self.config, self.precision, self.prompts = family, model.config, precision, prompts
         self.device, self.kernels = device, model.ops.name
-        self.model, self._constants, self._runner = model, constants, runner
+        self.model, self._constants, self._runner, self.tail = model, constants, runner, tail or {}
         visual = self.config.picture_tokens
         self._turns = {name: model.turns(visual, *between) for name, between in constants.items()}  # for pictures
         self._lock = Lock()  # one call at a time uses the buffers and graphs
@@ -134,7 +136,7 @@ def load_cuda(artifact: Artifact, device: str, threads: int | None = None) -> Cu
         manifest = artifact.manifest
         launches = Launches(manifest.family.name, manifest.config, manifest.precision, mapped, constants)
         compile_ahead([launches], torch.device(device))
-        engine = build_engine(manifest, device, mapped, constants)
+        engine = build_engine(manifest, device, mapped, constants, tail=load_tail(artifact))
         score_grey_picture(engine)
         return engine
     except torch.OutOfMemoryError as error:
@@ -155,14 +157,16 @@ def build_engine(
     mapped: dict[str, Tensor],
     constants: Mapping[str, Constants],
     runner: Runner | None = None,
+    tail: Tail | None = None,
 ) -> CudaEngine:
     """The engine of tensors and constants as `read_folded` returns them, on the host or already on the device.
 
-    `runner`: CUDA graphs by default.
+    `runner`: CUDA graphs by default. `tail`: as `load_tail` returns it.
     """
     from qalign_kernels.cuda.runtime import device_of
 
     place = torch.device(device)
     facts, precision = device_of(place), manifest.precision
     model, there = build_model(manifest.family, manifest.config, precision, mapped, constants, place, facts)
-    return CudaEngine(manifest.family, model, precision, there, manifest.task_prompts, device, runner or Graphs(place))
+    given = manifest.family, model, precision, there, manifest.task_prompts, device
+    return CudaEngine(*given, runner or Graphs(place), tail)

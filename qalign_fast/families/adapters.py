@@ -11,13 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
 from qalign_fast.errors import ArtifactError, CheckpointError, OptionError
 from qalign_fast.references import find_model, name_of
-
-if TYPE_CHECKING:
-    from qalign_fast.families.family import Checkpoint, Family, Reference
 
 ADAPTER = "adapter_config.json"
 
@@ -104,23 +101,6 @@ def _recorded_base(directory: Path) -> Path:
         raise CheckpointError(
             f"{directory / ADAPTER}: its base {recorded!r} was not found ({error}); give its directory (--base)"
         ) from error
-
-
-class AdaptedModels(Protocol):
-    """A family's module of models (`family.Models`), of a family whose checkpoints may be adapters."""
-
-    def load_model(self, directory: Path, base: Path) -> Reference:
-        """The reference with the adapter of a directory merged into its base. Raises CheckpointError."""
-        ...
-
-    def Checkpoint(self, directory: Path, base: Path) -> Checkpoint:  # noqa: N802 (a class)
-        """The checkpoint that merging makes. Raises CheckpointError."""
-        ...
-
-
-def adapted(family: Family) -> AdaptedModels:
-    """The family's models, for an adapter."""
-    return cast(AdaptedModels, family.models())
 
 
 def base_remark(directory: Path, base: str | Path | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A family's name, or a checkpoint's config.json, in; its `Family` out."""
+"""A family's name, or a checkpoint's directory, in; its `Family` out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 from qalign_fast.families.family import Family
 
-# A family's name -> the module that has it as FAMILY. A new family is a line here.
+# A family's name -> the module that has it as FAMILY. A new family is a line here. The first that recognizes a
+# checkpoint has it, so mPLUG-Owl2 stands after those that share its trunk.
 FAMILIES = {
+    "compare2score": "qalign_fast.families.compare2score.family",
+    "q_scorer": "qalign_fast.families.q_scorer.family",
     "mplug_owl2": "qalign_fast.families.mplug_owl2.family",
 }
 DEFAULT = "mplug_owl2"
@@ -22,7 +25,9 @@ def find_family(name: str) -> Family:
 
 
 def family_of_checkpoint(directory: Path, base: Path | None = None) -> Family:
-    """The family that recognizes the directory's config.json, or that of its base if it is an adapter's without one.
+    """The family that recognizes the directory by its config.json and its files.
+
+    An adapter's config.json is its base's if it has none of its own.
 
     If none does, it is OneAlign's, whose reader then says what is missing.
     """
@@ -34,6 +39,6 @@ def family_of_checkpoint(directory: Path, base: Path | None = None) -> Family:
         raw = None
     if isinstance(raw, dict):
         for name in FAMILIES:
-            if (family := find_family(name)).recognizes(raw):
+            if (family := find_family(name)).recognizes(raw, directory):
                 return family
     return find_family(DEFAULT)

@@ -1,4 +1,4 @@
-"""Batches of pixels in, `Scored` out: vision once, one decode for each task, and several batches under way."""
+"""Batches of pixels in, `Scored` out: vision once, a decode for each prompt, and several batches under way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from qalign_fast.feed.items import Item, Key, Moment, Scored
 from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.reading import ItemReader, Read, ReadAhead, Reader
 from qalign_fast.feed.threads import Task, Threads, give_way
-from qalign_fast.levels import score_of
+from qalign_fast.levels import make_score
 from qalign_fast.pixels.arrays import is_tensor
 from qalign_fast.pixels.limits import LIMITS, PictureLimits
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from qalign_fast.engines.contract import Engine, Tokens
     from qalign_fast.families.prompt import Prompt
-    from qalign_fast.levels import Score
+    from qalign_fast.levels import Answer, Score
 
 _MOST_THREADS = 256  # of each kind of reader
 
@@ -156,9 +158,9 @@ class Feed:
         found: dict[tuple[int, str], Score] = {}
         for prompt in {prompt.name: prompt for read in batch for prompt in read.prompts}.values():
             wanted = [i for i, read in enumerate(batch) if prompt in read.prompts]
-            logits = self._engine.decode(tokens if len(wanted) == len(batch) else tokens[wanted], prompt)
-            for i, row in zip(wanted, logits, strict=True):
-                found[i, prompt.task] = self._score_of(row, prompt, frames=frames, warnings=batch[i].warnings)
+            answers = self._answers(tokens if len(wanted) == len(batch) else tokens[wanted], prompt)
+            for i, answer in zip(wanted, answers, strict=True):
+                found[i, prompt.task] = self._score_of(answer, prompt, frames=frames, warnings=batch[i].warnings)
         return [
             Scored(read.key, {prompt.task: found[i, prompt.task] for prompt in read.prompts}, timeline=timeline)
             for i, read in enumerate(batch)
@@ -166,14 +168,24 @@ class Feed:
 
     def _timeline(self, clip: Read[Key], tokens: Tokens) -> tuple[Moment, ...]:
         """Each frame's scores as a picture, in the prompts that are asked of each."""
-        answers = [(prompt, self._engine.decode(tokens, prompt)) for prompt in clip.each]
+        answers = [(prompt, self._answers(tokens, prompt)) for prompt in clip.each]
         return tuple(
-            Moment(index, time, {prompt.task: self._score_of(logits[f], prompt) for prompt, logits in answers})
+            Moment(index, time, {prompt.task: self._score_of(found[f], prompt) for prompt, found in answers})
             for f, (index, time) in enumerate(clip.moments if answers else ())
         )
 
-    def _score_of(self, logits: Any, prompt: Prompt, **facts: Any) -> Score:
-        return score_of(logits, prompt.task, scale=self._engine.family.scale, **facts)
+    def _answers(self, tokens: Tokens, prompt: Prompt) -> list[Answer]:
+        """Of each picture or clip [B, V, D]; the prompt's parts are asked as the family wants."""
+        engine = self._engine
+
+        def decode(prompt: Prompt, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+            return engine.decode(tokens if rows is None else tokens[rows], prompt)
+
+        tail = engine.tail if engine.family.answer else {}
+        return engine.family.answers(decode(prompt), prompt, decode, tail)
+
+    def _score_of(self, answer: Answer, prompt: Prompt, **facts: Any) -> Score:
+        return make_score(answer, prompt.task, scale=self._engine.family.scale, **facts)
 
     def _join(self, pixels: list[Any]) -> Any:
         """One batch [B, S, S, 3]: an array, or a tensor where the engine takes it as it lies."""

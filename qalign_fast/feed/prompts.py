@@ -18,7 +18,7 @@ def find_prompts(engine: Engine, tasks: Sequence[str], medium: str) -> tuple[Pro
     names = (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
     for task in names:
         if task not in prompts:
-            raise TaskError(f"task {task!r} is not in this model; for {medium}s it has: {', '.join(prompts)}")
+            raise TaskError(f"task {task!r} is not in this model; for {medium}s it has: {', '.join(prompts) or 'none'}")
     return tuple(prompts[task] for task in names)
 
 

@@ -71,8 +71,8 @@ class RowScorer:
     def columns(self) -> dict[str, Kind]:
         """The type of each column, in order. No model is needed to know them.
 
-        For each task: score (1..5), score01 (0..1), level, and the probabilities excellent to bad. For the picture:
-        status, "ok" or "failed", and error, a line where it failed.
+        For each task: score (OneAlign's on 1..5), score01 (0..1), level, and the probabilities excellent to bad. For
+        the picture: status, "ok" or "failed", and error, a line where it failed.
         """
         found = {f"{self._before(task)}{name}": kind for task in self.tasks for name, kind in _OF_A_TASK.items()}
         return found | {f"{self.prefix}{name}": kind for name, kind in _OF_A_ROW.items()}

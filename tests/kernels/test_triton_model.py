@@ -19,6 +19,8 @@ from qalign_fast.families.mplug_owl2.folded_schema import schema
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
+from qalign_fast.families.q_scorer.prompts import PROMPTS as Q_SCORERS
+from qalign_fast.families.q_scorer.prompts import SCORE_IDS
 from qalign_fast.levels import score_of
 from qalign_kernels.contract.linear import linear
 from qalign_kernels.contract.ops import Ops
@@ -103,6 +105,22 @@ def test_the_model_in_float16_by_torchs_own_products_gives_upstreams_scores() ->
     logits = model.decode(tokens, on(prefix), on(suffix)).cpu()
     assert logits.dtype == torch.float32
     assert abs(score_of(logits.numpy()[0], "quality").value - expected["score_quality_image"][0]) < 1e-2
+
+
+@interpreted
+def test_the_head_of_q_scorer_gives_its_authors_first_layer() -> None:
+    """A head with a bias, whose outputs are no multiple of anything."""
+    source, tensors = open_parameters(GOLDEN / "q-scorer-112"), {}
+    result = fold_and_round(source, "fp16", Q_SCORERS, torch.empty(0), tensors.__setitem__)
+    expected = np.load(GOLDEN / "q-scorer-112/expected.npz")
+    half, exact = TritonOps(FACTS, torch.float16), TritonOps(FACTS, torch.float32)
+    model = CudaModel(source.config, to_device(schema(source.config), tensors, DEVICE, torch.float16), half, exact)
+    tokens = model.encode(on(torch.from_numpy(expected["resized_uint8"][:1])))
+    part = Q_SCORERS[0].parts[SCORE_IDS.index(expected["step_1_token"][0])]
+    prefix, suffix = result.prefixes[part.before].half(), result.suffixes[part.suffix].half()
+    outputs = model.decode(tokens, on(prefix), on(suffix)).cpu()
+    assert outputs.dtype == torch.float32
+    np.testing.assert_allclose(outputs.numpy()[0, 5:], expected["step_2_first_layer"][0], rtol=0, atol=3e-2)
 
 
 class Apart(TritonOps):

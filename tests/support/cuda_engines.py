@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from qalign_fast.artifact.manifest import open_artifact
+from qalign_fast.artifact.prompt_tensors import load_tail
 from qalign_fast.engines.cuda_graphs import Direct, Runner, Step
 from qalign_fast.engines.torch_cuda import CudaEngine
 from qalign_fast.engines.torch_weights import read_folded
-from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.folded_cuda import CudaModel
 from qalign_fast.families.mplug_owl2.prompts import prompt
 from qalign_kernels.contract.ops import PLAIN, Ops
@@ -42,7 +42,8 @@ def engine_of(path: Path, runner: Runner, ops: Ops = PLAIN, exact: Ops = PLAIN, 
     manifest = artifact.manifest
     prompts = tuple(entry.prompt for entry in manifest.prompts)
     model = CudaModel(manifest.config, tensors, ops, exact)
-    return CudaEngine(FAMILY, model, manifest.precision, constants, prompts, device, runner)
+    tail = load_tail(artifact)
+    return CudaEngine(manifest.family, model, manifest.precision, constants, prompts, device, runner, tail)
 
 
 def some(expected: dict[str, np.ndarray], count: int, first: int = 0) -> np.ndarray:

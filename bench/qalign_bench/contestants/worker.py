@@ -120,6 +120,7 @@ class _Timed:
     def __init__(self, engine: Engine) -> None:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
+        self.tail = engine.tail
         self.kernels = engine.kernels
         self.in_flight, self._turn = engine.in_flight, Lock()
         self.counted = engine.device if engine.name == "torch" else "cpu"  # its memory can be asked about

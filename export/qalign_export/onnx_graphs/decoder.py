@@ -1,8 +1,8 @@
-"""Folded tensors in, the `decode` graph out: one step over visual and suffix tokens, five logits.
+"""Folded tensors in, the `decode` graph out: one step over visual and suffix tokens, then the head.
 
-Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, 5]. The
-prompt is an input, so one graph serves every task, medium and custom prompt. A sequence's visual tokens come first,
-then its text tokens: T = V + S.
+Inputs: visual_tokens [B, V, D], prefix_key_values [L, 2, P, H, Dh], suffix_embeds [S, D]; output: logits [B, N],
+N = `ModelConfig.outputs`. The prompt is an input, so one graph serves every task, medium and custom prompt. A
+sequence's visual tokens come first, then its text tokens: T = V + S.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from onnx import TensorProto
 
 from qalign_export.onnx_graphs.model import ModelGraph
 from qalign_fast.families.mplug_owl2.sizes import DecoderConfig, ModelConfig
-from qalign_fast.levels import LEVELS
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def build_decoder(graph: ModelGraph, model: ModelConfig) -> None:
         x, unit = _layer(graph, config, x, unit, (before[2 * i], before[2 * i + 1]), layout, last=i == layers - 1)
     graph.scope = "decoder."
     logits = graph.exact_product(graph.leave(graph.op("Mul", unit, graph.weight("decoder.norm"))), "decoder.head")
-    logits = graph.op("Reshape", logits, graph.const([-1, len(LEVELS)]))
-    graph.output(logits, "logits", TensorProto.FLOAT, ["batch", len(LEVELS)])
+    logits = graph.op("Reshape", logits, graph.const([-1, model.outputs]))
+    graph.output(logits, "logits", TensorProto.FLOAT, ["batch", model.outputs])
 
 
 def _layer(

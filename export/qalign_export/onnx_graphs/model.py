@@ -38,8 +38,9 @@ class ModelGraph(Graph):
         return x
 
     def exact_product(self, x: str, name: str) -> str:
-        """float32 rows times a float32 weight -> float32, in every kind of graph."""
-        return self._multiply(x, f"{name}.weight", self.tensors[f"{name}.weight"])
+        """float32 rows times a float32 weight, and its bias if it has one -> float32, in every kind of graph."""
+        y, bias = self._multiply(x, f"{name}.weight", self.tensors[f"{name}.weight"]), f"{name}.bias"
+        return self.op("Add", y, self.array(bias, self.tensors[bias])) if bias in self.tensors else y
 
     def linear(self, x: str, name: str, inputs: int) -> str:
         """[..., K = inputs] by the folded linear of that name, in the precision of its weight -> [..., N]."""

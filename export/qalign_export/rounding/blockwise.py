@@ -21,7 +21,7 @@ from qalign_export.rounding.fold import Block, Migration, Tensors, blocks
 from qalign_export.rounding.quantizer import choose_migration, expand, quantize, read_rows
 from qalign_export.rounding.sensitivity import sensitive_linears
 from qalign_export.rounding.trace import Trace
-from qalign_fast.families.prompt import Prompt
+from qalign_fast.families.prompt import Before, Prompt
 from qalign_kernels.contract.precisions import PRECISIONS
 
 _SMALL = 100_000_000  # weights; a smaller model is judged by its scores as well
@@ -33,7 +33,7 @@ _ROOM = 8  # what calibration saw must be this many times smaller than the large
 class RoundingResult:
     """What `fold_and_round` gives beside the tensors that it writes."""
 
-    prefixes: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # ids -> keys and values [L, 2, P, H, Dh]
+    prefixes: dict[Before, Tensor] = field(default_factory=dict)  # `Prompt.before` -> keys, values [L, 2, P, H, Dh]
     suffixes: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # ids -> embeddings [S, D]
     higher: dict[str, str] = field(default_factory=dict)  # linear -> the higher precision that it has
     errors: dict[str, float] = field(default_factory=dict)  # linear -> relative squared error on calibration rows
@@ -52,7 +52,8 @@ def fold_and_round(
     pixels: uint8 [B, S, S, 3] to calibrate with. If B = 0, weights are rounded without looking at activations: no
     outlier is moved and no linear stays higher.
     """
-    trace = Trace(source.config, prompts, source.read(["decoder.embed"])["decoder.embed"], pixels)
+    embed = source.read(["decoder.embed"])["decoder.embed"]
+    trace = Trace(source.config, prompts, embed, pixels, torch.from_numpy(source.anchors))
     result, table = RoundingResult(suffixes=trace.suffixes), PRECISIONS[precision]
     if table.rounded and len(pixels) and weight_count(source.config) < _SMALL:
         result.higher = sensitive_linears(source, prompts[0], pixels, precision)
@@ -69,7 +70,7 @@ def fold_and_round(
         for name in list(tensors):
             write(name, tensors.pop(name))
         done(i + 1, len(every))
-    result.prefixes = {ids: torch.stack(layers) for ids, layers in trace.prefixes.items()}
+    result.prefixes = {before: torch.stack(layers) for before, layers in trace.prefixes.items()}
     return result
 
 

@@ -59,7 +59,7 @@ def blocks(config: ModelConfig) -> Iterator[Block]:
     yield _tokens()
     for i in range(config.decoder.layers):
         yield _decoder_layer(config, i)
-    yield _head()
+    yield _head(config)
 
 
 def _embedding(config: ModelConfig) -> Block:
@@ -247,13 +247,18 @@ def fold_decoder_layer(w: Tensors, name: str, heads: int) -> Tensors:
     return folded | {key: w.pop(key) for key in (f"{name}o.weight", f"{name}down.weight")}
 
 
-def _head() -> Block:
-    return Block("head", 0, ("decoder.norm", "decoder.head"), fold_head)
+def _head(config: ModelConfig) -> Block:
+    first = ("mlp.0.weight", "mlp.0.bias") if config.mlp else ()
+    return Block("head", 0, ("decoder.norm", "decoder.head", *first), fold_head)
 
 
 def fold_head(w: Tensors) -> Tensors:
-    """Only a name changes."""
-    return {"decoder.norm": w["decoder.norm"], "decoder.head.weight": w["decoder.head"]}
+    """The levels' rows, which have no bias, and the first layer of an MLP, where a model has one, become one linear."""
+    folded = {"decoder.norm": w["decoder.norm"], "decoder.head.weight": w["decoder.head"]}
+    if "mlp.0.weight" in w:
+        folded["decoder.head.weight"] = torch.cat((w["decoder.head"], w["mlp.0.weight"]))
+        folded["decoder.head.bias"] = torch.cat((torch.zeros(len(w["decoder.head"])), w["mlp.0.bias"]))
+    return folded
 
 
 _PARTS = ("weight", "bias")

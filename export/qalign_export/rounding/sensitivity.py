@@ -7,8 +7,13 @@ it is for small models; a large one is judged block by block on its linears' out
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,12 +22,14 @@ from qalign_export.parameters import ParameterSource
 from qalign_export.rounding.fold import Tensors, blocks
 from qalign_export.rounding.quantizer import expand, quantize, read_rows
 from qalign_export.rounding.trace import Trace
+from qalign_fast.families.family import Family, Tail
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.prompt import Prompt
-from qalign_fast.levels import WEIGHTS
 from qalign_kernels.contract.ops import Ops
 from qalign_kernels.contract.precisions import PRECISIONS
 from qalign_kernels.contract.weight import Weight
+
+Scores: TypeAlias = npt.NDArray[np.float64]
 
 _OUTLIER = 8  # times the median linear's effect
 _HARMLESS = 1e-3  # on 1..5; an effect not worth a higher precision, however small the others are
@@ -33,17 +40,20 @@ def sensitive_linears(source: ParameterSource, prompt: Prompt, pixels: Tensor, p
 
     pixels: uint8 [B, S, S, 3]. An int4 linear becomes int8, or float32 if 8 bits are bad as well.
     """
-    trace = Trace(source.config, [prompt], source.read(["decoder.embed"])["decoder.embed"], pixels[:0])
+    family, config = source.family, source.config
+    embed, anchors = source.read(["decoder.embed"])["decoder.embed"], torch.from_numpy(source.anchors)
+    trace = Trace(config, [prompt], embed, pixels[:0], anchors)
     tensors: Tensors = {}
-    for block in blocks(source.config):
+    for block in blocks(config):
         folded = block.fold(source.read(block.reads))
         trace.run(block, folded)
         tensors |= folded
-    model = FoldedModel(source.config, tensors, _OneRounded())
-    constants = torch.stack(trace.prefixes[prompt.prefix]), trace.suffixes[prompt.suffix]
+    model = FoldedModel(config, tensors, _OneRounded())
+    tail = {name: x.numpy() for name, x in source.read(family.tail(config)).items()}
+    score = partial(_scores, model, pixels, _Asked(family, prompt, trace, tail))
     found: dict[str, str] = {}
     while higher := PRECISIONS[precision].higher:
-        effects = _effects(model, pixels, constants, precision)
+        effects = _effects(model, score, precision)
         limit = max(_HARMLESS, _OUTLIER * median(effects.values()))
         found |= {name: higher for name, effect in effects.items() if effect > limit}
         precision = higher
@@ -51,22 +61,40 @@ def sensitive_linears(source: ParameterSource, prompt: Prompt, pixels: Tensor, p
 
 
 @torch.no_grad()
-def _effects(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor], precision: str) -> dict[str, float]:
+def _effects(model: FoldedModel, score: Callable[[], Scores], precision: str) -> dict[str, float]:
     """The mean change of scores (on 1..5) when each linear alone is rounded."""
     linears = [name for block in blocks(model.config) for name in block.linears]
-    exact = _scores(model, pixels, constants)
+    exact = score()
     effects, ops = {}, model.ops
     assert isinstance(ops, _OneRounded)
     for name in linears:
         ops.name, ops.rounded = name, quantize(model.tensors[f"{name}.weight"], precision)
-        effects[name] = float((_scores(model, pixels, constants) - exact).abs().mean())
+        effects[name] = float(np.abs(score() - exact).mean())
     ops.name = ""
     return effects
 
 
-def _scores(model: FoldedModel, pixels: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
-    logits: Tensor = model.decode(model.encode(pixels), *constants)
-    return logits.softmax(-1) @ torch.from_numpy(WEIGHTS)
+class _Asked(NamedTuple):
+    """What is asked of a family's model, and what answering takes."""
+
+    family: Family
+    prompt: Prompt
+    trace: Trace  # that has run
+    tail: Tail
+
+
+def _scores(model: FoldedModel, pixels: Tensor, asked: _Asked) -> Scores:
+    """The scores [B] of pictures, as on 1..5."""
+    family, prompt, trace, tail = asked
+    tokens = model.encode(pixels)
+
+    def decode(prompt: Prompt, rows: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        constants = torch.stack(trace.prefixes[prompt.before]), trace.suffixes[prompt.suffix]
+        found: Tensor = model.decode(tokens if rows is None else tokens[list(rows)], *constants)
+        return found.numpy()
+
+    answers, scale = family.answers(decode(prompt), prompt, decode, tail), family.scale
+    return 1 + 4 * (np.array([answer.value for answer in answers]) - scale.low) / (scale.high - scale.low)
 
 
 class _OneRounded(Ops):

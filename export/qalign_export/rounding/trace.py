@@ -1,12 +1,12 @@
 """Pictures and prompts in, the rows that every linear reads out, one block of the model at a time.
 
 The pictures' rows go through the unquantized model as its blocks come, so that only one block has to be in memory. The
-prompts' constant prefixes go along: the same pass gives their keys and values.
+prompts' constant prefixes go along, and so do the pictures that they show: the same pass gives their keys and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from qalign_export.rounding.fold import Block, Tensors
 from qalign_fast.families.mplug_owl2.model.folded import FoldedModel
 from qalign_fast.families.mplug_owl2.model.layout import Layout, turns_of
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
-from qalign_fast.families.prompt import Prompt
+from qalign_fast.families.prompt import Before, Prompt, with_parts
 from qalign_kernels.contract.attention import rotate
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.weight import Weight
@@ -26,29 +26,22 @@ _ROWS = 2048  # rows of a linear's input that are kept, spread over all that it 
 class Trace:
     """Runs each block once, in the order of `fold.blocks`. Without pictures only prefixes are computed."""
 
-    def __init__(self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor) -> None:
-        """pixels: uint8 [B, S, S, 3], split among the image prompts; B may be 0. embed: the vocabulary's [V, D]."""
+    def __init__(
+        self, config: ModelConfig, prompts: Sequence[Prompt], embed: Tensor, pixels: Tensor, anchors: Tensor
+    ) -> None:
+        """pixels: uint8 [B, S, S, 3], split among the image prompts and their parts; B may be 0.
+
+        embed: the vocabulary's [V, D]. anchors: pixels [A, S, S, 3] of the pictures that prompts show; A may be 0.
+        """
         self._recorder = _Recorder()
         self._model = FoldedModel(config, {}, self._recorder)
-        self._pixels = pixels
-        self._prompts = prompts
-        self.suffixes = {p.suffix: embed[list(p.suffix)] for p in prompts}  # [S, D] each
-        self._prefix_rows = {p.prefix: embed[list(p.prefix)] for p in prompts}
-        self.prefixes: dict[tuple[int, ...], list[Tensor]] = {
-            ids: [] for ids in self._prefix_rows
-        }  # [2, P, H, Dh] each
-        self._x = torch.empty(0)
-        self._features: list[tuple[Tensor, Tensor]] = []
+        self._pictures, self._anchors = _Pictures(self._model, pixels), _Pictures(self._model, anchors)
+        self._prompts = prompts = with_parts(prompts)
+        self._embed = {ids: embed[list(ids)] for ids in _texts(prompts)}  # [S, D] each
+        self.suffixes = {p.suffix: self._embed[p.suffix] for p in prompts}
+        self.prefixes: dict[Before, list[Tensor]] = {}  # each layer's [2, P, H, Dh]
+        self._prefix_rows: dict[Before, tuple[Tensor, Layout]] = {}
         self._texts: list[tuple[Prompt, Tensor, Layout]] = []
-        self._run_by_kind: dict[str, Callable[[int], None]] = {
-            "embedding": self._run_embedding,
-            "vision_layer": self._run_vision_layer,
-            "features": self._run_features,
-            "abstractor_layer": self._run_abstractor_layer,
-            "tokens": self._run_tokens,
-            "decoder_layer": self._run_decoder_layer,
-            "head": lambda _: None,  # nothing reads what it gives
-        }
 
     @torch.no_grad()
     def run(self, block: Block, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -57,9 +50,14 @@ class Trace:
         self._recorder.inputs, self._recorder.largest = {}, {}
         if block.kind == "decoder_layer":
             self._advance_prefixes(block.index)
+        else:
+            self._anchors.run(block.kind, block.index)
         self._recorder.recording = True
-        if len(self._pixels):
-            self._run_by_kind[block.kind](block.index)
+        if len(self._pictures.pixels):
+            if block.kind == "decoder_layer":
+                self._run_decoder_layer(block.index)
+            else:
+                self._pictures.run(block.kind, block.index)
         self._recorder.recording = False
         return {name: _sample(parts) for name, parts in self._recorder.inputs.items()}
 
@@ -73,49 +71,97 @@ class Trace:
         for layers in self.prefixes.values():
             layers[i][1] /= s.view(layers[i].shape[2:])
 
-    def _run_embedding(self, _: int) -> None:
-        self._x = self._model.embed_patches(self._pixels)
-
-    def _run_vision_layer(self, i: int) -> None:
-        self._x = self._model.vision_layer(i, self._x, len(self._pixels))
-
-    def _run_features(self, _: int) -> None:
-        self._features = list(self._model.project_features(self._x, len(self._pixels)))
-
-    def _run_abstractor_layer(self, i: int) -> None:
-        self._x = self._model.abstractor_layer(i, self._x, *self._features[i])
-
-    def _run_tokens(self, _: int) -> None:
-        tokens = self._model.visual_tokens(self._x)
-        self._features = []
-        chosen = [p for p in self._prompts if p.medium == "image"][: len(tokens)]
-        for j, prompt in enumerate(chosen):
-            part, suffix = tokens[j :: len(chosen)], self.suffixes[prompt.suffix]
-            turns = turns_of(self._model.config.decoder, len(prompt.prefix), part.shape[1] + len(suffix))
-            layout = Layout(len(part), part.shape[1], PLAIN.place(turns, part))
-            self._texts.append((prompt, layout.rows(part, suffix, PLAIN), layout))
-
     def _run_decoder_layer(self, i: int) -> None:
+        if i == 0:
+            self._texts = list(self._begin_texts())
         self._texts = [
-            (prompt, self._model.decoder_layer(i, rows, layout, self.prefixes[prompt.prefix][i]), layout)
+            (prompt, self._model.decoder_layer(i, rows, layout, self.prefixes[prompt.before][i]), layout)
             for prompt, rows, layout in self._texts
         ]
 
-    def _advance_prefixes(self, i: int) -> None:
-        config = self._model.config.decoder
-        for ids, rows in self._prefix_rows.items():
-            layout = Layout(1, 0, PLAIN.place(turns_of(config, 0, len(ids)), rows))
-            self.prefixes[ids].append(self._prefix_keys_values(i, rows, layout))
-            if i < config.layers - 1:
-                nothing = rows.new_empty(2, 0, config.heads, config.width // config.heads)
-                self._prefix_rows[ids] = self._model.decoder_layer(i, rows, layout, nothing)
+    def _begin_texts(self) -> Iterator[tuple[Prompt, Tensor, Layout]]:
+        """Each prompt with its share of the pictures, as rows before layer 0."""
+        tokens = self._pictures.tokens
+        chosen = [p for p in self._prompts if p.medium == "image"][: len(tokens)]
+        for j, prompt in enumerate(chosen):
+            start = self.prefixes[prompt.before][0].shape[1]
+            yield (prompt, *self._rows(tokens[j :: len(chosen)], self.suffixes[prompt.suffix], start))
 
-    def _prefix_keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
-        """The text rows [P, D] of one prefix before layer i -> its keys (rotated) and values [2, P, H, Dh]."""
-        name = f"decoder.layers.{i}."
-        kv = self._model.linear(f"{name}kv_text", self._model.modal_norm(f"{name}attention_norm", rows, 0))
+    def _rows(self, tokens: Tensor, text: Tensor, start: int) -> tuple[Tensor, Layout]:
+        """Visual tokens [B, V, D] and text rows [S, D] from position `start` on -> rows [N, D] and their layout."""
+        turns = turns_of(self._model.config.decoder, start, tokens.shape[1] + len(text))
+        layout = Layout(len(tokens), tokens.shape[1], PLAIN.place(turns, text))
+        return layout.rows(tokens, text, PLAIN), layout
+
+    def _begin_prefixes(self) -> None:
+        """What stands before the pictures, as rows before layer 0. Text comes before the anchors that follow it."""
+        for p in self._prompts:
+            text = self._embed[p.prefix]
+            self._prefix_rows[p.prefix] = self._rows(text.new_empty(1, 0, text.shape[1]), text, 0)
+        for p in (p for p in self._prompts if p.anchor):
+            assert p.anchor
+            shown = self._anchors.tokens[p.anchor.number : p.anchor.number + 1]
+            self._prefix_rows[p.before] = self._rows(shown, self._embed[p.anchor.after], len(p.prefix))
+        self.prefixes = {before: [] for before in self._prefix_rows}
+
+    def _advance_prefixes(self, i: int) -> None:
+        if i == 0:
+            self._begin_prefixes()
+        config = self._model.config.decoder
+        texts = {p.before: p.prefix for p in self._prompts if p.anchor}
+        for before, (rows, layout) in self._prefix_rows.items():
+            earlier = rows.new_empty(2, 0, config.heads, config.width // config.heads)
+            if before in texts:
+                earlier = self.prefixes[texts[before]][i]
+            new = self._keys_values(i, rows, layout)
+            self.prefixes[before].append(torch.cat((earlier, new), dim=1))
+            if i < config.layers - 1:
+                self._prefix_rows[before] = self._model.decoder_layer(i, rows, layout, earlier), layout
+
+    def _keys_values(self, i: int, rows: Tensor, layout: Layout) -> Tensor:
+        """Rows [N, D] of one sequence before layer i -> its keys (rotated) and values [2, N, H, Dh]."""
+        name, split = f"decoder.layers.{i}.", layout.split
+        normed = self._model.modal_norm(f"{name}attention_norm", rows, split)
+        kv = self._model.linear(f"{name}kv_text", normed[split:])
+        if split:
+            kv = torch.cat((self._model.linear(f"{name}kv_visual", normed[:split]), kv))
         k, v = kv.unflatten(-1, (2, self._model.config.decoder.heads, -1)).unbind(1)
         return torch.stack((rotate(k.unsqueeze(0), layout.turns)[0], v))
+
+
+class _Pictures:
+    """Pictures on their way to visual tokens, block by block."""
+
+    def __init__(self, model: FoldedModel, pixels: Tensor) -> None:
+        """pixels: uint8 [B, S, S, 3]. Nothing is computed if B = 0."""
+        self.pixels = pixels
+        self.tokens = torch.empty(0, 0, model.config.decoder.width)  # [B, V, D] after the block "tokens"
+        self._model, self._x = model, torch.empty(0)
+        self._features: list[tuple[Tensor, Tensor]] = []
+
+    def run(self, kind: str, i: int) -> None:
+        """Runs a block that is not of the decoder."""
+        model, count = self._model, len(self.pixels)
+        if not count:
+            return
+        if kind == "embedding":
+            self._x = model.embed_patches(self.pixels)
+        elif kind == "vision_layer":
+            self._x = model.vision_layer(i, self._x, count)
+        elif kind == "features":
+            self._features = list(model.project_features(self._x, count))
+        elif kind == "abstractor_layer":
+            self._x = model.abstractor_layer(i, self._x, *self._features[i])
+        elif kind == "tokens":
+            self.tokens, self._features = model.visual_tokens(self._x), []
+        else:
+            assert kind == "head", kind  # nothing reads what it gives
+
+
+def _texts(prompts: Sequence[Prompt]) -> Iterator[tuple[int, ...]]:
+    """All texts of prompts, as ids."""
+    for p in prompts:
+        yield from (p.prefix, p.suffix, *([p.anchor.after] if p.anchor else []))
 
 
 class _Recorder(Ops):

@@ -31,16 +31,22 @@ def read_config(directory: Path, base: Path | None = None) -> ModelConfig:
     Raises CheckpointError for a missing or unreadable file, a missing size, or a setting we do not implement, and for
     an adapter that was trained with other sizes than the base has.
     """
-    if base is None:
-        raw, preprocessor = (directory / name for name in _FILES)
-    else:
-        raw, preprocessor = (
-            next((d / name for d in (directory, base) if (d / name).is_file()), base / name) for name in _FILES
-        )
-    config = parse_config(_read_json(raw), _read_json(preprocessor) if preprocessor.is_file() else {})
+    config = parse_config(*read_files(directory, base))
     if base is not None:
-        _check_same(directory, config, base, read_config(base))
+        check_same(directory, config, base, read_config(base))
     return config
+
+
+def read_files(directory: Path, base: Path | None = None) -> tuple[Any, Any]:
+    """The contents of both files; {} for a preprocessor_config.json that is not there.
+
+    Of an adapter's folder, a file that it lacks is that of `base`. Raises CheckpointError.
+    """
+    folders = [directory, *([base] if base is not None else [])]
+    raw, preprocessor = (
+        next((folder / name for folder in folders if (folder / name).is_file()), folders[-1] / name) for name in _FILES
+    )
+    return _read_json(raw), _read_json(preprocessor) if preprocessor.is_file() else {}
 
 
 def tuned_abstractor(directory: Path) -> bool:
@@ -49,8 +55,11 @@ def tuned_abstractor(directory: Path) -> bool:
     return file.is_file() and bool(_Section("config.json", _read_json(file)).values.get("tune_visual_abstractor"))
 
 
-def _check_same(directory: Path, config: ModelConfig, base: Path, other: ModelConfig) -> None:
-    """All but the pixels and the vocabulary, to which an adapter may add words."""
+def check_same(directory: Path, config: ModelConfig, base: Path, other: ModelConfig) -> None:
+    """Raises CheckpointError where an adapter's sizes are not its base's.
+
+    The pixels may differ, and the vocabulary, to which an adapter may add words.
+    """
     for part in ("vision", "abstractor", "decoder"):
         ours, theirs = asdict(getattr(config, part)), asdict(getattr(other, part))
         for key, value in ours.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qalign_fast.families.family import Family
@@ -13,7 +14,7 @@ from qalign_fast.families.mplug_owl2.sizes import describe, sizes_from_json, siz
 from qalign_fast.levels import FIVE_LEVELS
 
 
-def _recognizes(config: Mapping[str, Any]) -> bool:
+def _recognizes(config: Mapping[str, Any], _: Path) -> bool:
     return "visual_config" in config
 
 

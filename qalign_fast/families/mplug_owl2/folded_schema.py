@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from qalign_fast.families.mplug_owl2.sizes import AbstractorConfig, DecoderConfig, ModelConfig, VisionConfig
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.families.schema import FoldedTensor, Interface, Linear, Plain, Shape, Values
-from qalign_fast.levels import LEVELS
 
 
 def schema(config: ModelConfig) -> Iterator[FoldedTensor]:
@@ -20,12 +19,16 @@ def schema(config: ModelConfig) -> Iterator[FoldedTensor]:
     yield from _vision(config.vision)
     yield from _abstractor(config.abstractor, config.vision, config.decoder.width)
     yield from _decoder(config.decoder)
+    yield Linear("decoder.head", config.outputs, config.decoder.width)
 
 
 def constants(config: ModelConfig, prompt: Prompt) -> tuple[Shape, Shape]:
     """The shapes of a prompt's prefix keys and values [L, 2, P, H, Dh] and suffix embeddings [S, D]."""
     decoder = config.decoder
-    prefix = (decoder.layers, 2, len(prompt.prefix), decoder.heads, decoder.width // decoder.heads)
+    before = len(prompt.prefix)
+    if prompt.anchor:
+        before += config.picture_tokens + len(prompt.anchor.after)
+    prefix = (decoder.layers, 2, before, decoder.heads, decoder.width // decoder.heads)
     return prefix, (len(prompt.suffix), decoder.width)
 
 
@@ -40,7 +43,7 @@ def interface(config: ModelConfig) -> Interface:
         "prefix_key_values": (real, (config.decoder.layers, 2, None, heads, width // heads)),
         "suffix_embeds": (real, (None, width)),
     }
-    logits: Values = {"logits": (real, (None, len(LEVELS)))}
+    logits: Values = {"logits": (real, (None, config.outputs))}
     return Interface((pixels, tokens), (asked, logits))
 
 
@@ -97,7 +100,6 @@ def _decoder(config: DecoderConfig) -> Iterator[FoldedTensor]:
         yield Linear(f"{name}gate_up", 2 * config.mlp, width, bias_last=True)
         yield Linear(f"{name}down", width, config.mlp)
     yield Plain("decoder.norm", (width,), "norm")
-    yield Linear("decoder.head", len(LEVELS), width)
 
 
 def _norm(name: str, width: int) -> Iterator[Plain]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qalign_fast.json_values import count, numbers, object_of
+from qalign_fast.levels import LEVELS
 from qalign_fast.pixels.rule import SquareRule
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -76,6 +77,14 @@ class ModelConfig:
     abstractor: AbstractorConfig
     decoder: DecoderConfig
     pixels: SquareRule = field(default_factory=lambda: pixel_rule(448))
+    mlp: tuple[
+        int, ...
+    ] = ()  # hidden widths of an MLP that reads the last row beside the level words; none in OneAlign
+
+    @property
+    def outputs(self) -> int:
+        """The numbers that `decode` gives of a picture: the levels' logits, then the MLP's first layer before ReLU."""
+        return len(LEVELS) + sum(self.mlp[:1])
 
     @property
     def picture_tokens(self) -> int:

@@ -70,6 +70,10 @@ def table(config: ModelConfig) -> dict[str, str]:
         names[f"{ours}.key_positions"] = f"{theirs}.attention.k_pos_embed"
     for i in range(config.decoder.layers):
         names |= {f"decoder.layers.{i}.{k}": f"model.layers.{i}.{v}" for k, v in _DECODER_LAYER.items()}
+    for i in range(len(config.mlp)):
+        modules[f"mlp.{i}"] = f"deepmlp.model.{i}.linear"
+    if config.mlp:
+        modules[f"mlp.{len(config.mlp)}"] = "deepmlp.output_layer"
     for ours, theirs in modules.items():
         names |= {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
     return names

@@ -27,7 +27,7 @@ from qalign_fast.feed.prompts import find_prompts
 from qalign_fast.feed.remote.parcels import Label, Pack, Packer, Parcel
 from qalign_fast.feed.remote.server import ServedModel, TooLargeError
 from qalign_fast.feed.snapshots import snapshot
-from qalign_fast.levels import score_of
+from qalign_fast.levels import Answer, answer_of, make_score
 from qalign_fast.pixels.encoded import media_name
 
 if TYPE_CHECKING:
@@ -94,19 +94,29 @@ class Courier:
             raise self._model.server.error("its answer has not the rows that were asked for") from error
 
     def _read(self, rows: Sequence[Mapping[str, Any]], parcel: Parcel, prompts: Sequence[Prompt]) -> Scores:
-        """Scores from logits, which are exact, as where they were computed."""
         by_task = {row["task"]: row for row in rows}
         found: Scores = {}
         for task in [prompt.task for prompt in prompts]:
             row = by_task[task]
-            found[task] = score_of(
-                np.array(row["logits"], np.float32),
+            found[task] = make_score(
+                self._answer(row),
                 task,
                 scale=self._engine.family.scale,
                 frames=row.get("frames"),
                 warnings=(*parcel.warnings, *row.get("warnings", ())),
             )
         return found
+
+    def _answer(self, row: Mapping[str, Any]) -> Answer:
+        """From logits, which are exact, as where it was computed. Where more than logits decide, it is the server's.
+
+        The server's score has 4 digits after the point, and its probabilities have 6.
+        """
+        family, logits = self._engine.family, np.array(row["logits"], np.float32)
+        if family.answer is None:
+            return answer_of(logits, family.scale)
+        probabilities = [float(row["probabilities"][word]) for word in family.scale.words]
+        return Answer(float(row["score"]), logits, np.array(probabilities, np.float32))
 
     def _error_of(self, row: Mapping[str, Any], name: str) -> QAlignError:
         """A row's error as the class that it had on the server, with the item's own name."""

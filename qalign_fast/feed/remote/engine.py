@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qalign_fast.errors import ArtifactError, DeviceError, ServerError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from qalign_fast.engines.contract import Tokens
-    from qalign_fast.families.family import Family
+    from qalign_fast.families.family import Family, Tail
     from qalign_fast.pixels.limits import PictureLimits
 
 _TASKS = {"image": "tasks", "video": "video_tasks"}  # as /v1/models calls them
@@ -31,6 +32,7 @@ class RemoteEngine:
 
     name = "http"
     in_flight = 1
+    tail: Tail = MappingProxyType({})
 
     def __init__(self, model: ServedModel, facts: Mapping[str, Any]) -> None:
         """Raises KeyError, TypeError or ValueError for facts that are not as they should be."""

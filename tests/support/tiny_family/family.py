@@ -39,7 +39,7 @@ FAMILY = Family(
     prompts=PROMPTS,
     clip_frames=8,
     engines=("torch",),
-    recognizes=lambda config: config.get("model_type") == "tiny",
+    recognizes=lambda config, _: config.get("model_type") == "tiny",
     read_config=read_config,
     sizes_to_json=to_json,
     sizes_from_json=from_json,

@@ -54,7 +54,7 @@ class Model(FoldedModel):
         return self
 
 
-def load_model(directory: Path) -> Model:
+def load_model(directory: Path, base: Path | None = None) -> Model:
     theirs = load_file(directory / "model.safetensors")
     return Model(read_config(directory), {ours: theirs[name] for ours, name in NAMES.items()})
 

@@ -62,7 +62,7 @@ def from_json(manifest: Mapping[str, Any]) -> TinySizes:
     return TinySizes(**manifest["sizes"])
 
 
-def read_config(directory: Path) -> TinySizes:
+def read_config(directory: Path, base: Path | None = None) -> TinySizes:
     raw = json.loads((directory / "config.json").read_text())
     try:
         return TinySizes(raw["width"], raw["patch"], raw["longest"])

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from qalign_fast.errors import CheckpointError
 from qalign_fast.families.adapters import find_base
+from qalign_fast.families.family import Family
 from qalign_fast.families.lora import CONSTANT, TRAINED_WHOLE, Adapter, Place
-from qalign_fast.families.mplug_owl2.config_json import read_config, tuned_abstractor
+from qalign_fast.families.mplug_owl2.config_json import tuned_abstractor
+from qalign_fast.families.mplug_owl2.family import FAMILY
 from qalign_fast.families.mplug_owl2.model.reference import Model
 from qalign_fast.families.mplug_owl2.prompts import LEVEL_IDS
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
@@ -36,6 +39,7 @@ class TensorOrigin:
     name: str
     shape: tuple[int, ...]
     parameter_shape: tuple[int, ...]
+    level_ids: tuple[int, ...] = LEVEL_IDS  # the tokens whose rows of the head are read
 
     def take(self, tensor: Tensor) -> Tensor:
         """A float32 copy in our parameter's shape, without leading ones. Of the head it takes the five level rows."""
@@ -43,7 +47,7 @@ class TensorOrigin:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """The rows that our parameter has: all, but of the head's the five level rows."""
-        return tensor[list(LEVEL_IDS)] if self.name == HEAD else tensor
+        return tensor[list(self.level_ids)] if self.name == HEAD else tensor
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -52,7 +56,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in Model(config).state_dict().items()}
 
 
-def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
+def origins(config: ModelConfig, level_ids: tuple[int, ...] = LEVEL_IDS) -> dict[str, TensorOrigin]:
     """Our parameter's name -> the tensor that it comes from and the shape expected of that tensor."""
     shapes = parameter_shapes(config)
     lead = {"vision.class_token": 2, "vision.positions": 1, "abstractor.queries": 1, "abstractor.end_token": 2}
@@ -60,20 +64,21 @@ def origins(config: ModelConfig) -> dict[str, TensorOrigin]:
         ours: TensorOrigin(name, (1,) * lead.get(ours, 0) + shapes[ours], shapes[ours])
         for ours, name in table(config).items()
     }
-    result["decoder.head"] = TensorOrigin(HEAD, (config.decoder.vocab, config.decoder.width), shapes["decoder.head"])
+    vocabulary = (config.decoder.vocab, config.decoder.width)
+    result["decoder.head"] = TensorOrigin(HEAD, vocabulary, shapes["decoder.head"], level_ids)
     assert result.keys() == shapes.keys()
     return result
 
 
-def load_model(directory: str | Path, base: str | Path | None = None) -> Model:
+def load_model(directory: str | Path, base: str | Path | None = None, family: Family = FAMILY) -> Model:
     """The model of an upstream checkpoint's or an adapter's directory, float32, on the CPU, in eval mode.
 
-    `base` is as `find_base` takes it. Raises CheckpointError, which names what is missing, unexpected, wrongly shaped,
-    not finite or unreadable; and what `find_base` raises.
+    `base` is as `find_base` takes it. `family` is one whose trunk is mPLUG-Owl2's. Raises CheckpointError, which names
+    what is missing, unexpected, wrongly shaped, not finite or unreadable; and what `find_base` raises.
     """
-    checkpoint = Checkpoint(Path(directory), base)
+    checkpoint = Checkpoint(Path(directory), base, family)
     with torch.device("meta"):
-        model = Model(checkpoint.config)
+        model = Model(checkpoint.config, checkpoint.anchors)
     model.load_state_dict(checkpoint.read(checkpoint.origins), assign=True)
     return model.requires_grad_(False).eval()
 
@@ -84,14 +89,15 @@ class Checkpoint:
     An adapter's directory is one, too: its tensors are those of its base, merged with the adapter's.
     """
 
-    def __init__(self, directory: Path, base: str | Path | None = None) -> None:
+    def __init__(self, directory: Path, base: str | Path | None = None, family: Family = FAMILY) -> None:
         """Looks at names, shapes and dtypes only. Raises CheckpointError for one that is not as expected.
 
         `base` is as `find_base` takes it, which raises for one that is not there.
         """
         self.directory, self.base = directory, find_base(directory, base)
-        self.config = read_config(directory, self.base)
-        self.origins = origins(self.config)
+        self.config = cast(ModelConfig, family.read_config(directory, self.base))
+        self.origins = origins(self.config, family.level_ids)
+        self.anchors = family.anchors(directory, self.config)
         self._adapter = self._open_adapter() if self.base else None
         self._place = self._find(self.base or directory, self._adapter.replaced if self._adapter else {})
 

@@ -41,7 +41,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Last rows [B, D] -> float32 [B, 5]."""
-        return F.linear(rms_norm(hidden, self.norm, self.norm, 0, self.config.eps), self.head).float()
+        return F.linear(self.normed(hidden), self.head).float()
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Last rows [B, D] -> the same after the final norm."""
+        return rms_norm(hidden, self.norm, self.norm, 0, self.config.eps)
 
     def last_rows(self, tokens: Tensor, prefix: Tensor, suffix: Tensor) -> list[Tensor]:
         """The last row of every sequence, before layer 0 and after each layer: L + 1 tensors [B, D]."""
@@ -60,13 +64,24 @@ class Decoder(nn.Module):
 
     def prefix(self, ids: Sequence[int]) -> Tensor:
         """Keys (rotated) and values [L, 2, P, H, Dh] of the tokens before the picture, which are constant."""
-        layout = Layout(1, 0, PLAIN.place(turns_of(self.config, 0, len(ids)), self.embed))
-        rows = self.suffix(ids)
+        config, text = self.config, self.suffix(ids)
+        nothing = text.new_empty(config.layers, 2, 0, config.heads, config.width // config.heads)
+        return self.extend(nothing, text.new_empty(1, 0, config.width), text)
+
+    def extend(self, before: Tensor, tokens: Tensor, text: Tensor) -> Tensor:
+        """Keys and values [L, 2, P, H, Dh], then those of visual tokens [1, V, D] and of text rows [S, D] after them.
+
+        Returns all of them, [L, 2, P+V+S, H, Dh].
+        """
+        visual = tokens.shape[1]
+        turns = turns_of(self.config, before.shape[2], visual + len(text))
+        layout = Layout(1, visual, PLAIN.place(turns, text))
+        rows = layout.rows(tokens.to(text.dtype), text, PLAIN)
         constant = []
-        for layer in self.layers:
-            k, v = layer.keys_values(rows, layout)
-            constant.append(torch.cat((k, v)))  # [2, P, H, Dh]
-            rows = layer(rows, k, v, layout)
+        for i, layer in enumerate(self.layers):
+            new = torch.cat(layer.keys_values(rows, layout))  # [2, V+S, H, Dh]
+            constant.append(torch.cat((before[i], new), dim=1))
+            rows = layer(rows, *constant[-1].split(1), layout)
         return torch.stack(constant)
 
     def suffix(self, ids: Sequence[int]) -> Tensor:

@@ -45,7 +45,7 @@ class FoldedModel:
         return self.visual_tokens(queries)
 
     def decode(self, tokens: Array, prefix: Array, suffix: Array, turns: Array | None = None) -> Array:
-        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> float32 logits [B, 5].
+        """Visual tokens [B, V, D], prefix keys and values [L, 2, P, H, Dh], suffix [S, D] -> float32 logits [B, N].
 
         `turns`: the result of `self.turns`, if it was made before; it is the same for all tokens of one length.
         """
@@ -141,7 +141,7 @@ class FoldedModel:
         return self.linear(f"{name}q", normed[asking]), kv_visual, kv_text
 
     def logits(self, rows: Array) -> Array:
-        """Last rows [B, D] -> float32 [B, 5]."""
+        """Last rows [B, D] -> float32 [B, N], N = `config.outputs`."""
         return self.linear("decoder.head", self.rms_norm(rows, "decoder.norm", "decoder.norm", 0))
 
     def normed_linear(

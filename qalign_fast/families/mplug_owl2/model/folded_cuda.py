@@ -35,7 +35,7 @@ class CudaModel(FoldedModel):
         return self.linear(f"{name}q", normed[asking]), y[:split], y[split:]
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Last rows [B, D] -> float32 [B, 5], by the `exact` operations."""
+        """Last rows [B, D] -> float32 [B, N], by the `exact` operations."""
         gain = self.tensors["decoder.norm"]
         n = self._exact.rms_norm(rows, gain, gain, 0, self.config.decoder.eps)
         return self._exact.linear(n, self.weight("decoder.head"))
