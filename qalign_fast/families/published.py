@@ -1,7 +1,7 @@
 """A published checkpoint's name in; the tasks that it was trained for, and what else its users should know, out.
 
 A checkpoint computes every prompt of its family, also those that it was not trained for. Nothing in its files says
-which those are, so its name has to. Sources: the names and training scripts of Q-Align, DeQA-Score and Q-Scorer.
+which those are, so its name has to. Sources: the names and training scripts of their authors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TRAINED = {
     r"q-align-(iqa|koniq|spaq)(-lora)?": Training(_QUALITY),
     r"q-align-(agi|cgi|csiq|live|livec)-lora(-\d+)?": Training(_QUALITY),
     r"deqa-score(-lora)?-mix3": Training(_QUALITY),
-    r"qscorer.*": Training(_QUALITY),
+    r"qscorer.*|compare2score": Training(_QUALITY),
 }
 _SAME = {"aesthetic": "aesthetics", "quality-paper": "quality"}  # another wording of a task
 

@@ -81,7 +81,7 @@ def test_the_documented_table_is_what_is_known() -> None:
     rows = re.findall(
         r"^\| [\w-]+/(\S+) \| (?:whole|LoRA)[^|]*\| ([^|;]+?)(?:;[^|]*)? \|$", family_text(), re.MULTILINE
     )
-    assert len(rows) == 11
+    assert len(rows) == 14
     for names, trained in rows:
         for name in expand(names):
             assert str(trained_for(name)) == trained, name
