@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qalign_fast.analysis.measures import spearman
 from qalign_fast.errors import OptionError
 from qalign_fast.evaluation.lists.optional import load_optional
 from qalign_fast.evaluation.mapping import Mapping, fit, match_spread
@@ -103,8 +104,10 @@ def agree(protocol: Protocol, predictions: Numbers, labels: Numbers, *, lower_be
     raw = protocol.correlated == "raw"
     srcc, plcc, krcc = _correlations(rising if raw else mapped, y)
     notes = [f"the fit of {name} failed; {mapping.name} took its place" for name in mapping.failed]
-    if srcc is not None and srcc < 0:
+    if _falls(rising, y):
         notes.append("scores fall where labels rise: is the labels' direction right?")
+        if not raw and srcc is not None and srcc > 0:
+            notes.append("the fitted curve falls too, so the correlations of mapped scores hide it")
     if protocol.absolute:
         srcc, plcc, krcc = (None if value is None else abs(value) for value in (srcc, plcc, krcc))
     return Agreement(
@@ -136,6 +139,12 @@ def _correlations(x: Numbers, y: Numbers) -> tuple[float | None, float | None, f
     found = (stats.spearmanr(x, y)[0], stats.pearsonr(x, y)[0], stats.kendalltau(x, y)[0])
     srcc, plcc, krcc = (float(value) if np.isfinite(value) else None for value in found)
     return srcc, plcc, krcc
+
+
+def _falls(x: Numbers, y: Numbers) -> bool:
+    """Whether ranks of y fall where those of x rise. A fitted curve would turn x around, so x is not mapped."""
+    found = spearman(x, y)
+    return found is not None and found < 0
 
 
 def _rmse(x: Numbers, y: Numbers, added: float) -> float | None:

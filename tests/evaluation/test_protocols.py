@@ -88,14 +88,17 @@ def test_labels_that_fall_with_quality_give_the_same_correlations(name: str) -> 
     assert falling.rmse_raw != pytest.approx(rising.rmse_raw, rel=1e-3)
 
 
-def test_a_wrong_direction_is_told_and_only_an_absolute_protocol_hides_it() -> None:
+def test_a_wrong_direction_is_told_even_where_a_sign_is_dropped_or_a_curve_turns_scores_around() -> None:
     case = CASES["plain"]
     x, y = np.array(case["five"]), labels_of(case)
     wrong = {name: agree(protocol, x, -y) for name, protocol in PROTOCOLS.items()}
     assert wrong["qalign"].srcc == pytest.approx(-case["qalign"]["srcc"], **EXACT)
     assert wrong["pyiqa"].srcc == pytest.approx(case["qalign"]["srcc"], **EXACT)
-    for name in ("qalign", "pyiqa", "fastvqa"):
+    assert wrong["deqa"].srcc == pytest.approx(agree(PROTOCOLS["deqa"], x, y).srcc, abs=1e-6)  # its curve falls
+    assert any("hide it" in note for note in wrong["deqa"].notes)
+    for name in PROTOCOLS:
         assert any("direction" in note for note in wrong[name].notes)
+        assert not any("direction" in note for note in agree(PROTOCOLS[name], x, y).notes)
 
 
 def test_the_curve_is_fitted_better_than_a_line(case: dict[str, Any]) -> None:
