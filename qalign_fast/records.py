@@ -77,6 +77,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
+def in_utf8(text: str) -> str:
+    """The text with escapes for bytes of a file's name that are no UTF-8, as files of rows hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Writer(Protocol):
     """Takes rows one by one; `close` writes what is left and leaves the stream open."""
 

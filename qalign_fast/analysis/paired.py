@@ -26,7 +26,8 @@ class PairedChange:
 
     pairs: pictures with a score in both. mean: of the changes, with their sign. mean_absolute, largest: without it.
     srcc, plcc: between the two runs. rank_flips: share of all pairs of pictures whose order is reversed.
-    changed_ranks: share of pictures whose rank is another. level_flips: share of pictures whose level is another.
+    changed_ranks: share of pictures whose rank is another. level_flips: share of pictures whose level is another, of
+    those whose level is known in both runs.
     """
 
     pairs: int
@@ -52,7 +53,9 @@ class LabelledChange:
 def paired_change(
     old: Numbers, new: Numbers, levels: tuple[npt.NDArray[Any], npt.NDArray[Any]], bootstrap: Bootstrap
 ) -> PairedChange:
-    """old, new: scores [n] of the same pictures. levels: each run's levels [n]. bootstrap: over their units."""
+    """old, new: scores [n] of the same pictures. levels: each run's levels, of those pictures whose level is known in
+    both. bootstrap: over the pictures' units.
+    """
     moved = np.abs(new - old)
     some = len(moved) > 0
     return PairedChange(
@@ -64,7 +67,7 @@ def paired_change(
         plcc=bootstrap.plcc(old, new),
         rank_flips=flip_share(old, new),
         changed_ranks=float(np.mean(mean_ranks(old) != mean_ranks(new))) if some else None,
-        level_flips=float(np.mean(levels[0] != levels[1])) if some else None,
+        level_flips=float(np.mean(levels[0] != levels[1])) if len(levels[0]) else None,
     )
 
 

@@ -131,7 +131,7 @@ def evaluate(
     qalign-fast evaluate test_koniq.json --rows int8.parquet --against fp16.parquet
     qalign-fast evaluate test_lsvq.json --rows lsvq.parquet --ensemble fastvqa.txt --protocol fastvqa
     """
-    from qalign_fast.evaluation.evaluation import Resampling
+    from qalign_fast.evaluation.evaluation import Resampling, check_published
     from qalign_fast.evaluation.lists.read import read_list
     from qalign_fast.evaluation.protocols import find_protocol
     from qalign_fast.jobs.options import RunOptions
@@ -139,6 +139,7 @@ def evaluate(
     if is_address(model):
         raise OptionError("an evaluation runs its own engine; score with the server first, and give the rows")
     _check_counts(lists, root or [], rows or [])
+    check_published(published)
     found = [
         read_list(path, lower_better=lower_better, medium=medium and medium.value, column=column, split=split)
         for path in lists
@@ -248,13 +249,14 @@ def _write_all(results: Sequence[tuple[Evaluation, LabelledChange | None]], out:
     """What is about all lists: a page, a table in markdown where there are several, and a CSV in pyiqa's form."""
     from qalign_fast.evaluation.outputs import to_markdown, to_pyiqa, write_files
     from qalign_fast.evaluation.page import make_page
+    from qalign_fast.records import in_utf8
 
     evaluations = [evaluation for evaluation, _ in results]
     names = dict.fromkeys(each.predictions.model_name for each in evaluations)
     page = "".join(make_page(results, f"Evaluation of {', '.join(names)}"))
-    files = {"report.html": page.encode(), "pyiqa.csv": to_pyiqa(evaluations).encode()}
+    files = {"report.html": page.encode(), "pyiqa.csv": in_utf8(to_pyiqa(evaluations)).encode()}
     if len(results) > 1:
-        files["results.md"] = to_markdown(evaluations).encode()
+        files["results.md"] = in_utf8(to_markdown(evaluations)).encode()
     write_files(out, files)
     remark(f"{out}: report.html and more")
 
@@ -311,8 +313,8 @@ def _moved(change: LabelledChange) -> dict[str, str]:
         "pairs": f"{moved.pairs} entries have a score in both",
         "mean change": _interval(moved.mean),
         "absolute": f"mean {_number(moved.mean_absolute)}, largest {_number(moved.largest)}",
-        "rank flips": f"{_number(moved.rank_flips)} of all pairs",
-        "level flips": f"{_number(moved.level_flips)} of the entries",
+        "rank flips": _share(moved.rank_flips, "all pairs"),
+        "level flips": _share(moved.level_flips, "the entries"),
         "SRCC between": _interval(moved.srcc),
         "SRCC change": _interval(change.srcc),
         "PLCC change": _interval(change.plcc),
@@ -322,6 +324,10 @@ def _moved(change: LabelledChange) -> dict[str, str]:
 def _interval(found: Interval) -> str:
     ends = "" if found.low is None else f", 95 % {found.low:.4f} to {found.high:.4f}"
     return f"{_number(found.value)}{ends}"
+
+
+def _share(value: float | None, whole: str) -> str:
+    return "unknown" if value is None else f"{_number(value)} of {whole}"
 
 
 def _number(value: float | None) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qalign_fast.analysis.paired import LabelledChange, labelled_change
-from qalign_fast.analysis.resampling import DRAWS, Bootstrap, Interval
-from qalign_fast.errors import RowsError
+from qalign_fast.analysis.resampling import DRAWS, FEWEST, Bootstrap, Interval
+from qalign_fast.errors import OptionError, RowsError
+from qalign_fast.evaluation.lists.known import published_models
 from qalign_fast.evaluation.protocols import Agreement, Protocol, agree, correlated_values
-from qalign_fast.evaluation.training_data.mixes import is_in_domain
+from qalign_fast.evaluation.training_data.mixes import FIGURES_OF, checkpoint_of, is_in_domain
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.float64]
 
 TOLERANCE = 0.0015  # of a figure that was published with three digits: half of the last, and what rounding may move
+_FEW = 10  # source units; what an interval of fewer is worth has not been looked at
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Evaluation:
     """One list, one run, one protocol. Never several lists pooled: their labels are of different people and scales.
 
     srcc, plcc: with 95 % intervals over source units. reproduced: whether the published figures came out, of the same
-    list, count, prompt and protocol. differences: what is not the same.
+    list, count, model, prompt and protocol. differences: what is not the same.
     """
 
     labels: LabelList
@@ -85,7 +87,16 @@ class Evaluation:
     def notes(self) -> tuple[str, ...]:
         """What the reader of the figures should know: of the list, of the protocol's fits, of missing scores."""
         own = () if self.labels.known is None or not self.labels.known.note else (self.labels.known.note,)
-        return (*own, *self.labels.notes, *self.agreement.notes)
+        return (*own, *self.labels.notes, *self.agreement.notes, *self._of_intervals())
+
+    def _of_intervals(self) -> tuple[str, ...]:
+        """Why there is no interval, or what it is worth."""
+        n, units = self.expected - self.failed, self.srcc.units
+        if n > 1 and np.ptp(self.predictions.scores[self.scored]) == 0:
+            return (f"all {n} scores are equal: they agree or disagree with nothing",)
+        if units < FEWEST:
+            return (f"{units} source units have a score; an interval needs {FEWEST}",)
+        return (f"{units} source units are few: the intervals are rough",) if units < _FEW else ()
 
     def to_json(self) -> dict[str, Any]:
         """All figures as plain values."""
@@ -131,9 +142,10 @@ def evaluate(
     """The figures of a run on a list. `model`: of those whose figures were published the one to compare with; "": the
     first of the protocol.
 
-    Raises RowsError where no entry has a score.
+    Raises RowsError where no entry has a score, and OptionError for a model of which no figure is known.
     """
     resampling = resampling or Resampling()
+    check_published(model)
     has = np.isfinite(run.scores)
     if not has.any():
         why = next((error for error in run.errors if error), "none was scored")
@@ -148,6 +160,12 @@ def evaluate(
     return Evaluation(labels, run, protocol, agreement, srcc, plcc, published, differences, resampling)
 
 
+def check_published(model: str) -> None:
+    """Raises OptionError, which lists what there is."""
+    if model and model not in (has := published_models()):
+        raise OptionError(f"no figures are known of {model!r}; there are those of: {', '.join(has)}")
+
+
 def against(evaluation: Evaluation, other: Predictions) -> LabelledChange:
     """How far the evaluation's run is from another run on the same list: this one less the other.
 
@@ -160,7 +178,8 @@ def against(evaluation: Evaluation, other: Predictions) -> LabelledChange:
     if both.sum() < 2:
         raise RowsError(f"{run.name} and {other.name}: {both.sum()} entries have a score in both; two are needed")
     targets = evaluation.targets[both] * (-1 if labels.lower_better else 1)
-    levels = other.levels[both], run.levels[both]
+    leveled = both & (run.levels >= 0) & (other.levels >= 0)
+    levels = other.levels[leveled], run.levels[leveled]
     draws = _bootstrap(labels, both, evaluation.resampling)
     return labelled_change(other.scores[both], run.scores[both], targets, levels, draws)
 
@@ -212,6 +231,9 @@ def _differences(
     judged = known.task if known else labels.task or "quality"
     if run.task != (asked := protocol.task(judged, labels.medium)):
         found.append(f"the prompt is that of {run.task or 'an unknown task'}, not of {asked}")
+    name = str(run.model.get("name", ""))
+    if (checkpoint := FIGURES_OF.get(its.model)) is not None and checkpoint_of(name) != checkpoint:
+        found.append(f"the model is {name or 'not known'}, not {checkpoint}")
     for name, ours, theirs in (("SRCC", agreement.srcc, its.srcc), ("PLCC", agreement.plcc, its.plcc)):
         if ours is None or abs(ours - theirs) > TOLERANCE:
             found.append(f"{name} is {'unknown' if ours is None else format(ours, '.4f')}, not {theirs:.3f}")

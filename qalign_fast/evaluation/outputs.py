@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from html import escape
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from qalign_fast.evaluation.plots import draw_plots, residuals_of
 from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import write_whole
 from qalign_fast.levels import LEVELS
-from qalign_fast.records import JOB_METADATA
+from qalign_fast.records import JOB_METADATA, in_utf8, printable
 
 if TYPE_CHECKING:
     from qalign_fast.analysis.paired import LabelledChange
@@ -55,7 +57,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, change: LabelledChang
 
     Raises QAlignError where they cannot be written, and what `draw_plots` raises.
     """
-    files = {"rows.parquet": _rows(evaluation), "result.md": to_markdown([evaluation]).encode()}
+    files = {"rows.parquet": _rows(evaluation), "result.md": in_utf8(to_markdown([evaluation])).encode()}
     files |= {f"{name}.png": png for name, png in draw_plots(evaluation).items()}
     result = json.dumps(result_json(evaluation, change), indent=1) + "\n"
     write_files(folder, files | {"result.json": result.encode()})  # the last: where it is, all is
@@ -104,24 +106,37 @@ def to_markdown(evaluations: Sequence[Evaluation]) -> str:
         published = f"{its.srcc:.3f}/{its.plcc:.3f} ({its.model}; {its.source})" if its else "-"
         cells = [title, counts, protocol, _with_interval(each.srcc), _with_interval(each.plcc)]
         cells += [_figure(each.agreement.krcc), published, "yes" if each.reproduced else "no"]
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+        lines.append(f"| {' | '.join(escape(printable(cell), quote=False).replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def to_pyiqa(evaluations: Sequence[Evaluation]) -> str:
-    """A row for each model and a column for each list, as in pyiqa's table: PLCC/SRCC/KRCC, absolute, 4 digits."""
-    names = {each.labels.name: _PYIQA.get(each.labels.name, each.labels.name) for each in evaluations}
-    rows: dict[str, dict[str, str]] = {}
+    """A row for each model and a column for each list, as in pyiqa's table: PLCC/SRCC/KRCC, absolute, 4 digits.
+
+    Lists of one name that are other lists have a column each, and a number with the name.
+    """
+    lists = list(dict.fromkeys((each.labels.name, each.labels.sha256) for each in evaluations))
+    names = dict(zip(lists, numbered([_PYIQA.get(name, name) for name, _ in lists]), strict=True))
+    rows: dict[str, dict[tuple[str, str], str]] = {}
     for each in evaluations:
         figures = (each.agreement.plcc, each.agreement.srcc, each.agreement.krcc)
         cell = "/".join("" if value is None else str(abs(round(value, 4))) for value in figures)
-        rows.setdefault(each.predictions.model_name, {})[each.labels.name] = cell
+        rows.setdefault(each.predictions.model_name, {})[each.labels.name, each.labels.sha256] = cell
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["Metric name", *(f"{name}(PLCC/SRCC/KRCC)" for name in names.values())])
     for model, cells in rows.items():
-        writer.writerow([model, *(cells.get(name, "") for name in names)])
+        writer.writerow([model, *(cells.get(each, "") for each in lists)])
     return out.getvalue()
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind one that is there before it."""
+    found: list[str] = []
+    for name in names:
+        more = (f"{name}-{number}" for number in count(2))
+        found.append(next(each for each in chain([name], more) if each not in found))
+    return found
 
 
 def _rows(evaluation: Evaluation) -> bytes:
@@ -131,8 +146,8 @@ def _rows(evaluation: Evaluation) -> bytes:
     residuals[has] = residuals_of(evaluation)
     table = pa.table(
         {
-            "source": [_in_utf8(entry.name) for entry in labels.entries],
-            "unit": [_in_utf8(entry.unit) for entry in labels.entries],
+            "source": [in_utf8(entry.name) for entry in labels.entries],
+            "unit": [in_utf8(entry.unit) for entry in labels.entries],
             "label": evaluation.targets,
             "task": pa.array([run.task] * len(has), pa.string()),
             "score": pa.array(run.scores, mask=~has),
@@ -148,10 +163,6 @@ def _rows(evaluation: Evaluation) -> bytes:
     pq.write_table(table, data, compression="zstd")
     content: bytes = data.getvalue().to_pybytes()
     return content
-
-
-def _in_utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _with_interval(found: Interval) -> str:

@@ -64,6 +64,9 @@ def _section(evaluation: Evaluation, change: LabelledChange | None) -> Iterator[
     asked = f"prompt {run.task}" if run.task else "the prompt is not known"
     direction = "lower labels are better" if evaluation.labels.lower_better else "higher labels are better"
     facts = f"Model: {run.model_name}. Protocol {protocol.name}: {protocol.described}; {asked}; {direction}."
+    facts += {True: " The model was trained on this data set.", False: " The model was not trained on it.", None: ""}[
+        evaluation.in_domain
+    ]
     digest = f"List: {evaluation.labels.path.name}, sha256 {evaluation.labels.sha256[:16]}."
     yield f'<p class="sub">{markup.text(facts)}<br>{markup.text(digest)}</p>\n'
     yield f'<div class="grid">{_card("Agreement", _agreement(evaluation))}'
@@ -104,7 +107,7 @@ def _published(evaluation: Evaluation) -> str:
         for each in evaluation.published
     ]
     head = [("model", "name"), ("protocol", ""), ("SRCC", ""), ("PLCC", ""), ("source", "wrap")]
-    verdict = "Reproduced: list, count, prompt and protocol are the same, and so are the figures."
+    verdict = "Reproduced: list, count, model, prompt and protocol are the same, and so are the figures."
     if not evaluation.reproduced:
         reasons = "".join(f"<li>{markup.text(each)}</li>" for each in evaluation.differences)
         verdict = f'Not reproduced:</p><ul class="notes">{reasons}</ul><p class="note">'

@@ -11,6 +11,7 @@ import numpy as np
 from qalign_fast.evaluation.evaluation import Evaluation
 from qalign_fast.evaluation.lists.optional import load_optional
 from qalign_fast.levels import LEVELS
+from qalign_fast.records import printable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,7 +56,7 @@ def _draw(draw: Callable[[Any, Evaluation], None], evaluation: Evaluation) -> by
     axes.set_axisbelow(True)
     axes.tick_params(colors=_MUTED)
     draw(axes, evaluation)
-    axes.set_title(_title(evaluation), loc="left", fontsize=10, color=_INK)
+    axes.set_title(_title(evaluation), loc="left", fontsize=10, color=_INK, parse_math=False)  # "$" is no formula
     png = BytesIO()
     figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     return png.getvalue()
@@ -64,7 +65,7 @@ def _draw(draw: Callable[[Any, Evaluation], None], evaluation: Evaluation) -> by
 def _title(evaluation: Evaluation) -> str:
     known = evaluation.labels.known
     name = known.title if known else evaluation.labels.name
-    return f"{name[:60]}: n = {evaluation.expected - evaluation.failed}"
+    return f"{printable(name)[:60]}: n = {evaluation.expected - evaluation.failed}"
 
 
 def _scatter(axes: Any, evaluation: Evaluation) -> None:
@@ -96,7 +97,13 @@ def _residuals(axes: Any, evaluation: Evaluation) -> None:
             order = [*order[: _MOST_UNITS // 2], *order[-_MOST_UNITS // 2 :]]
         box = {"boxprops": {"facecolor": "#54a09b", "edgecolor": _MUTED}, "medianprops": {"color": _INK}}
         axes.boxplot([groups[i] for i in order], patch_artist=True, flierprops={"markersize": 2}, widths=0.7, **box)
-        axes.set_xticks(range(1, len(order) + 1), [names[i][:18] for i in order], rotation=90, fontsize=6)
+        axes.set_xticks(
+            range(1, len(order) + 1),
+            [printable(names[i])[:18] for i in order],
+            rotation=90,
+            fontsize=6,
+            parse_math=False,
+        )
         shown = f"{len(order)} of {len(names)}, the farthest" if len(order) < len(names) else str(len(names))
         axes.set_xlabel(f"source unit ({shown})")
     axes.axhline(0, color=_MARK, linewidth=1)

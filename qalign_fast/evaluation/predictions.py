@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from qalign_fast.evaluation.branches import read_branches
 from qalign_fast.evaluation.ensembles import combine
 from qalign_fast.evaluation.lists.read import read_list
 from qalign_fast.levels import FIVE_LEVELS, LEVELS
+from qalign_fast.records import in_utf8
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.float64]
     Scored = tuple[float, str | None]  # a score, NaN where there is none, and the error in its place
 
-_ABSENT, _NO_NUMBER = "no row names it", "not a number"
+_ABSENT = "no row names it"
+_LARGEST = 1e100  # of a score of another project; sums of squares of it are finite
+_SPACE = re.compile(r"\s*")
 _PICKLES = (".pkl", ".pickle")
 
 
@@ -63,8 +67,8 @@ class Predictions:
 def read_predictions(path: Path, labels: LabelList, *, task: str | None = None, root: str | None = None) -> Predictions:
     """The scores that a file holds of a list's entries. `root`: the folder that the list's names start from.
 
-    Raises RowsError for what is none of the forms, for rows of several tasks where `task` names none of them, and for
-    names that two entries could be meant by; ListError as `read_list` does.
+    Raises RowsError for what is none of the forms, for rows of several tasks where `task` names none of them, for
+    names that two entries could be meant by, and for a name with two scores; ListError as `read_list` does.
     """
     if path.suffix.lower() in _PICKLES:
         return _from_branches(path, labels)
@@ -75,7 +79,9 @@ def read_predictions(path: Path, labels: LabelList, *, task: str | None = None, 
     if path.suffix.lower() in (".json", ".jsonl"):
         return _from_results(path, labels, root)
     table = read_list(path, lower_better=False, medium=labels.medium)
-    found: dict[str, Scored] = {entry.name: (entry.label, None) for entry in table.entries}
+    found: dict[str, Scored] = {}
+    for entry in table.entries:
+        _add(found, entry.name, _usable(entry.label), path)
     return _unscaled(path, labels, _in_order(labels, found, root, path))
 
 
@@ -111,8 +117,8 @@ def _from_rows(rows: Rows, labels: LabelList, task: str | None, root: str | None
     found: dict[str, Scored] = {}
     places: dict[str, int] = {}
     for i, (source, has) in enumerate(zip(sources, scored.tolist(), strict=True)):
-        if source is not None:
-            found[source] = (float(rows.score[chosen[i]]) if has else float("nan"), texts[i])
+        score = (float(rows.score[chosen[i]]) if has else float("nan"), texts[i])
+        if source is not None and _add(found, source, score, Path(rows.name)):
             places[source] = i
     names = _sources_of(labels, places, root, Path(rows.name))
     of_entries = [found[name] if name is not None else (float("nan"), _ABSENT) for name in names]
@@ -124,6 +130,28 @@ def _from_rows(rows: Rows, labels: LabelList, task: str | None, root: str | None
     return Predictions(rows.name, model, own, rows.job.scale, scores, levels, errors)
 
 
+def _add(found: dict[str, Scored], name: str, score: Scored, path: Path) -> bool:
+    """Adds a name's score, and says whether it did: a score takes an error's place, and no error takes a score's.
+
+    Raises RowsError for a second score that is another, as of a file to which a second run was added.
+    """
+    had = found.get(name, (float("nan"), None))[0]
+    if np.isfinite(had) and np.isfinite(score[0]) and had != score[0]:
+        what = f"{name!r} has two scores: {had:g} and {score[0]:g}"
+        raise RowsError(f"{path}: {what}; expected the rows of one run, in which a name has one score")
+    if np.isfinite(had) and not np.isfinite(score[0]):
+        return False
+    found[name] = score
+    return True
+
+
+def _usable(score: float) -> Scored:
+    """The score; of one that no sum can be made of, an error in its place."""
+    if abs(score) <= _LARGEST:
+        return score, None
+    return float("nan"), f"{score:g} is too large for a score" if np.isfinite(score) else "not a number"
+
+
 def _from_results(path: Path, labels: LabelList, root: str | None) -> Predictions:
     """The file of an evaluation script: JSON objects, one after another, with a name, and logits or a score."""
     found: dict[str, Scored] = {}
@@ -133,13 +161,12 @@ def _from_results(path: Path, labels: LabelList, root: str | None) -> Prediction
         if not isinstance(name, str) or not name:
             raise RowsError(f"{path}: object {number + 1} names no picture; expected 'image' or 'img_path'")
         try:
-            if "logits" in each:
-                found[name] = (_weighted(each["logits"]), None)
-            else:
-                found[name], scale = (float(each["score"]), None), None
+            score = _weighted(each["logits"]) if "logits" in each else float(each["score"])
+            scale = scale if "logits" in each else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"expected 'logits' of {', '.join(LEVELS)}, or a 'score'"
             raise RowsError(f"{path}: object {number + 1} of {name!r}: {one_line(error)}; {what}") from error
+        _add(found, name, _usable(score), path)
     predictions = _unscaled(path, labels, _in_order(labels, found, root, path))
     if scale is None:
         return predictions
@@ -162,7 +189,7 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
             found = json.loads(text)
         else:
             found = []
-            while (at := len(text) - len(text[at:].lstrip())) < len(text):
+            while (at := _after_space(text, at)) < len(text):
                 each, at = decoder.raw_decode(text, at)
                 found.append(each)
     except OSError as error:
@@ -175,6 +202,12 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
         yield each
 
 
+def _after_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space  # of any length
+    return space.end()
+
+
 def _from_branches(path: Path, labels: LabelList) -> Predictions:
     """The sum of z-scored branches, up to a factor."""
     branches = read_branches(path)
@@ -182,7 +215,7 @@ def _from_branches(path: Path, labels: LabelList) -> Predictions:
         _check_count(path, len(values), labels, f" of the branch {name!r}" if name else "")
     scores = combine(list(branches.values())) if len(branches) > 1 else next(iter(branches.values()), np.empty(0))
     _check_count(path, len(scores), labels)
-    return _unscaled(path, labels, [(score, None if np.isfinite(score) else _NO_NUMBER) for score in scores.tolist()])
+    return _unscaled(path, labels, list(map(_usable, scores.tolist())))
 
 
 def _check_count(path: Path, count: int, labels: LabelList, what: str = "") -> None:
@@ -200,7 +233,7 @@ def _from_lines(path: Path, labels: LabelList) -> Predictions:
     except ValueError as error:
         raise RowsError(f"{path}: {one_line(error)}; expected a score a line, in the list's order") from error
     _check_count(path, len(scores), labels)
-    return _unscaled(path, labels, [(score, None if np.isfinite(score) else _NO_NUMBER) for score in scores])
+    return _unscaled(path, labels, list(map(_usable, scores)))
 
 
 def _unscaled(path: Path, labels: LabelList, found: Sequence[Scored]) -> Predictions:
@@ -223,7 +256,8 @@ def _sources_of(labels: LabelList, sources: Mapping[str, Any], root: str | None,
     found: list[str | None] = []
     for entry in labels.entries:
         below = os.path.normpath(os.path.join(root, entry.name)) if root is not None else entry.name  # noqa: PTH118
-        if (same := next((name for name in (entry.name, below) if name in sources), None)) is not None:
+        called = (entry.name, below, in_utf8(entry.name), in_utf8(below))  # files of rows have the last two
+        if (same := next((name for name in called if name in sources), None)) is not None:
             found.append(same)
             continue
         ends = _ends(sources) if ends is None else ends

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qalign_fast.errors import OptionError, TaskError
+from qalign_fast.evaluation.outputs import numbered
 from qalign_fast.identity import tasks_of
 from qalign_fast.jobs.inputs.taking import InputOptions
 from qalign_fast.jobs.job import Outcome, Watcher, run_job
@@ -37,13 +37,14 @@ def score_list(
     """Scores each name of the list once, below `root`, as a job in `folder` / "scores".
 
     Its rows' source is the name as the list has it. Raises what `run_job` raises, OptionError for a root that is no
-    folder, and OSError.
+    folder and for a folder that has the scores of other names, and OSError.
     """
     if not Path(root).is_dir():
         raise OptionError(f"--root {root}: no such folder; the list's names start from there")
     folder.mkdir(parents=True, exist_ok=True)
     names = folder / "names.jsonl"
     lines = "".join(json.dumps({_COLUMN: name}) + "\n" for name in dict.fromkeys(e.name for e in labels.entries))
+    _check_same(names, lines, folder)
     write_whole(names, lambda aside: _write(aside, lines))
     job = JobOptions(
         inputs=(str(names),),
@@ -76,13 +77,14 @@ def choose_task(wish: str | None, protocol: Protocol, labels: LabelList, model: 
 
 def folder_names(names: Sequence[str]) -> list[str]:
     """A folder's name for each list: its own, with a number where two have the same."""
-    taken: Counter[str] = Counter()
-    found = []
-    for name in names:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip(".") or "list"
-        taken[safe] += 1
-        found.append(safe if taken[safe] == 1 else f"{safe}-{taken[safe]}")
-    return found
+    return numbered(["".join(c if c.isalnum() or c in "-_." else "_" for c in n).strip(".") or "list" for n in names])
+
+
+def _check_same(names: Path, lines: str, folder: Path) -> None:
+    """A job goes on by its names' places, so what it has of other names would be taken for what it has of these."""
+    if (folder / "scores").exists() and names.exists() and (before := names.read_text("utf-8")) != lines:
+        counts = f"{before.count(chr(10))} names there, {lines.count(chr(10))} in this list"
+        raise OptionError(f"{folder}: it has the scores of another list ({counts}); --out names another folder")
 
 
 def _write(aside: Path, text: str) -> None:

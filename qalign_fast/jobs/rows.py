@@ -15,7 +15,7 @@ from qalign_fast.jobs.options import Format
 from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import Reached, unwatched
 from qalign_fast.levels import Scale, Score
-from qalign_fast.records import JOB_METADATA, Row, long_fields, make_row
+from qalign_fast.records import JOB_METADATA, Row, in_utf8, long_fields, make_row
 
 CHANGED = "the file was changed after the plan was made"
 _NONE = dict.fromkeys(("score", "score01", "probabilities", "level", "frames"))  # of an input without a score
@@ -177,10 +177,10 @@ def _encodable(value: Any) -> Any:
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return value.encode("utf-8", "backslashreplace").decode()
+        return in_utf8(value)
     return value
 
 
 def _in_utf8(row: Row) -> Row:
     """Parquet's texts are UTF-8: a byte of a name that is not becomes an escape such as \\udcff."""
-    return {k: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for k, v in row.items()}
+    return {k: in_utf8(v) if isinstance(v, str) else v for k, v in row.items()}

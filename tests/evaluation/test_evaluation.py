@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import pytest
 from scipy import stats
 
 from qalign_fast.analysis.resampling import Bootstrap
-from qalign_fast.errors import RowsError
+from qalign_fast.errors import OptionError, RowsError
 from qalign_fast.evaluation.evaluation import Evaluation, Resampling, against, evaluate
 from qalign_fast.evaluation.lists.entries import KnownList, LabelList, Published
 from qalign_fast.evaluation.lists.read import read_list
-from qalign_fast.evaluation.outputs import result_json
+from qalign_fast.evaluation.outputs import result_json, to_pyiqa, write_evaluation
+from qalign_fast.evaluation.page import make_page
 from qalign_fast.evaluation.predictions import Predictions, ensemble
 from qalign_fast.evaluation.protocols import PROTOCOLS
+from qalign_fast.evaluation.scoring import folder_names
 
 QUICK = Resampling(draws=200)
 COUNT = 120
@@ -104,6 +107,8 @@ def test_reproduced_needs_everything_to_match(labels: LabelList) -> None:
     missing[0] = np.nan
     assert "119 entries have a score, not 120" in why(run=run_of(missing))
     assert "the prompt is that of quality, not of quality-paper" in why(run=run_of(scores, "quality"))
+    for model, told in (({"name": "deqa-score-mix3"}, "deqa-score-mix3"), ({}, "not known")):
+        assert why(run=replace(run_of(scores), model=model)) == f"the model is {told}, not one-align"
     assert "by the protocol qalign" in why(protocol="pyiqa")
     assert "by the protocol qalign" in why(protocol="deqa")
     assert "SRCC is" in why(known(labels, srcc - 0.004, plcc))
@@ -187,6 +192,71 @@ def test_the_same_scores_have_changed_nothing(labels: LabelList) -> None:
     change = against(found, found.predictions)
     assert (change.change.largest, change.change.rank_flips, change.change.level_flips) == (0, 0, 0)
     assert (change.srcc.value, change.srcc.low, change.srcc.high) == (0, 0, 0)
+
+
+def test_levels_that_are_not_known_have_not_stayed_the_same(labels: LabelList) -> None:
+    """Other projects' scores have no levels; "no level flipped" was said of them."""
+    found, other = paired(labels, 0.1)
+    unknown = np.full(COUNT, -1)
+    assert against(found, replace(other, levels=unknown)).change.level_flips is None
+    flipped = np.where(found.predictions.levels > 0, found.predictions.levels - 1, 1)
+    flipped[COUNT // 2 :] = -1
+    assert against(found, replace(other, levels=flipped)).change.level_flips == 1
+
+
+def test_what_an_interval_is_worth_is_told(labels: LabelList) -> None:
+    """Of few units, or of scores that are all equal, there is none, and the reader asks why."""
+    scores = scores_near(labels, 0.4)
+
+    def notes(labels: LabelList, scores: np.ndarray) -> str:
+        return "; ".join(evaluate(labels, run_of(scores), PROTOCOLS["qalign"], QUICK).notes)
+
+    def in_units(count: int) -> LabelList:
+        entries = tuple(replace(each, unit=str(i % count)) for i, each in enumerate(labels.entries))
+        return replace(labels, entries=entries)
+
+    assert notes(labels, scores) == ""
+    assert notes(in_units(2), scores) == "2 source units have a score; an interval needs 3"
+    assert notes(in_units(5), scores) == "5 source units are few: the intervals are rough"
+    assert "all 120 scores are equal" in notes(labels, np.full(COUNT, 3.0))
+
+
+def test_a_model_of_which_nothing_was_published_is_told(labels: LabelList) -> None:
+    """Its name was taken, and no published figure shown."""
+    with pytest.raises(OptionError, match="no figures are known of 'onealign'; there are those of: OneAlign, "):
+        evaluate(labels, run_of(scores_near(labels, 0.4)), PROTOCOLS["qalign"], QUICK, "onealign")
+
+
+def test_pyiqas_table_has_a_column_for_each_of_two_lists_of_one_name(labels: LabelList) -> None:
+    other = replace(labels, sha256="0" * 64)
+    both = [
+        evaluate(each, run_of(scores_near(labels, spread)), PROTOCOLS["qalign"], QUICK)
+        for each, spread in ((labels, 0.2), (other, 0.9))
+    ]
+    head, row = (line.split(",") for line in to_pyiqa(both).splitlines())
+    assert head[1:] == ["mine(PLCC/SRCC/KRCC)", "mine-2(PLCC/SRCC/KRCC)"]
+    assert [float(cell.split("/")[1]) for cell in row[1:]] == [round(each.agreement.srcc, 4) for each in both]
+
+
+def test_two_lists_never_share_a_folder() -> None:
+    assert folder_names(["a", "a", "a-2", "a", "b/c", "b_c"]) == ["a", "a-2", "a-2-2", "a-3", "b_c", "b_c-2"]
+
+
+@pytest.mark.parametrize("name", [b"n\xff", rb"a$\frac$", b"<b>&|`"])
+def test_a_list_of_any_name_gives_results(tmp_path: Path, labels: LabelList, name: bytes) -> None:
+    """Of bytes that are no UTF-8, or of what matplotlib takes for a formula; both ended in a traceback."""
+    path = tmp_path / f"{os.fsdecode(name)}.json"
+    rows = [
+        {"image": each.name, "gt_score": each.label, "unit": f"$\\x{i % 12}$"} for i, each in enumerate(labels.entries)
+    ]
+    path.write_text(json.dumps(rows))
+    found = evaluate(read_list(path), run_of(scores_near(labels, 0.4)), PROTOCOLS["qalign"], QUICK)
+    write_evaluation(found, tmp_path / "out")
+    assert json.loads((tmp_path / "out/result.json").read_text())["n_scored"] == COUNT
+    assert "<b>" not in "".join(make_page([(found, None)], "Evaluation")).replace("<bdi>", "")
+    table = (tmp_path / "out/result.md").read_text("utf-8")
+    assert table.count("\n") == 3
+    assert "<b>" not in table
 
 
 def test_runs_that_cannot_be_paired_are_told(labels: LabelList) -> None:

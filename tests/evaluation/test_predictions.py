@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from qalign_fast.errors import RowsError, TaskError
 from qalign_fast.evaluation.lists.read import read_list
 from qalign_fast.evaluation.predictions import Predictions, ensemble, read_predictions
+from qalign_fast.records import in_utf8
 from support.score_rows import scored_row, write_rows
 
 NAMES = ("set/a.jpg", "set/b.jpg", "deep/set/c.jpg")
@@ -150,6 +152,44 @@ def test_lines_of_scores_are_in_the_lists_order(tmp_path: Path, labels) -> None:
     path.write_text("0.5\nx\n1\n")
     with pytest.raises(RowsError, match="a score a line"):
         read_predictions(path, labels)
+
+
+def test_a_name_with_two_scores_is_refused_and_an_error_gives_way_to_a_score(tmp_path: Path, labels) -> None:
+    """A file to which a second run was added: its last rows were taken in silence."""
+    once = rows_of({NAMES[0]: 4.0, NAMES[1]: None})
+    for kind in ("jsonl", "csv", "parquet"):
+        path = write_rows(tmp_path / f"rows.{kind}", [*once, *rows_of({NAMES[0]: None, NAMES[1]: 2.0})])
+        assert scores(read_predictions(path, labels)) == [4, 2, None]
+        assert read_predictions(path, labels).levels.tolist() == [1, 3, -1]
+        path = write_rows(tmp_path / f"rows.{kind}", [*once, *rows_of({NAMES[0]: 4.5})])
+        with pytest.raises(RowsError, match=r"'set/a.jpg' has two scores: 4 and 4.5"):
+            read_predictions(path, labels)
+    same = [{"image": name, "score": score} for name, score in ((NAMES[0], 1), (NAMES[0], 1))]
+    (tmp_path / "same.json").write_text(json.dumps(same))
+    assert scores(read_predictions(tmp_path / "same.json", labels)) == [1, None, None]
+    (tmp_path / "other.json").write_text(json.dumps([*same, {"image": NAMES[0], "score": 2}]))
+    (tmp_path / "other.csv").write_text(f"path,score\n{NAMES[0]},1\n{NAMES[0]},2\n")
+    for name in ("other.json", "other.csv"):
+        with pytest.raises(RowsError, match="has two scores: 1 and 2"):
+            read_predictions(tmp_path / name, labels)
+
+
+def test_a_score_that_no_sum_can_be_made_of_is_an_error_in_its_place(tmp_path: Path, labels) -> None:
+    (tmp_path / "a.txt").write_text("1e308\n1\ninf\n")
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"image": NAMES[0], "score": -1e308}, {"image": NAMES[1], "score": 1}])
+    )
+    for name in ("a.txt", "a.json"):
+        found = read_predictions(tmp_path / name, labels)
+        assert scores(found) == [None, 1, None]
+        assert "too large for a score" in (found.errors[0] or "")
+
+
+def test_names_that_are_no_utf8_are_found_in_rows_that_were_written_of_them(tmp_path: Path) -> None:
+    name = os.fsdecode(b"set/n\xff.jpg")
+    (tmp_path / "labels.json").write_text(json.dumps([{"image": name, "gt_score": 1}]))
+    path = write_rows(tmp_path / "rows.parquet", rows_of({in_utf8(name): 2.0}))
+    assert scores(read_predictions(path, read_list(tmp_path / "labels.json"))) == [2]
 
 
 @pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))

@@ -12,6 +12,7 @@ from qalign_fast.errors import ListError
 from qalign_fast.evaluation.lists.entries import Labelled
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LARGEST = 1e100  # of a label; sums of squares of it are finite
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 CSIQ_NAME = re.compile(r"(?:.*/)?([^/.]+)\.(?:AWGN|BLUR|contrast|fnoise|JPEG|jpeg2000)\.\d\.png")  # 1600.AWGN.1.png
@@ -41,14 +42,14 @@ def name_of(value: Any, place: str) -> str:
 
 
 def label_of(value: Any, place: str) -> float:
-    """A finite number, or text that is one but for blanks around it."""
+    """A finite number of which sums can be made, or text that is one but for blanks around it."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
         try:
             number = float(value)
         except OverflowError:  # a whole number of more than 308 digits
             number = math.inf
-        if math.isfinite(number):
+        if abs(number) <= _LARGEST:
             return number
     raise ListError(f"{place}: its label is {shown(value)}; expected a finite number")
 

@@ -29,6 +29,11 @@ def find_like(parsed: Parsed) -> KnownList | None:
     return min(alike, key=lambda known: abs(known.count - len(names)), default=None)
 
 
+def published_models() -> list[str]:
+    """The models of which figures are known, each once."""
+    return list(dict.fromkeys(its.model for known in KNOWN_LISTS for its in known.published))
+
+
 def _match(pattern: str, names: list[str]) -> bool:
     fits = re.compile(pattern).fullmatch
     return sum(fits(name) is not None for name in names) >= _MOST * len(names)

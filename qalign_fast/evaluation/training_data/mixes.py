@@ -45,16 +45,27 @@ MIXES = {
     "deqa-score-mix3": ("koniq", "spaq", "kadid"),
     "deqa-score-lora-mix3": ("koniq", "spaq", "kadid"),
 }  # checkpoint -> its sets
+FIGURES_OF = {
+    "OneAlign": "one-align",
+    "DeQA-Score-Mix3": "deqa-score-mix3",
+    "DeQA-Score-LoRA-Mix3": "deqa-score-lora-mix3",
+}  # model of published figures -> its checkpoint; those of an ensemble have none
 
 
 def training_sets(model_name: str) -> tuple[str, ...] | None:
-    """The data sets that a published checkpoint was trained on, by names in SETS; None for a model that is none.
+    """The data sets that a published checkpoint was trained on, by names in SETS; None for a model that is none."""
+    name = checkpoint_of(model_name)
+    return None if name is None else MIXES[name]
+
+
+def checkpoint_of(model_name: str) -> str | None:
+    """The published checkpoint that a model is, by its name in MIXES; None for a model that is none.
 
     The name may be a Hub id, a folder, or a checkpoint's name with a precision after it, such as `one-align-int8`.
     """
     name = model_name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
     names = [name, *(name.removesuffix(f"-{precision}") for precision in PRECISIONS)]
-    return next((MIXES[each] for each in names if each in MIXES), None)
+    return next((each for each in names if each in MIXES), None)
 
 
 def is_in_domain(model_name: str, test_list: str) -> bool | None:
