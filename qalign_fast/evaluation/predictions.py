@@ -22,6 +22,7 @@ from qalign_fast.analysis.scales import level_places
 from qalign_fast.errors import RowsError, one_line
 from qalign_fast.evaluation.branches import read_branches
 from qalign_fast.evaluation.ensembles import combine
+from qalign_fast.evaluation.lists.checks import LARGEST
 from qalign_fast.evaluation.lists.read import read_list
 from qalign_fast.levels import FIVE_LEVELS, LEVELS
 from qalign_fast.records import in_utf8
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     Scored = tuple[float, str | None]  # a score, NaN where there is none, and the error in its place
 
 _ABSENT = "no row names it"
-_LARGEST = 1e100  # of a score of another project; sums of squares of it are finite
 _SPACE = re.compile(r"\s*")
 _PICKLES = (".pkl", ".pickle")
 
@@ -147,7 +147,7 @@ def _add(found: dict[str, Scored], name: str, score: Scored, path: Path) -> bool
 
 def _usable(score: float) -> Scored:
     """The score; of one that no sum can be made of, an error in its place."""
-    if abs(score) <= _LARGEST:
+    if abs(score) <= LARGEST:
         return score, None
     return float("nan"), f"{score:g} is too large for a score" if np.isfinite(score) else "not a number"
 

@@ -132,6 +132,22 @@ def test_a_name_that_is_no_utf_8_comes_back(tmp_path: Path) -> None:
     assert read(tmp_path, b"name,mos\nb\xe4r.jpg,1\n").names[0].encode("utf-8", "surrogateescape") == b"b\xe4r.jpg"
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_semicolons_and_tabs_part_fields_as_commas_do(tmp_path: Path, mark: str) -> None:
+    """As spreadsheets write them in other countries, and as `evaluate` reads them."""
+    path = tmp_path / "labels.csv"
+    path.write_text('name,mos\n"x, y.jpg",1\nb.jpg,2.5\n'.replace(",", mark).replace(f"x{mark}", "x,"))
+    found = read_labels(path)
+    assert (found.names, found.values, found.lines) == (("x, y.jpg", "b.jpg"), (1.0, 2.5), (2, 3))
+
+
+def test_utf16_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("name,mos\na.jpg,1\n", "utf-16")
+    with pytest.raises(ListError, match="its text is UTF-16; save it as UTF-8"):
+        read_labels(path)
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
@@ -146,6 +162,7 @@ def test_a_name_that_is_no_utf_8_comes_back(tmp_path: Path) -> None:
         ("name,mos\na,\n", {}, "line 2: the label '' is no number"),
         ("name,mos\na,nan\n", {}, "line 2: the label 'nan' is no number"),
         ("name,mos\na,-inf\n", {}, "line 2: the label '-inf' is no number"),
+        ("name,mos\na,1e308\nb,-1e308\n", {}, "line 2: the label '1e308' is no number that can be used"),
         ("name,mos\na,1_0\n", {}, "line 2: the label '1_0' is no number"),
         ('name,mos\na,"3,5"\n', {}, "line 2: the label '3,5' is no number"),
         ("name,mos\na,1,2\n", {}, "line 2: 3 fields; expected 2"),

@@ -12,7 +12,7 @@ from qalign_fast.errors import ListError
 from qalign_fast.evaluation.lists.entries import Labelled
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_LARGEST = 1e100  # of a label; sums of squares of it are finite
+LARGEST = 1e100  # of a label or a score; sums of squares of it are finite
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 CSIQ_NAME = re.compile(r"(?:.*/)?([^/.]+)\.(?:AWGN|BLUR|contrast|fnoise|JPEG|jpeg2000)\.\d\.png")  # 1600.AWGN.1.png
@@ -49,7 +49,7 @@ def label_of(value: Any, place: str) -> float:
             number = float(value)
         except OverflowError:  # a whole number of more than 308 digits
             number = math.inf
-        if abs(number) <= _LARGEST:
+        if abs(number) <= LARGEST:
             return number
     raise ListError(f"{place}: its label is {shown(value)}; expected a finite number")
 

@@ -37,8 +37,7 @@ class Table:
 
 def read_csv(text: str) -> Table:
     """Raises ListError for lines whose number of fields is not the header's."""
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=first.count)  # the first of them where it has none
+    delimiter = delimiter_of(text.lstrip().partition("\n")[0])
     rows = []
     with long_fields():
         reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
@@ -47,6 +46,11 @@ def read_csv(text: str) -> Table:
         except csv.Error as error:
             raise ListError(f"line {reader.line_num}: no CSV ({one_line(error)})") from error
     return make_table(rows)
+
+
+def delimiter_of(first: str) -> str:
+    """What parts the fields of a table with this first line; a comma where it has one field."""
+    return max(_DELIMITERS, key=first.count)
 
 
 def make_table(rows: Sequence[tuple[int, tuple[Any, ...]]]) -> Table:

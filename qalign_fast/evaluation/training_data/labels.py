@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from qalign_fast.errors import ListError, one_line
+from qalign_fast.evaluation.lists.checks import LARGEST
+from qalign_fast.evaluation.lists.tables import delimiter_of
 from qalign_fast.records import long_fields
 
 LABEL = "mos"  # the column of labels where none is named, in small letters or capitals
+_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # its marks, as bytes that are no UTF-8
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Labels:
 
 
 def read_labels(path: Path, name: str | None = None, label: str | None = None) -> Labels:
-    """The labels of a CSV file whose first line names the columns.
+    """The labels of a CSV file whose first line names the columns; commas, semicolons or tabs part its fields.
 
     `name` is the column of names, by default the first; `label` that of labels, by default `mos`. Raises ListError,
     which names the line, for a label that is no number, a name that is missing or there twice, and a file without
@@ -53,7 +56,10 @@ def read_labels(path: Path, name: str | None = None, label: str | None = None) -
 
 
 def _read(source: str, lines: IO[str], name: str | None, label: str | None) -> Labels:
-    rows = _rows(lines)
+    first = lines.readline()
+    if first.startswith(_UTF16):
+        raise ListError(f"{source}: its text is UTF-16; save it as UTF-8")
+    rows = _rows(chain([first], lines), delimiter_of(first))
     header = [column.strip() for column in next(rows, (0, []))[1]]
     if not header:
         raise ListError(f"{source}: it is empty; expected a line that names the columns, and labels below it")
@@ -72,9 +78,9 @@ def _read(source: str, lines: IO[str], name: str | None, label: str | None) -> L
     return Labels(source, header[at_label], tuple(names), tuple(values), tuple(names.values()))
 
 
-def _rows(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Each row with the line that it ends in; blank lines are none."""
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, delimiter=delimiter)
     for row in reader:
         if row:
             yield reader.line_num, row
@@ -108,6 +114,6 @@ def _number(text: str, where: str) -> float:
         value = float("nan" if "_" in text else text)
     except ValueError:
         value = float("nan")
-    if not isfinite(value):
-        raise ListError(f"{where}: the label {text!r} is no number")
+    if not abs(value) <= LARGEST:  # nor where it is NaN
+        raise ListError(f"{where}: the label {text!r} is no number that can be used")
     return value
