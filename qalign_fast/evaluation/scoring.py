@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qalign_fast.errors import OptionError, TaskError
+from qalign_fast.errors import OptionError, QAlignError, TaskError
 from qalign_fast.evaluation.outputs import numbered
 from qalign_fast.identity import tasks_of
 from qalign_fast.jobs.inputs.taking import InputOptions
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qalign_fast.evaluation.protocols import Protocol
 
 _COLUMN = "image"
+_FORCE = "--force starts anew"  # the advice of `run`; `evaluate` has no such option
 _SHARD = 256  # entries; a job that was killed scores at most so many again
 
 
@@ -53,7 +54,12 @@ def score_list(
         shard_size=_SHARD,
         timing=False,
     )
-    return run_job(folder / "scores", job, run, watcher=watcher, retry=retry)
+    try:
+        return run_job(folder / "scores", job, run, watcher=watcher, retry=retry)
+    except QAlignError as error:
+        if _FORCE not in str(error):
+            raise
+        raise QAlignError(str(error).replace(_FORCE, f"removing {folder / 'scores'} starts anew")) from error
 
 
 def choose_task(wish: str | None, protocol: Protocol, labels: LabelList, model: str | None) -> tuple[str, str | None]:

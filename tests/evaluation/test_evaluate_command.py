@@ -186,6 +186,24 @@ def test_a_picture_that_is_missing_is_counted_and_told(data_set: Path, tmp_path:
     assert len(pq.read_table(next((tmp_path / "out/scores").glob("*.parquet")))) == 6
 
 
+def test_a_folder_with_the_scores_of_another_list_is_refused(data_set: Path, tmp_path: Path) -> None:
+    """The longer list's new names were counted as failed: the job there had finished, and went on with none."""
+    labels, out = json.loads((data_set / "labels.json").read_text()), tmp_path / "out"
+    (tmp_path / "labels.json").write_text(json.dumps(labels[:4]))
+    command = "evaluate", tmp_path / "labels.json", "--root", data_set, "--out", out, "--draws", 100
+    assert run(*command).returncode == 0
+    (tmp_path / "labels.json").write_text(json.dumps(labels[:6]))
+    done = run(*command)
+    assert done.returncode == 1
+    assert "the scores of another list (4 names there, 6 in this list); --out names another folder" in done.stderr
+    (tmp_path / "labels.json").write_text(json.dumps([each | {"gt_score": 5 - i} for i, each in enumerate(labels[:4])]))
+    assert run(*command).returncode == 0  # other labels of the same names need no other scores
+    done = run(*command[:3], tmp_path, *command[4:])  # another root
+    assert done.returncode == 1
+    assert "--out names another folder" in done.stderr
+    assert "--force" not in done.stderr  # which `evaluate` does not have
+
+
 def test_without_a_folder_nothing_stays(data_set: Path, tmp_path: Path) -> None:
     labels = json.loads((data_set / "labels.json").read_text())[:5]
     (tmp_path / "labels.json").write_text(json.dumps(labels))
