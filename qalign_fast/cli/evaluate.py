@@ -138,7 +138,7 @@ def evaluate(
 
     if is_address(model):
         raise OptionError("an evaluation runs its own engine; score with the server first, and give the rows")
-    _check_counts(lists, root or [], rows or [])
+    _check_wishes(lists, root or [], rows or [], model, retry)
     check_published(published)
     found = [
         read_list(path, lower_better=lower_better, medium=medium and medium.value, column=column, split=split)
@@ -164,14 +164,18 @@ def evaluate(
         raise typer.Exit(3)
 
 
-def _check_counts(lists: Sequence[Path], roots: Sequence[str], rows: Sequence[Path]) -> None:
-    """One root serves all lists; otherwise, as for rows, there is one for each."""
+def _check_wishes(
+    lists: Sequence[Path], roots: Sequence[str], rows: Sequence[Path], model: str | None, retry: bool
+) -> None:
+    """One root serves all lists; otherwise, as for rows, there is one for each. Rows need no model."""
     if len(rows) not in (0, len(lists)):
         raise typer.BadParameter(f"{len(rows)} given for {len(lists)} lists; give one for each", param_hint="--rows")
     if len(roots) not in (0, 1, len(lists)):
         raise typer.BadParameter(
             f"{len(roots)} given for {len(lists)} lists; give one, or one for each", param_hint="--root"
         )
+    if rows and (model is not None or retry):
+        raise typer.BadParameter("nothing is scored with --rows; leave it out", param_hint="--model or --retry")
     if not roots and not rows:
         raise typer.BadParameter("give the folder that the lists' names start from, or --rows", param_hint="--root")
 

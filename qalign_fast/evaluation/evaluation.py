@@ -231,9 +231,11 @@ def _differences(
     judged = known.task if known else labels.task or "quality"
     if run.task != (asked := protocol.task(judged, labels.medium)):
         found.append(f"the prompt is that of {run.task or 'an unknown task'}, not of {asked}")
-    name = str(run.model.get("name", ""))
-    if (checkpoint := FIGURES_OF.get(its.model)) is not None and checkpoint_of(name) != checkpoint:
+    name, checkpoint = str(run.model.get("name", "")), FIGURES_OF.get(its.model)
+    if checkpoint is not None and checkpoint_of(name) != checkpoint:
         found.append(f"the model is {name or 'not known'}, not {checkpoint}")
+    elif checkpoint is None and "members" not in run.model:
+        found.append("the published figure is of an ensemble")
     for name, ours, theirs in (("SRCC", agreement.srcc, its.srcc), ("PLCC", agreement.plcc, its.plcc)):
         if ours is None or abs(ours - theirs) > TOLERANCE:
             found.append(f"{name} is {'unknown' if ours is None else format(ours, '.4f')}, not {theirs:.3f}")

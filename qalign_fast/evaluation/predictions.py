@@ -44,7 +44,8 @@ _PICKLES = (".pkl", ".pickle")
 class Predictions:
     """A run's scores of a list's N entries, in the list's order.
 
-    name: what the user called the file. model: its name, sha256 and precision, as far as the file says. task: None
+    name: what the user called the file. model: its name, sha256 and precision, as far as the file says; of an ensemble
+    also its number of members. task: None
     where the file does not say it. scores: float64 [N] on `scale`, NaN where there is none. levels: the place in LEVELS
     of each, -1 where there is none. errors: why there is none.
     """
@@ -91,7 +92,7 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
     scores = combine([member.scores for member in members])
     return Predictions(
         name=" + ".join(member.name for member in members),
-        model={"name": " + ".join(dict.fromkeys(member.model_name for member in members))},
+        model={"name": " + ".join(dict.fromkeys(member.model_name for member in members)), "members": len(members)},
         task=" + ".join(dict.fromkeys(member.task for member in members if member.task)) or None,
         scale=None,
         scores=scores,

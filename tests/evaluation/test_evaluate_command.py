@@ -221,6 +221,8 @@ def test_without_a_folder_nothing_stays(data_set: Path, tmp_path: Path) -> None:
         (["--root", "nowhere"], 1, "nowhere: no such folder"),
         (["--root", ".", "--root", ".", "--root", "."], 2, "3 given for 1 lists"),
         (["--rows", "a", "--rows", "b"], 2, "2 given for 1 lists"),
+        (["--rows", "a", "--model", "b"], 2, "nothing is scored with --rows"),
+        (["--rows", "a", "--published", "b"], 1, "no figures are known of 'b'"),
         (["--rows", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["--root", ".", "--task", "beauty"], 1, "task 'beauty' is not in this model; it has: quality"),
         (["--root", ".", "--model", "http://127.0.0.1:9"], 1, "score with the server first"),

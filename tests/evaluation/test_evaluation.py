@@ -120,6 +120,9 @@ def test_the_protocols_own_figure_is_compared_first(labels: LabelList) -> None:
     found = evaluate(published, run_of(scores_near(labels, 0.4)), PROTOCOLS["deqa"], QUICK)
     assert [each.model for each in found.published] == ["Other", "OneAlign"]
     assert not any("by the protocol" in text for text in found.differences)
+    one, two = (found.predictions, ensemble([found.predictions] * 2))
+    told = [evaluate(published, run, PROTOCOLS["deqa"], QUICK).differences for run in (one, two)]
+    assert ["the published figure is of an ensemble" in differences for differences in told] == [True, False]
 
 
 def test_what_a_model_was_trained_on_is_told(labels: LabelList) -> None:
