@@ -233,7 +233,9 @@ def _differences(
         found.append(f"the prompt is that of {run.task or 'an unknown task'}, not of {asked}")
     name, checkpoint = str(run.model.get("name", "")), FIGURES_OF.get(its.model)
     if checkpoint is not None and checkpoint_of(name) != checkpoint:
-        found.append(f"the model is {name or 'not known'}, not {checkpoint}")
+        found.append(
+            f"the model is {name}, not {checkpoint}" if name else f"whether the model is {checkpoint} is not known"
+        )
     elif checkpoint is None and "members" not in run.model:
         found.append("the published figure is of an ensemble")
     for name, ours, theirs in (("SRCC", agreement.srcc, its.srcc), ("PLCC", agreement.plcc, its.plcc)):

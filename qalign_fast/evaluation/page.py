@@ -103,10 +103,13 @@ def _published(evaluation: Evaluation) -> str:
     if not evaluation.published:
         return '<p class="note">Nothing was published of this list, as far as is known here.</p>'
     rows = [
-        (markup.text(each.model), each.protocol, f"{each.srcc:.3f}", f"{each.plcc:.3f}", markup.text(each.source))
+        (
+            f"{markup.text(each.model)}<br><small>{markup.text(each.source)}</small>",
+            *(each.protocol, f"{each.srcc:.3f}", f"{each.plcc:.3f}"),
+        )
         for each in evaluation.published
     ]
-    head = [("model", "name"), ("protocol", ""), ("SRCC", ""), ("PLCC", ""), ("source", "wrap")]
+    head = [("model, and source", "wrap"), ("protocol", ""), ("SRCC", ""), ("PLCC", "")]
     verdict = "Reproduced: list, count, model, prompt and protocol are the same, and so are the figures."
     if not evaluation.reproduced:
         reasons = "".join(f"<li>{markup.text(each)}</li>" for each in evaluation.differences)

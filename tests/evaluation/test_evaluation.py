@@ -107,8 +107,9 @@ def test_reproduced_needs_everything_to_match(labels: LabelList) -> None:
     missing[0] = np.nan
     assert "119 entries have a score, not 120" in why(run=run_of(missing))
     assert "the prompt is that of quality, not of quality-paper" in why(run=run_of(scores, "quality"))
-    for model, told in (({"name": "deqa-score-mix3"}, "deqa-score-mix3"), ({}, "not known")):
-        assert why(run=replace(run_of(scores), model=model)) == f"the model is {told}, not one-align"
+    other, unknown = replace(run_of(scores), model={"name": "deqa-score-mix3"}), replace(run_of(scores), model={})
+    assert why(run=other) == "the model is deqa-score-mix3, not one-align"
+    assert why(run=unknown) == "whether the model is one-align is not known"
     assert "by the protocol qalign" in why(protocol="pyiqa")
     assert "by the protocol qalign" in why(protocol="deqa")
     assert "SRCC is" in why(known(labels, srcc - 0.004, plcc))
