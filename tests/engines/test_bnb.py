@@ -212,7 +212,8 @@ def test_bitsandbytes_takes_gpus_that_our_kernels_do_not(wide: Path, monkeypatch
     monkeypatch.setattr("qalign_fast.engines.devices.find_spec", lambda _: None)
     chosen: list[str] = []
 
-    def watch(_: Family, __: Path, precision: str, device: str) -> Model:
+    def watch(_: Family, __: Path, precision: str, device: str, base: Path | None) -> Model:
+        assert base is None
         chosen.append(f"{precision} {device}")
         with torch.device("meta"):
             return Model(open_parameters(f"random:{wide}").config)

@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 from qalign_fast import DeviceError, ImageError, PictureLimits, QAlignError, Score, Scorer, errors
 from qalign_fast.engines import options
 from qalign_fast.engines.candidates import Candidate
-from qalign_fast.engines.load import from_anywhere, load_engine
+from qalign_fast.engines.load import load_engine
 from qalign_fast.engines.options import LoadOptions, threads_remark
 from qalign_fast.feed.items import ClipOptions
+from qalign_fast.references import from_anywhere
 from qalign_kernels.cores import cores
 from support.feeds import SAME
 from support.goldens import GOLDEN, PICTURES, ROOT, Golden
@@ -62,6 +63,7 @@ def test_a_pickled_scorer_is_loaded_anew_by_the_same_arguments(expected: list[Sc
     small, large = PICTURES / "noise_37x91.png", PATHS[0]
     limits = PictureLimits(exif_rotate=True, max_pixels=37 * 91)
     asked = {"device": "cpu", "precision": "int8", "engine": "native", "threads": 1, "verify": False, "limits": limits}
+    asked["base"] = None
     loaded = Scorer.load(None, **asked)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         found = pickle.loads(pickle.dumps(loaded, protocol))

@@ -22,7 +22,7 @@ class Slow:
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
         self.family, self.config, self.prompts = engine.family, engine.config, engine.prompts
         self.kernels = engine.kernels
-        self.in_flight = engine.in_flight
+        self.in_flight, self.tail = engine.in_flight, engine.tail
         self._engine = engine
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tokens:

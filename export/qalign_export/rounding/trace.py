@@ -20,6 +20,9 @@ from qalign_kernels.contract.attention import rotate
 from qalign_kernels.contract.ops import PLAIN, Ops
 from qalign_kernels.contract.weight import Weight
 
+# Its words are those of `aesthetics` in another order, and only data sets are evaluated by it: pictures are better
+# spent on the other prompts.
+_SAME_WORDS = ("aesthetics-paper",)
 _ROWS = 2048  # rows of a linear's input that are kept, spread over all that it reads
 
 
@@ -82,7 +85,8 @@ class Trace:
     def _begin_texts(self) -> Iterator[tuple[Prompt, Tensor, Layout]]:
         """Each prompt with its share of the pictures, as rows before layer 0."""
         tokens = self._pictures.tokens
-        chosen = [p for p in self._prompts if p.medium == "image"][: len(tokens)]
+        images = [p for p in self._prompts if p.medium == "image"]
+        chosen = ([p for p in images if p.task not in _SAME_WORDS] or images)[: len(tokens)]
         for j, prompt in enumerate(chosen):
             start = self.prefixes[prompt.before][0].shape[1]
             yield (prompt, *self._rows(tokens[j :: len(chosen)], self.suffixes[prompt.suffix], start))
