@@ -33,6 +33,7 @@ SEVERITIES = 18  # of each picture and family: more than 500 pictures
 
 
 def main() -> None:
+    """Measures, and writes the JSON."""
     parser = argparse.ArgumentParser(description="How exact the engines are.")
     parser.add_argument("--json", type=Path, required=True, help="write the figures and the machine here")
     args = parser.parse_args()

@@ -35,6 +35,7 @@ RISING = LEVELS[::-1]
 
 
 def main() -> None:
+    """Measures the lists that are named, and writes the JSON."""
     parser = argparse.ArgumentParser(description="What levels cost, on upstream's lists.")
     parser.add_argument("lists", type=Path, nargs="+", help="JSON lists of upstream's playground/data")
     parser.add_argument("--json", type=Path, required=True, help="write the figures here")
@@ -65,6 +66,7 @@ def labels_of(path: Path, entries: list[Any]) -> Labels:
 
 
 def made_of(values: list[float], source: str = "") -> Labels:
+    """Labels of these values, named by their places."""
     places = tuple(range(1, len(values) + 1))
     return Labels(source, "gt_score", tuple(map(str, places)), tuple(values), places)
 

@@ -64,8 +64,8 @@ def open_parameters(reference: str | Path, base: str | Path | None = None) -> Pa
 
     Of a LoRA adapter they are those that merging it into its base makes; `base` is as `find_base` takes it.
     A Hub id is downloaded; a download that was interrupted goes on. Geometries are `random:one-align`, `random:mini`,
-    or `random:` and a directory with a config.json. Raises OptionError for a base of no
-    adapter, CheckpointError, ArtifactError or MissingExtraError.
+    or `random:` and a directory with a config.json. Raises OptionError for a base of no adapter, CheckpointError,
+    ArtifactError or MissingExtraError.
     """
     if str(reference).startswith(RANDOM):
         if base is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qalign_fast.cli.console import Model, NoVerify, print_facts, remark
+from qalign_fast.cli.console import Base, Model, NoVerify, print_facts, remark
 from qalign_fast.errors import OptionError
 from qalign_fast.feed.remote.address import is_address
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from qalign_fast.analysis.resampling import Interval
     from qalign_fast.evaluation.evaluation import Evaluation
     from qalign_fast.evaluation.lists.entries import LabelList
+    from qalign_fast.evaluation.plots import Plots
     from qalign_fast.evaluation.predictions import Predictions
     from qalign_fast.evaluation.protocols import Protocol
     from qalign_fast.jobs.options import RunOptions
+
+    Result = tuple[Evaluation, LabelledChange | None, Plots]
 
 ProtocolName = StrEnum("ProtocolName", ["qalign", "deqa", "pyiqa", "fastvqa"])
 Medium = StrEnum("Medium", ["image", "video"])
@@ -44,6 +47,7 @@ class _Wishes:
     against: Path | None
     published: str
     retry: bool
+    force: bool
     run: RunOptions
 
 
@@ -69,6 +73,7 @@ def evaluate(
         str | None, typer.Option(help="Default: the one that the protocol asks for.", show_default=False)
     ] = None,
     model: Model = None,
+    base: Base = None,
     rows: Annotated[
         list[Path] | None,
         typer.Option(
@@ -111,6 +116,7 @@ def evaluate(
     retry: Annotated[
         bool, typer.Option("--retry", help="Also score again what was unavailable or quarantined.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Score anew: scores that are in --out are removed.")] = False,
     device: Annotated[
         list[str] | None, typer.Option(help="As run's; repeat it for several.", show_default=False)
     ] = None,
@@ -138,13 +144,14 @@ def evaluate(
 
     if is_address(model):
         raise OptionError("an evaluation runs its own engine; score with the server first, and give the rows")
-    _check_wishes(lists, root or [], rows or [], model, retry)
+    _check_wishes(lists, root or [], rows or [], scoring=model is not None or base is not None or retry or force)
     check_published(published)
     found = [
         read_list(path, lower_better=lower_better, medium=medium and medium.value, column=column, split=split)
         for path in lists
     ]
-    how = RunOptions(model, tuple(device or ["auto"]), precision, engine, threads, not no_verify, batch_size, workers)
+    devices, verify = tuple(device or ["auto"]), not no_verify
+    how = RunOptions(model, devices, precision, engine, threads, verify, batch_size, workers, base=base)
     wishes = _Wishes(
         find_protocol(protocol.value),
         task,
@@ -154,38 +161,38 @@ def evaluate(
         against,
         published,
         retry,
+        force,
         how,
     )
     results = _evaluate(found, out, wishes, Resampling(draws, seed))
     _tell(results, as_json=json)
     if out is not None:
         _write_all(results, out)
-    if any(evaluation.failed for evaluation, _ in results):
+    if any(evaluation.failed for evaluation, *_ in results):
         raise typer.Exit(3)
 
 
-def _check_wishes(
-    lists: Sequence[Path], roots: Sequence[str], rows: Sequence[Path], model: str | None, retry: bool
-) -> None:
-    """One root serves all lists; otherwise, as for rows, there is one for each. Rows need no model."""
+def _check_wishes(lists: Sequence[Path], roots: Sequence[str], rows: Sequence[Path], *, scoring: bool) -> None:
+    """One root serves all lists; otherwise, as for rows, there is one for each. With rows nothing is scored."""
     if len(rows) not in (0, len(lists)):
         raise typer.BadParameter(f"{len(rows)} given for {len(lists)} lists; give one for each", param_hint="--rows")
     if len(roots) not in (0, 1, len(lists)):
         raise typer.BadParameter(
             f"{len(roots)} given for {len(lists)} lists; give one, or one for each", param_hint="--root"
         )
-    if rows and (model is not None or retry):
-        raise typer.BadParameter("nothing is scored with --rows; leave it out", param_hint="--model or --retry")
+    if rows and scoring:
+        raise typer.BadParameter(
+            "nothing is scored with --rows; leave out --model, --base, --retry and --force", param_hint="--rows"
+        )
     if not roots and not rows:
         raise typer.BadParameter("give the folder that the lists' names start from, or --rows", param_hint="--root")
 
 
-def _evaluate(
-    lists: Sequence[LabelList], out: Path | None, wishes: _Wishes, resampling: Any
-) -> list[tuple[Evaluation, LabelledChange | None]]:
-    """Each list's figures; each is written as soon as it is there."""
+def _evaluate(lists: Sequence[LabelList], out: Path | None, wishes: _Wishes, resampling: Any) -> list[Result]:
+    """Each list's figures; each is written as soon as it is there. Plots are drawn where they are written."""
     from qalign_fast.evaluation import evaluation as figures
     from qalign_fast.evaluation.outputs import write_evaluation
+    from qalign_fast.evaluation.plots import draw_plots
     from qalign_fast.evaluation.predictions import ensemble, read_predictions
     from qalign_fast.evaluation.scoring import folder_names
 
@@ -206,9 +213,11 @@ def _evaluate(
             if wishes.against is not None:
                 other = read_predictions(wishes.against, labels, task=run.task, root=root)
                 change = figures.against(found, other)
+            plots: Plots = {}
             if out is not None:
-                write_evaluation(found, folder, change)
-            results.append((found, change))
+                plots = draw_plots(found)
+                write_evaluation(found, plots, folder, change)
+            results.append((found, change, plots))
     return results
 
 
@@ -225,14 +234,16 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _score(labels: LabelList, root: str, folder: Path, wishes: _Wishes, *, kept: bool) -> Predictions:
     from qalign_fast.evaluation.predictions import read_predictions
     from qalign_fast.evaluation.scoring import choose_task, score_list
+    from qalign_fast.identity import tasks_of
     from qalign_fast.jobs.progress import Progress
 
-    task, told = choose_task(wishes.task, wishes.protocol, labels, wishes.run.model)
+    task, told = choose_task(wishes.task, wishes.protocol, labels, tasks_of(wishes.run.model, wishes.run.base))
     if told:
         remark(told)
     progress = Progress()
     with progress.hearing():
-        outcome = score_list(labels, root, task, folder, wishes.run, watcher=progress, retry=wishes.retry)
+        again = {"retry": wishes.retry, "force": wishes.force}
+        outcome = score_list(labels, root, task, folder, wishes.run, watcher=progress, **again)
     if not outcome.complete:
         remark("ended early; " + ("the same command goes on" if kept else "with --out the same command would go on"))
         raise typer.Exit(130)
@@ -249,13 +260,13 @@ def _member(member: str, labels: LabelList, root: str | None) -> Predictions:
     return read_predictions(Path(path), labels, task=task, root=root)
 
 
-def _write_all(results: Sequence[tuple[Evaluation, LabelledChange | None]], out: Path) -> None:
+def _write_all(results: Sequence[Result], out: Path) -> None:
     """What is about all lists: a page, a table in markdown where there are several, and a CSV in pyiqa's form."""
     from qalign_fast.evaluation.outputs import to_markdown, to_pyiqa, write_files
     from qalign_fast.evaluation.page import make_page
     from qalign_fast.records import in_utf8
 
-    evaluations = [evaluation for evaluation, _ in results]
+    evaluations = [evaluation for evaluation, *_ in results]
     names = dict.fromkeys(each.predictions.model_name for each in evaluations)
     page = "".join(make_page(results, f"Evaluation of {', '.join(names)}"))
     files = {"report.html": page.encode(), "pyiqa.csv": in_utf8(to_pyiqa(evaluations)).encode()}
@@ -265,14 +276,14 @@ def _write_all(results: Sequence[tuple[Evaluation, LabelledChange | None]], out:
     remark(f"{out}: report.html and more")
 
 
-def _tell(results: Sequence[tuple[Evaluation, LabelledChange | None]], *, as_json: bool) -> None:
+def _tell(results: Sequence[Result], *, as_json: bool) -> None:
     from qalign_fast.evaluation.outputs import result_json
 
     if as_json:
-        found = [result_json(evaluation, change) for evaluation, change in results]
+        found = [result_json(evaluation, change) for evaluation, change, _ in results]
         print(json_text.dumps(found[0] if len(found) == 1 else found, indent=1))
         return
-    for number, (evaluation, change) in enumerate(results):
+    for number, (evaluation, change, _) in enumerate(results):
         if number:
             print()
         print_facts(_facts(evaluation), as_json=False)

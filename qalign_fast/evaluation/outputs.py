@@ -17,7 +17,7 @@ import numpy as np
 
 from qalign_fast.errors import QAlignError
 from qalign_fast.evaluation.evaluation import Evaluation, ends_of
-from qalign_fast.evaluation.plots import draw_plots, residuals_of
+from qalign_fast.evaluation.plots import Plots, residuals_of
 from qalign_fast.jobs.packages import pa, pq
 from qalign_fast.jobs.safe_files import write_whole
 from qalign_fast.levels import LEVELS
@@ -38,8 +38,6 @@ _PYIQA = {
     "agiqa3k": "agiqa3k",
     "ava-test": "ava",
 }
-
-
 _HEAD = (
     "list",
     "n expected / scored / failed",
@@ -52,13 +50,13 @@ _HEAD = (
 )
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, change: LabelledChange | None = None) -> None:
-    """Writes result.json, rows.parquet, result.md and three PNGs into a folder, which is made if it is not there.
+def write_evaluation(evaluation: Evaluation, plots: Plots, folder: Path, change: LabelledChange | None = None) -> None:
+    """Writes result.json, rows.parquet, result.md and the plots into a folder, which is made if it is not there.
 
-    Raises QAlignError where they cannot be written, and what `draw_plots` raises.
+    Raises QAlignError where they cannot be written.
     """
     files = {"rows.parquet": _rows(evaluation), "result.md": in_utf8(to_markdown([evaluation])).encode()}
-    files |= {f"{name}.png": png for name, png in draw_plots(evaluation).items()}
+    files |= {f"{name}.png": png for name, png in plots.items()}
     result = json.dumps(result_json(evaluation, change), indent=1) + "\n"
     write_files(folder, files | {"result.json": result.encode()})  # the last: where it is, all is
 

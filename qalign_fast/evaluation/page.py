@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qalign_fast.analysis import markup
 from qalign_fast.analysis.page_style import STYLE
 from qalign_fast.evaluation.evaluation import Evaluation, ends_of
-from qalign_fast.evaluation.plots import draw_plots
+from qalign_fast.evaluation.plots import Plots
 
 if TYPE_CHECKING:
     from qalign_fast.analysis.paired import LabelledChange
@@ -29,7 +29,7 @@ ul.notes { padding-left: 1.2rem; font-size: 0.875rem; color: var(--muted); }
 """
 
 
-def make_page(evaluations: Sequence[tuple[Evaluation, LabelledChange | None]], title: str) -> Iterator[str]:
+def make_page(evaluations: Sequence[tuple[Evaluation, LabelledChange | None, Plots]], title: str) -> Iterator[str]:
     """The page, piece by piece. The same evaluations give the same bytes."""
     yield (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -40,9 +40,9 @@ def make_page(evaluations: Sequence[tuple[Evaluation, LabelledChange | None]], t
         "Lists are never pooled.</p>\n"
     )
     if len(evaluations) > 1:
-        yield _overview([evaluation for evaluation, _ in evaluations])
-    for evaluation, change in evaluations:
-        yield from _section(evaluation, change)
+        yield _overview([evaluation for evaluation, *_ in evaluations])
+    for evaluation, change, plots in evaluations:
+        yield from _section(evaluation, change, plots)
     yield "</body>\n</html>\n"
 
 
@@ -58,7 +58,7 @@ def _overview(evaluations: Sequence[Evaluation]) -> str:
     return f'<section class="card"><div class="scroll">{markup.table(head, rows, "All lists")}</div></section>\n'
 
 
-def _section(evaluation: Evaluation, change: LabelledChange | None) -> Iterator[str]:
+def _section(evaluation: Evaluation, change: LabelledChange | None, plots: Plots) -> Iterator[str]:
     run, protocol = evaluation.predictions, evaluation.protocol
     yield f"<h2>{markup.text(_name(evaluation))}</h2>\n"
     asked = f"prompt {run.task}" if run.task else "the prompt is not known"
@@ -75,7 +75,7 @@ def _section(evaluation: Evaluation, change: LabelledChange | None) -> Iterator[
         notes = "".join(f"<li>{markup.text(note)}</li>" for note in evaluation.notes)
         yield _card("To be known", f'<ul class="notes">{notes}</ul>')
     yield '<div class="grid plots">'
-    for name, png in draw_plots(evaluation).items():
+    for name, png in plots.items():
         uri = b64encode(png).decode()
         yield _card(_PLOTS[name], f'<img class="plot" alt="{_PLOTS[name]}" src="data:image/png;base64,{uri}">')
     yield "</div>\n"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,7 +23,10 @@ _MOST_UNITS = 40  # that have a place of their own; of more, those whose residua
 _DOTS_PER_INCH = 160
 
 
-def draw_plots(evaluation: Evaluation) -> dict[str, bytes]:
+Plots: TypeAlias = Mapping[str, bytes]  # a name -> a PNG
+
+
+def draw_plots(evaluation: Evaluation) -> Plots:
     """A PNG for each name: "scatter", "residuals", "levels". The same evaluation gives the same pictures.
 
     Raises MissingExtraError where matplotlib is not installed.

@@ -45,9 +45,8 @@ class Predictions:
     """A run's scores of a list's N entries, in the list's order.
 
     name: what the user called the file. model: its name, sha256 and precision, as far as the file says; of an ensemble
-    also its number of members. task: None
-    where the file does not say it. scores: float64 [N] on `scale`, NaN where there is none. levels: the place in LEVELS
-    of each, -1 where there is none. errors: why there is none.
+    also its number of members. task: None where the file does not say it. scores: float64 [N] on `scale`, NaN where
+    there is none. levels: the place in LEVELS of each, -1 where there is none. errors: why there is none.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from scipy import stats
 
 from support.amount import FULL
 from support.command_line import CLI, run
+from support.goldens import GOLDEN
 from support.labelled_set import write_set
 from support.score_rows import scored_row, write_rows
 
@@ -201,7 +203,27 @@ def test_a_folder_with_the_scores_of_another_list_is_refused(data_set: Path, tmp
     done = run(*command[:3], tmp_path, *command[4:])  # another root
     assert done.returncode == 1
     assert "--out names another folder" in done.stderr
-    assert "--force" not in done.stderr  # which `evaluate` does not have
+    assert "--force starts anew" in done.stderr
+    (tmp_path / "labels.json").write_text(json.dumps(labels[:6]))
+    assert run(*command, "--force").returncode == 0
+    assert read(out)["n_scored"] == 6
+
+
+def test_an_adapters_base_may_be_named(data_set: Path, tmp_path: Path) -> None:
+    """Published figures are of an adapter that names a path of its authors' machine."""
+    labels = json.loads((data_set / "labels.json").read_text())[:3]
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    adapter = shutil.copytree(GOLDEN / "lora-112", tmp_path / "lora")
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(told | {"base_model_name_or_path": "/far/away"}))
+    command = ("evaluate", tmp_path / "labels.json", "--root", data_set, "--json", "--draws", 100, "--model", adapter)
+    lost = run(*command)
+    assert lost.returncode == 1
+    assert "--base" in lost.stderr
+    done = run(*command, "--base", GOLDEN / "narrow-112")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["task"], found["n_scored"]) == ("quality-paper", 3)
 
 
 def test_without_a_folder_nothing_stays(data_set: Path, tmp_path: Path) -> None:

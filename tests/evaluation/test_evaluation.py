@@ -18,6 +18,7 @@ from qalign_fast.evaluation.lists.entries import KnownList, LabelList, Published
 from qalign_fast.evaluation.lists.read import read_list
 from qalign_fast.evaluation.outputs import result_json, to_pyiqa, write_evaluation
 from qalign_fast.evaluation.page import make_page
+from qalign_fast.evaluation.plots import draw_plots
 from qalign_fast.evaluation.predictions import Predictions, ensemble
 from qalign_fast.evaluation.protocols import PROTOCOLS
 from qalign_fast.evaluation.scoring import folder_names
@@ -255,9 +256,10 @@ def test_a_list_of_any_name_gives_results(tmp_path: Path, labels: LabelList, nam
     ]
     path.write_text(json.dumps(rows))
     found = evaluate(read_list(path), run_of(scores_near(labels, 0.4)), PROTOCOLS["qalign"], QUICK)
-    write_evaluation(found, tmp_path / "out")
+    plots = draw_plots(found)
+    write_evaluation(found, plots, tmp_path / "out")
     assert json.loads((tmp_path / "out/result.json").read_text())["n_scored"] == COUNT
-    assert "<b>" not in "".join(make_page([(found, None)], "Evaluation")).replace("<bdi>", "")
+    assert "<b>" not in "".join(make_page([(found, None, plots)], "Evaluation")).replace("<bdi>", "")
     table = (tmp_path / "out/result.md").read_text("utf-8")
     assert table.count("\n") == 3
     assert "<b>" not in table

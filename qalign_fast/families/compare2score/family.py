@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qalign_fast.families.anchors import FOLDER, Pixels, read_anchors
 from qalign_fast.families.compare2score.answer import answer
 from qalign_fast.families.compare2score.prompts import ANCHORS, PROMPTS, WORD_IDS
-from qalign_fast.families.family import Family
-from qalign_fast.families.mplug_owl2.config_json import read_config
-from qalign_fast.families.mplug_owl2.folded_schema import constants, interface, schema
-from qalign_fast.families.mplug_owl2.sizes import ModelConfig, describe, sizes_from_json, sizes_to_json
+from qalign_fast.families.mplug_owl2.family import FAMILY as ONE_ALIGN
+from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.levels import LEVELS, Scale
 
 
@@ -24,23 +23,15 @@ def _anchors(directory: Path, config: ModelConfig) -> Pixels:
     return read_anchors(directory, config.pixels, ANCHORS)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    ONE_ALIGN,
     name="compare2score",
     scale=Scale(LEVELS, (100.0, 75.0, 50.0, 25.0, 0.0)),  # of scores; its own words compare, superior to inferior
     level_ids=WORD_IDS,
     prompts=PROMPTS,
     clip_frames=1,  # its authors compare pictures alone, so that no prompt is for clips
-    engines=("native", "torch", "torch-cuda", "bitsandbytes", "onnx", "onnx-cuda", "tensorrt"),
     recognizes=_recognizes,
-    read_config=read_config,
-    sizes_to_json=sizes_to_json,
-    sizes_from_json=sizes_from_json,
-    describe=describe,
-    constants=constants,
-    schema=schema,
-    interface=interface,
     model="qalign_fast.families.compare2score.models",
-    folded="qalign_fast.families.mplug_owl2.model.folded",
     answer=answer,
     anchors=_anchors,
 )

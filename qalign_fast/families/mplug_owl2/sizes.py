@@ -77,9 +77,8 @@ class ModelConfig:
     abstractor: AbstractorConfig
     decoder: DecoderConfig
     pixels: SquareRule = field(default_factory=lambda: pixel_rule(448))
-    mlp: tuple[
-        int, ...
-    ] = ()  # hidden widths of an MLP that reads the last row beside the level words; none in OneAlign
+    # hidden widths of an MLP that reads the last row beside the level words; none in OneAlign
+    mlp: tuple[int, ...] = ()
 
     @property
     def outputs(self) -> int:

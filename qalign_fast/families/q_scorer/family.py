@@ -6,12 +6,12 @@ Source: Q-Scorer (AAAI 2026) and its code's `score`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qalign_fast.families.adapters import is_adapter
-from qalign_fast.families.family import Family
-from qalign_fast.families.mplug_owl2.folded_schema import constants, interface, schema
+from qalign_fast.families.mplug_owl2.family import FAMILY as ONE_ALIGN
 from qalign_fast.families.q_scorer.answer import answer, tail
 from qalign_fast.families.q_scorer.prompts import PROMPTS, SCORE_IDS
 from qalign_fast.families.q_scorer.sizes import describe, read_config, sizes_from_json, sizes_to_json
@@ -26,23 +26,19 @@ def _recognizes(config: Mapping[str, Any], directory: Path) -> bool:
     return "visual_config" in config and (told or named)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    ONE_ALIGN,
     name="q_scorer",
     scale=Scale(LEVELS, (5.0, 3.75, 2.5, 1.25, 0.0)),  # its tokens have no words, so they have those of OneAlign
     level_ids=SCORE_IDS,
     prompts=PROMPTS,
     clip_frames=1,  # its authors score pictures alone, so that no prompt is for clips
-    engines=("native", "torch", "torch-cuda", "bitsandbytes", "onnx", "onnx-cuda", "tensorrt"),
     recognizes=_recognizes,
     read_config=read_config,
     sizes_to_json=sizes_to_json,
     sizes_from_json=sizes_from_json,
     describe=describe,
-    constants=constants,
-    schema=schema,
-    interface=interface,
     model="qalign_fast.families.q_scorer.models",
-    folded="qalign_fast.families.mplug_owl2.model.folded",
     answer=answer,
     tail=tail,
 )
