@@ -5,13 +5,21 @@ DEV := .venv
 # The newest torch that pyproject.toml allows; TORCH=path/or/url picks another build, such as a CPU-only wheel.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check bench tables wheels mini embed clean
+# The tests inside others' tools, each in an environment of its own: tests/tools has a folder for each.
+TOOLS := $(patsubst tests/tools/%/requirements.txt,%,$(wildcard tests/tools/*/requirements.txt))
+
+.PHONY: demo test tools check bench tables wheels mini embed clean
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table
 
 test: $(DEV)/.installed
 	$(DEV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+tools: $(TOOLS:%=tool-%)
+
+tool-%: .venv-tools/%/.installed
+	.venv-tools/$*/bin/python -m pytest --confcutdir tests/tools tests/tools/$* tests/tools/test_tool_examples.py
 
 check: $(DEV)/.installed
 	$(DEV)/bin/ruff check .
@@ -43,7 +51,7 @@ embed: $(DEV)/.installed
 	PYTHONPATH=export $(DEV)/bin/python -m qalign_train.evaluate
 
 clean:
-	rm -rf $(DEMO) $(DEV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO) $(DEV) .venv-tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
@@ -54,4 +62,10 @@ $(DEV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# a tool that needs torch has a line `torch` in its requirements
+.venv-tools/%/.installed: tests/tools/%/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-tools/$*
+	.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check $(shell grep -qx torch $< && echo '$(TORCH)') -e . pytest -r $<
 	touch $@

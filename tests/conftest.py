@@ -33,6 +33,9 @@ from support.fake_streams import FakeCuda
 from support.goldens import FOLDERS, GOLDEN, Golden, Rounded
 from support.user_kernels import user_kernels
 
+# Tests inside others' tools run in environments of their own: `make tools`.
+collect_ignore = ["tools"]
+
 # Hides kernels that this user has built: engines run in plain torch unless a test asks for others.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="qalign-fast-tests-")
 

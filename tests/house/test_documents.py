@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,14 +20,11 @@ from qalign_export.writer import export_artifact
 from qalign_fast.artifact.manifest import MANIFEST, open_artifact
 from qalign_fast.families.mplug_owl2.sizes import ModelConfig
 from qalign_fast.references import EMBEDDED
+from support.documents import DOCUMENTS, examples, run_example, tools_named
 from support.goldens import GOLDEN, ROOT, Golden
 from support.servers import RunningServer, running_server
 
 pytestmark = pytest.mark.usefixtures("kernels")  # of a user who has built them
-DOCUMENTS = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/results/README.md"),
-    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
-)
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 SUFFIXES = tuple(".py .md .json .sh .cpp .h .c .toml .jpg".split())
 COMMANDS = (
@@ -44,41 +40,29 @@ def text_of(document: str) -> str:
     return (ROOT / document).read_text("utf-8")
 
 
-def blocks() -> Iterator[tuple[str, str]]:
-    for document in DOCUMENTS:
-        for block in re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL):
-            yield document, block
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     with running_server() as found:
         yield found
 
 
-@pytest.mark.parametrize(("document", "block"), list(blocks()))
+@pytest.mark.parametrize(("document", "program"), list(examples()))
 def test_python_runs_as_written(
-    document: str, block: str, goldens: dict[str, Golden], tmp_path: Path, request: pytest.FixtureRequest
+    document: str, program: str, goldens: dict[str, Golden], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8.
+    """Where it asks a server at port 8000, it gets one."""
+    if "8000" in program:
+        program = program.replace("8000", str(request.getfixturevalue("server").port))
+    run_example(document, program, tmp_path, goldens["narrow-448"].artifact)
 
-    Where it asks a server at port 8000, it gets one.
-    """
-    if "8000" in block:
-        block = block.replace("8000", str(request.getfixturevalue("server").port))
-    shutil.copy(ROOT / "samples/coffee.jpg", tmp_path / "photo.jpg")
-    (tmp_path / "one-align-int8").symlink_to(goldens["narrow-448"].artifact)
-    program = tmp_path / f"{Path(document).stem}.py"
-    program.write_text(block)
-    run = subprocess.run(
-        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert run.returncode == 0, run.stderr
+
+def test_every_tool_that_an_example_names_has_an_environment() -> None:
+    assert tools_named() <= {path.parent.name for path in (ROOT / "tests/tools").glob("*/requirements.txt")}
 
 
 def test_readme_has_two_examples_one_table_and_at_most_130_lines() -> None:
     text = text_of("README.md")
-    assert [document for document, _ in blocks()].count("README.md") == 2
+    assert [document for document, _ in examples()].count("README.md") == 2
     assert text.count("<!-- table: ") == 1
     assert len(text.splitlines()) <= 130
 
