@@ -56,7 +56,7 @@ def _fetch(hub_id: str, how: Mapping[str, Any]) -> str:
         files = [file for file in files if file.filename not in ignored]
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     _check_room(hub_id, needed, Path(how.get("cache_dir", constants.HF_HUB_CACHE)))
-    return snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=ignored, **how)
+    return str(snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=ignored, **how))
 
 
 def _cached(hub_id: str, how: Mapping[str, Any], reason: Exception) -> str:
@@ -67,7 +67,7 @@ def _cached(hub_id: str, how: Mapping[str, Any], reason: Exception) -> str:
     with contextlib.suppress(LocalEntryNotFoundError):
         # pickles may have been left out when the model was fetched, so their absence is no error
         offline = {**how, "local_files_only": True}
-        return snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=_PICKLES, **offline)
+        return str(snapshot_download(hub_id, allow_patterns=_FILES, ignore_patterns=_PICKLES, **offline))
     if isinstance(reason, DryRunError) and reason.__cause__:  # DryRunError itself says only that there was no access
         raise reason.__cause__
     raise reason

@@ -128,7 +128,8 @@ class QAlignModel(nn.Module):
 
     def _scores(self, media: Any, task: str, medium: str) -> list[Score] | Score:
         if medium == "image":
-            return self.scorer.score(media, task)
+            found: list[Score] | Score = self.scorer.score(media, task)
+            return found
         if medium != "video":
             raise OptionError(f"input_ is {medium!r}; expected 'image' or 'video'")
         if isinstance(media, list | tuple):

@@ -24,7 +24,7 @@ _OWN = ("LICENSE*", "NOTICE*")  # the owner's, which a licence may ask for
 _WEIGHTS = ("onnx/*", "torch/*", "*.safetensors")  # where an artifact that was pushed before may have left others
 _ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 _MODULE = MODELING.removesuffix(".py")
-_MODELING_TEXT = '''"""transformers runs this with trust_remote_code=True: qalign-fast, which has to be installed, loads the repository.
+_MODELING_TEXT = '''"""transformers runs this with trust_remote_code=True: qalign-fast loads the repository.
 
 pip install 'qalign-fast[torch]'
 """
@@ -119,7 +119,9 @@ def _upload(artifact: Artifact, repository: str, private: bool) -> str:
     api = HfApi()
     made = api.create_repo(repository, private=private or None, exist_ok=True)
     if private and not api.repo_info(repository).private:
-        raise OptionError(f"{repository}: is there, and public; make it private on the Hub, or push without --private")
+        raise ArtifactError(
+            f"{repository}: is there, and public; make it private on the Hub, or push without --private"
+        )
     files = [*artifact.manifest.files, MANIFEST, CARD, CONFIG, MODELING, *_OWN]
     api.upload_folder(
         repo_id=repository,

@@ -9,7 +9,7 @@ Repositories on the Hub name these classes (see `hub_repository`), so the names 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qalign_fast.adapters.auto_model import QAlignModel
@@ -33,13 +33,13 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageQualityPipeline, pt_model=AutoModel, type="image")
 
 
-class QAlignConfig(PreTrainedConfig):
+class QAlignConfig(PreTrainedConfig):  # type: ignore[misc]
     """What transformers reads of a repository before it asks for the model: nothing that the model needs."""
 
     model_type = "qalign_fast"
 
 
-class ImageQualityPipeline(Pipeline):
+class ImageQualityPipeline(Pipeline):  # type: ignore[misc]
     """Its model is a `QAlignModel`. Lists, generators and torch's data sets are read ahead on threads and batched.
 
     Called with a picture, a list, a generator or a torch data set, as "image-classification" is. A list gives a list;
@@ -103,7 +103,7 @@ class ImageQualityPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[dict[str, Any]]]:
-        """In place of torch's loader, which would read one picture at a time: the feed reads the next while it scores."""
+        """In place of torch's loader, which reads one picture at a time: threads read while others are scored."""
         pictures = (self.preprocess(one, **preprocess_params)["picture"] for one in _in_order(inputs))
         task = forward_params.get("task_", "quality")
         scores = self.model.scorer.score_iter(pictures, task, batch_size=batch_size, workers=num_workers or 4)
@@ -112,4 +112,4 @@ class ImageQualityPipeline(Pipeline):
 
 def _in_order(inputs: Any) -> Iterator[Any]:
     """A torch data set has a length and an index, and may not end when it is iterated."""
-    return (inputs[i] for i in range(len(inputs))) if isinstance(inputs, Sized) else iter(inputs)
+    return (inputs[i] for i in range(len(inputs))) if hasattr(inputs, "__len__") else iter(inputs)

@@ -154,12 +154,12 @@ def _engine(manifest: Manifest, parts: Mapping[str, str]) -> str:
 def _fidelity(manifest: Manifest) -> str:
     """The figures of `verify`, as the manifest has them."""
     if not manifest.fidelity:
-        return f"Not measured. `qalign-fast verify FOLDER --against {_source(manifest)}` does, and this card then says it.\n"
+        return f"Not measured; `qalign-fast verify FOLDER --against {_source(manifest)}` measures it.\n"
     head = ("engine", "against", "pictures", "off in the mean", "at most", "SRCC (95 %)", "level flips")
     rows = [(engine, *_row(report)) for engine, report in manifest.fidelity.items()]
     return (
-        f"{_table(head, rows)}\nMeasured by `qalign-fast verify`, on the scale of the scores. SRCC is with the source's "
-        "scores of the same pictures, and says nothing of people's opinions.\n"
+        f"{_table(head, rows)}\nMeasured by `qalign-fast verify`, on the scale of the scores. SRCC is with the\n"
+        "source's scores of the same pictures, and says nothing of people's opinions.\n"
     )
 
 

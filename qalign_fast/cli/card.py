@@ -1,4 +1,4 @@
-"""`qalign-fast card`: an artifact's folder in, its page for the Hub out, and the whole on the Hub if it is asked for."""
+"""`qalign-fast card`: an artifact's folder in, its page for the Hub out, and all of it on the Hub if asked for."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def card(
     private: Annotated[bool, typer.Option("--private", help="With --push: only its owners see it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write also over files that were changed.")] = False,
 ) -> None:
-    """Write README.md, config.json and modeling_qalign_fast.py beside an artifact, as the Hub and transformers read them.
+    """Write an artifact's model card and the files that transformers loads it by; with --push, upload all to the Hub.
 
-    With --push, upload them with the artifact; HF_TOKEN or `hf auth login` says who you are.
+    They are README.md, config.json and modeling_qalign_fast.py. HF_TOKEN or `hf auth login` says who you are.
     """
     from qalign_fast.adapters import hub_repository
 
