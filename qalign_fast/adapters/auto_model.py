@@ -2,7 +2,7 @@
 
 from qalign_fast.adapters.auto_model import AutoModelForCausalLM  # in place of transformers'
 model = AutoModelForCausalLM.from_pretrained("one-align-int8", torch_dtype=torch.float16, device_map="auto")
-model.score([picture], task_="quality", input_="image")  # tensor([3.72])
+model.score([picture], task_="quality", input_="image")  # tensor([...]), 1 to 5
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 register()
 pipe = pipeline("image-quality-assessment", model=AutoModel.from_pretrained("one-align-int8"))
-pipe("photo.jpg")  # [{"label": "good", "score": 0.7, "rating": 3.9}, ...], the most probable level first
+pipe("photo.jpg")  # [{"label": "good", "score": ..., "rating": ...}, ...], the most probable level first
 
 Repositories on the Hub name these classes (see `hub_repository`), so the names stay.
 """

@@ -19,6 +19,7 @@ from qalign_fast.adapters.auto_model import AutoModel
 from qalign_fast.adapters.image_quality_pipeline import TASK, register
 from qalign_fast.errors import TaskError
 from qalign_fast.serve.urls import UrlGuard
+from support.command_line import python
 from support.goldens import ROOT, Golden
 
 transformers = pytest.importorskip("transformers")
@@ -136,3 +137,19 @@ def test_urls_are_fetched_from_named_hosts_only(pipe: Any, expected: list[Any], 
         with pytest.raises(ImageError, match=r"'example\.org' is not allowed"):
             pipe(url, url_hosts=["example.com"])
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("module", "install"), [("torch", "'qalign-fast[torch]'"), ("transformers", "'transformers>=5'")]
+)
+def test_what_is_not_installed_is_said_in_one_line(module: str, install: str) -> None:
+    code = f"""
+import sys
+from qalign_fast.errors import MissingExtraError
+sys.modules[{module!r}] = None
+try:
+    import qalign_fast.adapters.image_quality_pipeline
+except MissingExtraError as error:
+    print(error)
+"""
+    assert python(code).startswith(f"this needs {module}: pip install {install} (")
