@@ -12,8 +12,7 @@ from qalign_fast.families.anchors import anchor_files
 from qalign_fast.families.registry import family_of_checkpoint
 from qalign_fast.references import find_model, name_of
 
-# an artifact's manifest has the hashes of all its other files in it
-_DESCRIBING = (MANIFEST, "config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_DESCRIBING = ("config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -63,12 +62,12 @@ def hash_model(directory: Path, base: str | Path | None = None) -> str:
 
     Of a checkpoint's weights it has the names and sizes; of an adapter's files the content, and its base's hash.
     """
+    if is_artifact(directory):  # its manifest has the hashes of all its other files in it
+        return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
     digest = hashlib.sha256()
     for name in _DESCRIBING:
         if (directory / name).is_file():
             digest.update((directory / name).read_bytes())
-    if is_artifact(directory):
-        return digest.hexdigest()
     on = find_base(directory, base)
     for file in sorted(path for pattern in _WEIGHTS for path in directory.glob(pattern)):
         content = file.stat().st_size if on is None else hash_file(file).sha256

@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "build",
     "verify",
+    "card",
     "report",
     "threshold",
     "calibrate",

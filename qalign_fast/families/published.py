@@ -1,4 +1,4 @@
-"""A published checkpoint's name in; the tasks that it was trained for, and what else its users should know, out.
+"""A published checkpoint's name in; its tasks, its Hub id, and what else its users should know, out.
 
 A checkpoint computes every prompt of its family, also those that it was not trained for. Nothing in its files says
 which those are, so its name has to. Sources: the names and training scripts of their authors.
@@ -43,6 +43,14 @@ _TRAINED = {
     r"deqa-score(-lora)?-mix3": Training(_QUALITY),
     r"qscorer.*|compare2score": Training(_QUALITY),
 }
+
+# The owners on the Hub of checkpoints with exactly these names.
+_OWNERS = {
+    r"one-align|q-align-(image|quality|iaa-vqa|iqa|vqa|aesthetic)|Compare2Score": "q-future",
+    r"q-align-(agi|cgi|csiq|live|livec|maxwell)-lora-\d+": "q-future",
+    r"DeQA-Score-(LoRA-)?Mix3": "zhiyuanyou",
+    r"Qscorer_merged|Qscorer_lora_5_1": "2kxx",
+}
 _SAME = {"aesthetic": "aesthetics", "quality-paper": "quality"}  # another wording of a task
 
 # LIVE, but not LIVE in the Wild (LIVE-C, LIVE-Challenge, LIVE-W), LIVE-VQC or LIVE-FB, whose words are right
@@ -52,6 +60,12 @@ _INVERTED = re.compile(r"(?<![a-z0-9])(csiq|live(?![-_. ]?(c|w|challenge|wild|it
 def trained_for(name: str) -> Training | None:
     """The tasks of the checkpoint of that name, without its owner; None for a name that is not known."""
     return next((tasks for pattern, tasks in _TRAINED.items() if re.fullmatch(pattern, name.lower())), None)
+
+
+def published_id(name: str) -> str | None:
+    """The Hub id of the published checkpoint of that name; None for a name that is not known."""
+    owner = next((owner for pattern, owner in _OWNERS.items() if re.fullmatch(pattern, name)), None)
+    return owner and f"{owner}/{name}"
 
 
 def task_remark(name: str, tasks: Iterable[str]) -> str | None:

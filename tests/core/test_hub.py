@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from qalign_fast.levels import score_of
+from support.fake_hub import Hub, running_hub
 from support.goldens import GOLDEN, PICTURES, Golden
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 SCORE = (
     "import os, shutil, sys\n"
     "if len(sys.argv) > 1: shutil.disk_usage = lambda _: type('Usage', (), {'free': int(sys.argv[1])})\n"
@@ -33,95 +30,13 @@ SCORE = (
 NOT_FETCHED = "q-future/one-align: no such directory, and it could not be fetched from the Hub"
 
 
-class Hub(ThreadingHTTPServer):
-    """Serves a folder as the repository q-future/one-align. Of files in `cut` it sends only the first half."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.cut: dict[str, int] = {}  # file -> how many times
-        self.asked: list[tuple[str, str | None]] = []  # file, and its Range header
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        path = self.path.split("?")[0]
-        files = sorted(
-            p.relative_to(self.server.folder).as_posix() for p in self.server.folder.rglob("*") if p.is_file()
-        )
-        if path.startswith("/api/models/q-future/one-align/tree/"):
-            self.send_json([self.entry(name) for name in files], body=body)
-        elif path.startswith("/api/models/q-future/one-align"):
-            siblings = [{"rfilename": name} for name in files]
-            self.send_json({"id": "q-future/one-align", "sha": REVISION, "siblings": siblings}, body=body)
-        elif (name := path.removeprefix(f"/q-future/one-align/resolve/{REVISION}/")) in files:
-            self.send_file(name, body=body)
-        else:
-            self.send_json({"error": "no such repository"}, status=404, body=body)
-
-    def entry(self, name: str) -> dict[str, object]:
-        data = (self.server.folder / name).read_bytes()
-        return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-
-    def send_json(self, content: object, *, body: bool, status: int = 200) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header(*(("X-Repo-Commit", REVISION) if status == 200 else ("X-Error-Code", "RepoNotFound")))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def send_file(self, name: str, *, body: bool) -> None:
-        data = (self.server.folder / name).read_bytes()
-        wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(data) - start))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.end_headers()
-        if not body:
-            return
-        self.server.asked.append((name, wanted))
-        if self.server.cut.get(name):
-            self.server.cut[name] -= 1
-            self.wfile.write(data[start : len(data) // 2])
-            self.close_connection = True
-        else:
-            self.wfile.write(data[start:])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(narrow: Golden, tmp_path: Path) -> Iterator[Hub]:
     folder = Path(shutil.copytree(narrow.checkpoint, tmp_path / "repository"))
     (folder / "expected.npz").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"the same once more, in another form")
-    server = Hub(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running_hub(folder) as server:
+        yield server
 
 
 def score(hub: Hub, tmp_path: Path, *arguments: str, **environment: str) -> str:

@@ -29,7 +29,7 @@ FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and 
 SUFFIXES = tuple(".py .md .json .sh .cpp .h .c .toml .jpg".split())
 COMMANDS = (
     *"score run serve export verify info build bench report threshold calibrate drift compare rank".split(),
-    *("evaluate", "levels"),
+    *("evaluate", "levels", "card"),
 )
 USES = re.compile(rf"(?:qalign-fast |`)({'|'.join(COMMANDS)}) ([^`\n#]*)")  # a command and what follows it
 KINDS = "linear|float linear|norm|float32"
