@@ -15,11 +15,12 @@ from qalign_fast.adapters.data_juicer_scoring import Scoring
 from qalign_fast.adapters.needs import need
 from qalign_fast.errors import OptionError
 
-_base = need("data_juicer.ops.base_op", "py-data-juicer")
-_fields = need("data_juicer.utils.constant", "py-data-juicer").Fields
+need("data_juicer.ops.base_op", "py-data-juicer")
+from data_juicer.ops.base_op import OPERATORS, TAGGING_OPS, Filter, Mapper  # noqa: E402
+from data_juicer.utils.constant import Fields  # noqa: E402
 
 
-class _Filter(Scoring, _base.Filter):
+class _Filter(Scoring, Filter):
     """Scores on 0..1 into the samples' stats. A sample without media is kept. A bad medium is NaN and never passes."""
 
     def _keep_between(self, min_score: float, max_score: float, any_or_all: str) -> None:
@@ -35,7 +36,7 @@ class _Filter(Scoring, _base.Filter):
 
     def compute_stats_batched(self, samples: Any, rank: int | None = None, context: bool = False) -> Any:
         """Stats that are there stay. `context` is not used: pictures are read as `Scorer.score` reads them."""
-        stats = samples[_fields.stats]
+        stats = samples[Fields.stats]
         rows = [i for i, one in enumerate(stats) if one.get(self.stats_key) is None]
         for i, ratings in zip(rows, self.ratings(samples, rows, rank), strict=True):
             stats[i][self.stats_key] = np.array([rating.unit for rating in ratings], np.float64)
@@ -43,14 +44,14 @@ class _Filter(Scoring, _base.Filter):
 
     def process_single(self, sample: Any) -> bool:
         """Whether the sample is kept."""
-        scores = sample[_fields.stats][self.stats_key]
+        scores = sample[Fields.stats][self.stats_key]
         if len(scores) == 0:
             return True
         keep = [_is_number(one) and self.get_keep_boolean(one, self.min_score, self.max_score) for one in scores]
         return any(keep) if self.any else all(keep)
 
 
-class _Mapper(Scoring, _base.Mapper):
+class _Mapper(Scoring, Mapper):
     """Three lists into the samples' meta, a value for each medium: scores on 1..5, levels, and errors."""
 
     def process_batched(self, samples: Any, rank: int | None = None, context: bool = False) -> Any:
@@ -58,7 +59,7 @@ class _Mapper(Scoring, _base.Mapper):
 
         `context` is not used: pictures are read as `Scorer.score` reads them.
         """
-        meta, name = samples[_fields.meta], f"{self.medium}_qalign_{self.task}"
+        meta, name = samples[Fields.meta], f"{self.medium}_qalign_{self.task}"
         rows = [i for i, one in enumerate(meta) if one.get(f"{name}_score") is None]
         for i, ratings in zip(rows, self.ratings(samples, rows, rank), strict=True):
             meta[i][f"{name}_score"] = np.array([rating.score for rating in ratings], np.float64)
@@ -67,7 +68,7 @@ class _Mapper(Scoring, _base.Mapper):
         return samples
 
 
-@_base.OPERATORS.register_module("image_qalign_filter")
+@OPERATORS.register_module("image_qalign_filter")
 class ImageQAlignFilter(_Filter):
     """Keeps samples whose pictures have scores, on 0..1, from min_score to max_score."""
 
@@ -102,7 +103,7 @@ class ImageQAlignFilter(_Filter):
         self.use_model(model, task, precision, engine, threads)
 
 
-@_base.OPERATORS.register_module("video_qalign_filter")
+@OPERATORS.register_module("video_qalign_filter")
 class VideoQAlignFilter(_Filter):
     """Keeps samples whose clips have scores, on 0..1, from min_score to max_score."""
 
@@ -141,8 +142,8 @@ class VideoQAlignFilter(_Filter):
         self.use_model(model, task, precision, engine, threads)
 
 
-@_base.TAGGING_OPS.register_module("image_qalign_mapper")
-@_base.OPERATORS.register_module("image_qalign_mapper")
+@TAGGING_OPS.register_module("image_qalign_mapper")
+@OPERATORS.register_module("image_qalign_mapper")
 class ImageQAlignMapper(_Mapper):
     """Writes the pictures' scores on 1..5, levels and errors into the samples' meta."""
 
@@ -163,8 +164,8 @@ class ImageQAlignMapper(_Mapper):
         self.use_model(model, task, precision, engine, threads)
 
 
-@_base.TAGGING_OPS.register_module("video_qalign_mapper")
-@_base.OPERATORS.register_module("video_qalign_mapper")
+@TAGGING_OPS.register_module("video_qalign_mapper")
+@OPERATORS.register_module("video_qalign_mapper")
 class VideoQAlignMapper(_Mapper):
     """Writes the clips' scores on 1..5, levels and errors into the samples' meta."""
 

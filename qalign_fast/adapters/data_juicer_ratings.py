@@ -1,4 +1,4 @@
-"""A data-juicer operator's media in, a `Rating` of each out: pictures, clips by the clips' prompt, and clips' frames."""
+"""A data-juicer operator's media in, a `Rating` of each out: of pictures, of clips, and of clips' frames as pictures."""
 
 from __future__ import annotations
 

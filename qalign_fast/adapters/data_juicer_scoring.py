@@ -16,8 +16,15 @@ from qalign_fast.references import find_model, from_anywhere
 from qalign_fast.version import __version__
 from qalign_kernels.cores import cores
 
+need("data_juicer.ops.base_op", "py-data-juicer")
+from data_juicer.ops.base_op import OP  # noqa: E402
+from data_juicer.utils.model_utils import get_model  # noqa: E402
+from data_juicer.utils.ray_utils import is_ray_mode  # noqa: E402
+from loguru import logger  # noqa: E402
+from multiprocess import current_process  # noqa: E402
 
-class Scoring:
+
+class Scoring(OP):
     """An operator's options of the model, and its ratings. It holds no model, so it is small where it is pickled.
 
     `data_juicer.utils.model_utils.get_model` loads the model in each process and frees it after the operator.
@@ -32,10 +39,10 @@ class Scoring:
         """Raises ArtifactError, TaskError and MissingExtraError: later, errors would cost samples (`skip_op_error`)."""
         self.model = None if model is None else str(from_anywhere(model))
         self.task, self.precision, self.engine, self.threads = task, precision, engine, threads
-        if self.medium == "video":
-            need("av", "'qalign-fast[video]'")
         if is_address(model):
             return
+        if self.medium == "video":
+            need("av", "'qalign-fast[video]'")
         medium: Medium = "image" if self.sampling.frames != "clip" else self.medium
         if task not in (has := tasks_of(model, medium=medium)):
             raise TaskError(f"task {task!r} is not in this model; for {medium}s it has: {', '.join(has) or 'none'}")
@@ -64,9 +71,6 @@ class Scoring:
 
     def _rate(self, media: Sequence[Any], rank: int | None) -> Iterator[Rating]:
         """Without media, no model is loaded."""
-        from data_juicer.utils.model_utils import get_model
-        from loguru import logger
-
         if not media:
             return
         load = LoadScorer(self.model, self.precision, self.engine, self._usable_threads)
@@ -83,9 +87,6 @@ class Scoring:
 
     def _usable_threads(self) -> int | None:
         """The user's number; otherwise this process's share of the cores, None for all."""
-        from data_juicer.utils.ray_utils import is_ray_mode
-        from multiprocess import current_process
-
         if self.threads is not None:
             return self.threads
         if is_ray_mode():
