@@ -1,4 +1,4 @@
-"""A data-juicer operator's media in, a `Rating` of each out: of pictures, of clips, and of clips' frames as pictures."""
+"""A data-juicer operator's media in, a `Rating` of each out: of pictures, of clips, of clips' frames as pictures."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_a_worker_has_as_many_threads_as_cores(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(OptionError, match="score_threshold is 3.5; expected 0 to 1"):
+    with pytest.raises(OptionError, match=r"score_threshold is 3\.5; expected 0 to 1"):
         ImageQAlignFilterStage(score_threshold=3.5)
     with pytest.raises(ArtifactError, match="not/a/model"):
         ImageQAlignFilterStage("not/a/model").setup_on_node()
