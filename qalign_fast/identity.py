@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from qalign_fast.artifact.manifest import MANIFEST, hash_file, is_artifact, read_manifest
 from qalign_fast.errors import ArtifactError
@@ -37,16 +38,19 @@ def identify_model(
     return {"name": name, "sha256": hash_model(directory, base), "precision": precision, "family": family.name}
 
 
-def tasks_of(reference: str | Path | None, base: str | Path | None = None) -> tuple[str, ...]:
-    """The tasks that a model has for pictures, without loading it.
+def tasks_of(
+    reference: str | Path | None, base: str | Path | None = None, medium: Literal["image", "video"] = "image"
+) -> tuple[str, ...]:
+    """The tasks that a model has for pictures, or for clips, without loading it.
 
     Raises ArtifactError as `find_model` does, and what `find_base` raises.
     """
     directory = find_model(reference)
-    if not is_artifact(directory):
-        return family_of_checkpoint(directory, find_base(directory, base)).tasks
-    prompts = [entry.prompt for entry in read_manifest(directory / MANIFEST).prompts]
-    return tuple(prompt.task for prompt in prompts if prompt.medium == "image")
+    if is_artifact(directory):
+        prompts = [entry.prompt for entry in read_manifest(directory / MANIFEST).prompts]
+    else:
+        prompts = list(family_of_checkpoint(directory, find_base(directory, base)).prompts)
+    return tuple(dict.fromkeys(prompt.task for prompt in prompts if prompt.medium == medium))
 
 
 def trained_name(reference: str | Path | None) -> str:

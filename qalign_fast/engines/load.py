@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache, partial
 from pathlib import Path
 
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_artifact
@@ -41,17 +39,10 @@ def load_engine(model: str | Path | None = None, options: LoadOptions | None = N
     """
     engine = _load(find_model(model), options or LoadOptions())
     if engine.name == "torch":
-        _one_thread_in_forks()
+        from qalign_fast.engines.torch_weights import one_thread_in_forks
+
+        one_thread_in_forks()
     return engine
-
-
-@cache
-def _one_thread_in_forks() -> None:
-    """Has a forked child compute on one thread: it lacks torch's others, and would wait for them for ever."""
-    import torch
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _load(directory: Path, options: LoadOptions) -> Engine:

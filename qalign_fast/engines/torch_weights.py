@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -46,9 +48,28 @@ def found_in(tensors: Mapping[str, Tensor]) -> dict[str, Found]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Sets torch's number of threads, which holds for the whole process. None leaves it as it is."""
-    if threads is not None:
+    """Sets torch's number of threads, which holds for the whole process. None leaves it as it is.
+
+    A forked child of a process that computed with torch keeps to one: see `one_thread_in_forks`.
+    """
+    if threads is not None and not _THREADS_LOST:
         torch.set_num_threads(threads)
+
+
+_THREADS_LOST = False  # whether torch's other threads stayed with the parent
+
+
+@cache
+def one_thread_in_forks() -> None:
+    """Has a forked child compute on one thread: it lacks torch's others, and would wait for them for ever."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_keep_to_one_thread)
+
+
+def _keep_to_one_thread() -> None:
+    global _THREADS_LOST  # noqa: PLW0603
+    _THREADS_LOST = True
+    torch.set_num_threads(1)
 
 
 def to_device(

@@ -218,6 +218,25 @@ def test_a_forked_child_does_not_wait_for_the_parents_threads(engine: str, end: 
     assert status == 0
 
 
+LOADED_ANEW = """
+import os, signal, sys
+from qalign_fast import Scorer
+expected = Scorer.load(engine="torch", threads=2).score(sys.argv[1]).value
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # ends it if it waits
+    found = Scorer.load(engine="torch", threads=2).score(sys.argv[1]).value
+    os._exit(0 if abs(found - expected) < 1e-4 else 1)
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+@forks
+def test_a_forked_child_that_loads_a_model_of_its_own_keeps_to_the_thread_that_it_has() -> None:
+    """Whatever number it asks for: torch would wait for those of the parent."""
+    subprocess.run([sys.executable, "-c", LOADED_ANEW, str(PATHS[0])], timeout=120, check=True)
+
+
 # --- threads
 
 
