@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .operators import ScoreWithQAlign
+from .scoring import ScoreWithQAlign
 from .zoo import download_model, load_model, parse_parameters, resolve_input
 
 __all__ = ["download_model", "load_model", "parse_parameters", "register", "resolve_input"]

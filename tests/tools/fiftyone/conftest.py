@@ -5,11 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import sys
 import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
 HOME = tempfile.mkdtemp(prefix="fiftyone-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
@@ -19,6 +16,3 @@ os.environ["FIFTYONE_DO_NOT_TRACK"] = "true"
 os.environ["FIFTYONE_SHOW_PROGRESS_BARS"] = "false"
 os.environ["FIFTYONE_MODEL_ZOO_DIR"] = f"{HOME}/models"
 os.environ["FIFTYONE_PLUGINS_DIR"] = f"{HOME}/plugins"
-shutil.copytree(ROOT / "integrations/fiftyone", Path(HOME) / "plugins/qalign")
-# the package's name is that of this folder: nothing here may hide it
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).parents[1].resolve()]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import fiftyone as fo
 import fiftyone.operators as foo
+import fiftyone.plugins as fop
 import fiftyone.zoo as foz
 import numpy as np
 import pytest
@@ -95,7 +96,8 @@ def test_samples_have_the_scores_of_their_files(scorer: Scorer, pictures: list[s
 
 
 def test_a_file_that_is_no_picture_stops_nothing(scorer: Scorer, broken: str, oracle: dict[str, float]) -> None:
-    paths = [*oracle][:2] + [broken] + [*oracle][2:]
+    good = [*oracle]
+    paths = [*good[:2], broken, *good[2:]]
     dataset = make_dataset(paths)
     failed = score_samples(dataset, scorer, batch_size=2)
     assert in_field(dataset) == near(oracle | {broken: None})
@@ -181,14 +183,21 @@ def test_arrays_and_frames_are_scored_as_they_are(scorer: Scorer, video: str) ->
 
 
 def test_a_video_model_gives_the_score_of_the_file(scorer: Scorer, video: str) -> None:
-    """Called as apply_model calls it. apply_model itself needs the programs ffmpeg and ffprobe for a video."""
-    dataset, model = make_dataset([video]), QAlignModel(scorer, media_type="video")
-    if shutil.which("ffmpeg") and shutil.which("ffprobe"):
-        dataset.apply_model(model, label_field="qalign", skip_failures=False)
-        assert in_field(dataset) == {video: scorer.score_video(video).value}
-    assert model.predict(None, sample=dataset.first()).value == scorer.score_video(video).value
+    """Called as apply_model calls it, and without a sample."""
+    model = QAlignModel(scorer, media_type="video")
+    assert model.predict(None, sample=make_dataset([video]).first()).value == scorer.score_video(video).value
     frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (10, 200)]
     assert model.predict(iter(frames)).value == scorer.score_video(frames).value
+
+
+@pytest.mark.skipif(not (which("ffmpeg") and which("ffprobe")), reason="FiftyOne reads videos with ffmpeg and ffprobe")
+def test_apply_model_takes_videos_and_their_frames(scorer: Scorer, video: str) -> None:
+    dataset = make_dataset([video])
+    dataset.apply_model(QAlignModel(scorer, media_type="video"), label_field="qalign", skip_failures=False)
+    assert in_field(dataset) == {video: scorer.score_video(video).value}
+    dataset.apply_model(QAlignModel(scorer), label_field="frames.qalign", batch_size=8, skip_failures=False)
+    grey = [scorer.score(np.full((64, 64, 3), 4 + 2 * i, np.uint8)).value for i in range(30)]
+    assert dataset.values("frames.qalign.value")[0] == pytest.approx(grey, abs=0.1)  # the codec loses a little
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +240,12 @@ def test_the_source_has_what_fiftyone_reads_and_nothing_pickled() -> None:
     assert {path.suffix for path in SOURCE.iterdir() if path.is_file()} <= {".py", ".json", ".yml", ".md"}
 
 
+@pytest.fixture(scope="module")
+def plugin(archive: str) -> None:
+    fop.download_plugin(archive)
+
+
+@pytest.mark.usefixtures("plugin")
 def test_the_operator_scores_and_tags(pictures: list[str], oracle: dict[str, float], broken: str) -> None:
     dataset = make_dataset([*pictures, broken])
     threshold = sorted(oracle.values())[2] - 0.05
@@ -242,6 +257,7 @@ def test_the_operator_scores_and_tags(pictures: list[str], oracle: dict[str, flo
     assert "broken.jpg" in result["errors"][0]
 
 
+@pytest.mark.usefixtures("plugin")
 def test_the_operator_is_delegated(pictures: list[str], oracle: dict[str, float]) -> None:
     dataset = make_dataset(pictures)
     dataset.persistent = True
@@ -254,6 +270,7 @@ def test_the_operator_is_delegated(pictures: list[str], oracle: dict[str, float]
     assert done.error is None
 
 
+@pytest.mark.usefixtures("plugin")
 def test_the_form_of_the_operator_asks_what_it_reads() -> None:
     form = foo.get_operator(OPERATOR).resolve_input(foo.ExecutionContext({"dataset_name": make_dataset([]).name}))
     assert [*form.type.properties] == ["field", "model", "task", "threshold", "tag"]
