@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 TOOLS := $(patsubst tests/tools/%/requirements.txt,%,$(wildcard tests/tools/*/requirements.txt))
 
 .PHONY: demo test tools check bench tables wheels mini embed clean
+# make deletes what only a pattern asks for, and would install each tool again
+.SECONDARY: $(TOOLS:%=.venv-tools/%/.installed)
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table
