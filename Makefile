@@ -64,8 +64,9 @@ $(DEV)/.installed: pyproject.toml
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# a tool that needs torch has a line `torch` in its requirements
+# a tool that needs torch has a line `torch` in its requirements; no-deps.txt lists what asks for more than its part needs
 .venv-tools/%/.installed: tests/tools/%/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-tools/$*
 	.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check $(shell grep -qx torch $< && echo '$(TORCH)') -e . pytest -r $<
+	$(if $(wildcard tests/tools/$*/no-deps.txt),.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tools/$*/no-deps.txt)
 	touch $@
