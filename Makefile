@@ -8,6 +8,9 @@ TORCH ?= torch==2.13.0
 # The tests inside others' tools, each in an environment of its own: tests/tools has a folder for each.
 TOOLS := $(patsubst tests/tools/%/requirements.txt,%,$(wildcard tests/tools/*/requirements.txt))
 
+# make would delete these after the tests: no file's own rule names them
+.PRECIOUS: .venv-tools/%/.installed
+
 .PHONY: demo test tools check bench tables wheels mini embed clean
 
 demo: $(DEMO)/.installed
