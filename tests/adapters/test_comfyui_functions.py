@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from qalign_fast import Scorer
 from qalign_fast.adapters import comfyui
 from qalign_fast.errors import ArtifactError, OptionError, TaskError
 from support.clips import FILM, film
-from support.goldens import Golden
+from support.goldens import ROOT, Golden
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +135,28 @@ def test_a_model_or_task_that_is_not_there_is_told(scorer: Scorer, images: torch
         comfyui.load(str(tmp_path / "none"))
     with pytest.raises(TaskError, match="sharpness"):
         comfyui.score(scorer, images, "sharpness")
+
+
+def import_folder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The folder of nodes as ComfyUI imports it: by its path."""
+    path = ROOT / "integrations/comfyui/__init__.py"
+    spec = importlib.util.spec_from_file_location("folder_of_nodes", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_comfyui_without_the_new_interface_gets_the_nodes_by_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No comfy_api is installed here, as in ComfyUI of before August 2025."""
+    folder = import_folder(monkeypatch)
+    assert len(folder.NODE_CLASS_MAPPINGS) == 7
+    assert list(folder.NODE_CLASS_MAPPINGS) == list(folder.NODE_DISPLAY_NAME_MAPPINGS)
+    assert not hasattr(folder, "comfy_entrypoint")
+
+
+def test_a_comfyui_without_our_package_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qalign_fast.adapters", None)
+    with pytest.raises(ImportError, match=r"pip install 'qalign-fast\[video\]'"):
+        import_folder(monkeypatch)

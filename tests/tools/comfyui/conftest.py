@@ -12,8 +12,9 @@ from support.documents import ROOT
 
 NODES = ROOT / "integrations/comfyui"
 OLD = """
-from .nodes.nodes_v1 import NODE_CLASS_MAPPINGS as nodes
-NODE_CLASS_MAPPINGS = {f"Old{name}": node for name, node in nodes.items()}
+from .nodes import nodes_v1
+NODE_CLASS_MAPPINGS = {f"Old{name}": node for name, node in nodes_v1.NODE_CLASS_MAPPINGS.items()}
+NODE_DISPLAY_NAME_MAPPINGS = {f"Old{name}": said for name, said in nodes_v1.NODE_DISPLAY_NAME_MAPPINGS.items()}
 """
 
 

@@ -189,7 +189,7 @@ def test_both_interfaces_have_the_same_nodes(comfyui: ComfyUI) -> None:
     for name, node in new.items():
         other = nodes[f"Old{name}"]
         assert inputs(node) == inputs(other)
-        for part in ("output", "output_name", "output_node", "category"):
+        for part in ("display_name", "output", "output_name", "output_node", "category"):
             assert node[part] == other[part], (name, part)
 
 
