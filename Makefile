@@ -8,6 +8,9 @@ TORCH ?= torch==2.13.0
 # The tests inside others' tools, each in an environment of its own: tests/tools has a folder for each.
 TOOLS := $(patsubst tests/tools/%/requirements.txt,%,$(wildcard tests/tools/*/requirements.txt))
 
+# make would delete these after the tests: no file's own rule names them
+.PRECIOUS: .venv-tools/%/.installed
+
 .PHONY: demo test tools check bench tables wheels mini embed clean
 # make deletes what only a pattern asks for, and would install each tool again
 .SECONDARY: $(TOOLS:%=.venv-tools/%/.installed)
@@ -66,8 +69,9 @@ $(DEV)/.installed: pyproject.toml
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# a tool that needs torch has a line `torch` in its requirements
+# a tool that needs torch has a line `torch` in its requirements; no-deps.txt lists what asks for more than its part needs
 .venv-tools/%/.installed: tests/tools/%/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-tools/$*
 	.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check $(shell grep -qx torch $< && echo '$(TORCH)') -e . pytest -r $<
+	$(if $(wildcard tests/tools/$*/no-deps.txt),.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tools/$*/no-deps.txt)
 	touch $@
