@@ -197,12 +197,12 @@ def test_no_cpu_computes_in_other_numbers(narrow: Golden) -> None:
         assert not graph.get_property("ENABLE_CPU_PINNING")
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int8", "i8"), ("int4", "u4")])
-def test_weights_stay_as_small_as_they_are(precision: str, kind: str, rounded: Rounded) -> None:
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "i8"), ("int4", "u4"), ("fp16", "f32")])
+def test_weights_stay_in_their_bits_but_for_float16(precision: str, kind: str, rounded: Rounded) -> None:
     for graph in compile_graphs(open_artifact(rounded("narrow-112", precision))):
         facts = [node.get_rt_info() for node in graph.get_runtime_model().get_ops()]
         kinds = [str(fact["runtimePrecision"].astype(str)) for fact in facts if is_linear(fact)]
-        assert kinds.count(kind) > 5 * (len(kinds) - kinds.count(kind)) or kinds.count(kind) >= 10
+        assert kinds.count(kind) >= 10  # all but the patches', the head's and the abstractor's constants
 
 
 def is_linear(fact: dict) -> bool:

@@ -101,7 +101,7 @@ def test_export_does_not_know_the_architecture(cli: Callable[..., None], tmp_pat
 
 
 def test_quantize_moves_scores_far_more_than_our_int8(mini: Path, cli: Callable[..., None], tmp_path: Path) -> None:
-    """0.53 and 0.002 in the mean, as measured with onnxruntime 1.32 on AVX2."""
+    """0.53 and 0.003 in the mean, as measured with onnxruntime 1.32 on AVX2."""
     scores = {"fp32": values(Scorer.load(mini)), "ours": values(Scorer.load())}
     cli("onnxruntime", "quantize", "--onnx_model", mini / "onnx", "-o", tmp_path / "q", "--avx2", "--per_channel")
     theirs = Path(shutil.copytree(mini, tmp_path / "theirs"))
@@ -110,7 +110,6 @@ def test_quantize_moves_scores_far_more_than_our_int8(mini: Path, cli: Callable[
     seal_files(theirs)
     scores["theirs"] = values(Scorer.load(theirs))
     moved = {name: np.abs(found - scores["fp32"]).mean() for name, found in scores.items()}
-    print(moved)
     assert moved["theirs"] > 0.2
     assert moved["ours"] < 0.01
 
