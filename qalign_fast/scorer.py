@@ -63,7 +63,7 @@ class Scorer:
         `api_key` where it asks for one; device, precision, engine and threads are then the server's.
 
         `engine` is "auto" or one that the model has weights for: "native" (torch weights on a CPU, without torch),
-        "torch", "onnx", "onnx-cuda", "tensorrt".
+        "torch", "onnx", "onnx-cuda", "openvino", "tensorrt".
         `precision` is a checkpoint's "fp32", "bnb-int8" or "bnb-nf4" (bitsandbytes'); an artifact has one of its own.
         `base` is the checkpoint that a LoRA adapter is merged into, if it is not the one that the adapter names.
         `verify` hashes an artifact's files before they are read. Raises ArtifactError, CheckpointError, DeviceError,

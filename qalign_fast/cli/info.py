@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from qalign_fast.artifact.manifest import Artifact, Manifest, is_artifact, open_artifact
 from qalign_fast.cli.console import Base, NoVerify, print_facts
-from qalign_fast.engines.candidates import ENGINES, candidates, engines_of
+from qalign_fast.engines.candidates import ENGINES, by_name_of, candidates, engines_of
 from qalign_fast.engines.load import checkpoint_precisions
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.families.adapters import base_remark, find_base
@@ -79,6 +80,9 @@ def _engines(artifact: Artifact, options: LoadOptions) -> dict[str, str]:
         facts["attention"] = f"torch's, {attention}"
     if could[1:]:
         facts["could also run"] = "; ".join(map(str, could[1:]))
+    if "openvino" in by_name_of(artifact.manifest):
+        [one] = candidates(artifact, replace(options, engine="openvino"))
+        facts["runs if it is named"] = str(one.objection or one)
     refused = [f"{one.engine}: {one.objection}" for one in found if one.objection and could]
     has, named = engines_of(artifact.manifest), [one.engine for one in found]
     refused += [f"{name}: not on device {options.device!r}" for name in has if name not in named]

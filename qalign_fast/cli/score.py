@@ -65,7 +65,10 @@ def score(
         str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; a GPU runs torch weights.")
     ] = "auto",
     engine: Annotated[
-        str, typer.Option(help="auto, or one that the model has weights for: native, torch, onnx, onnx-cuda, tensorrt.")
+        str,
+        typer.Option(
+            help="auto, or one that the model has weights for: native, torch, onnx, onnx-cuda, openvino, tensorrt."
+        ),
     ] = "auto",
     precision: Annotated[
         str | None,

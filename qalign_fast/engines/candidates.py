@@ -28,7 +28,7 @@ Load: TypeAlias = Callable[[Artifact, str, int | None], Engine]  # takes an arti
 class Candidate:
     """One way to run an artifact."""
 
-    engine: str  # one of `engines_of`, or "tensorrt"
+    engine: str  # one of `engines_of`, "openvino" or "tensorrt"
     place: str  # "cpu", "mps" or "cuda:N"
     loader: Load = field(repr=False)
     kind: str  # the name that a family's `Family.engines` must hold
@@ -74,13 +74,20 @@ def engines_of(manifest: Manifest) -> tuple[str, ...]:
     return (*has, "native") if "torch" in has and "native" in manifest.family.engines else has
 
 
+def by_name_of(manifest: Manifest) -> tuple[str, ...]:
+    """The engines that read what an artifact has, and run only where they are named."""
+    return ("openvino", "tensorrt") if "onnx" in manifest.engines else ()
+
+
 def weights_of(engine: str) -> str:
     """The engine under whose name a manifest lists the weights that an engine reads."""
-    return {"native": "torch", "tensorrt": "onnx"}.get(engine, engine)
+    return {"native": "torch", "openvino": "onnx", "tensorrt": "onnx"}.get(engine, engine)
 
 
 def _candidates(artifact: Artifact, device: str, has: tuple[str, ...]) -> Iterator[Candidate]:
-    if device == "auto" and has != ("tensorrt",):
+    if has == ("openvino",):
+        yield _openvino_on(device)
+    elif device == "auto" and has != ("tensorrt",):
         yield from _on_gpus_found(artifact.manifest, has)
         yield from _on_cpu(artifact.manifest, has)
     elif device == "cpu" and has != ("tensorrt",):
@@ -144,6 +151,14 @@ def _torch_on_cpu(manifest: Manifest, kernels: str | None, expected: str) -> Can
     return Candidate("torch", "cpu", _load_torch, "torch", on, _not_installed("torch"))
 
 
+def _openvino_on(device: str) -> Candidate:
+    """OpenVINO's graphs for GPUs and NPUs were not tried: they would compute in float16."""
+    objection: QAlignError | None = _not_installed("openvino")
+    if device not in ("auto", "cpu"):
+        objection = DeviceError(f"device {device!r}: engine openvino runs on a CPU; engine torch runs on other devices")
+    return Candidate("openvino", "cpu", _load_openvino, "openvino", "OpenVINO", objection)
+
+
 def _torch_on(device: str, manifest: Manifest) -> Candidate:
     """The torch engine on the device that was named, never on another."""
     try:
@@ -187,7 +202,8 @@ def _not_installed(engine: str) -> MissingExtraError | None:
 
     The package is only looked for: importing it takes a second, and another candidate may be chosen.
     """
-    package, extra = ("torch", "torch") if engine == "torch" else ("onnxruntime", "cpu")
+    packages = {"torch": ("torch", "torch"), "openvino": ("openvino", "openvino")}
+    package, extra = packages.get(engine, ("onnxruntime", "cpu"))
     if find_spec(package):
         return None
     return MissingExtraError(
@@ -255,6 +271,12 @@ def _onnx(graphs: str) -> Load:
         return OnnxGpuEngine(artifact, graphs, cuda(place))
 
     return load
+
+
+def _load_openvino(artifact: Artifact, place: str, threads: int | None) -> Engine:
+    from qalign_fast.engines.openvino_cpu import OpenvinoEngine
+
+    return OpenvinoEngine(artifact, threads)
 
 
 def _load_tensorrt(artifact: Artifact, place: str, threads: int | None) -> Engine:

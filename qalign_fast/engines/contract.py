@@ -32,7 +32,7 @@ class Tokens(Protocol):
 class Engine(Protocol):
     """A loaded model on a device, ready to run. Several threads may call it at the same time."""
 
-    name: str  # "native", "torch", "onnx", "onnx-cuda"
+    name: str  # "native", "torch", "onnx", "onnx-cuda", "openvino"
     device: str  # "cpu", "mps", "cuda:N"
     precision: str  # a name of `qalign_kernels.contract.precisions`, or of bitsandbytes'
     kernels: str  # what computes: "plain torch", "native" with an instruction set, "Triton" with its attention, ...

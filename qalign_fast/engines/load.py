@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, is_artifact, open_artifact
-from qalign_fast.engines.candidates import choose, engines_of, require_torch
+from qalign_fast.engines.candidates import by_name_of, choose, engines_of, require_torch
 from qalign_fast.engines.contract import Engine
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError, OptionError
@@ -30,8 +30,8 @@ def load_engine(model: str | Path | None = None, options: LoadOptions | None = N
     and "auto" is the first CUDA device that they run on.
 
     `engine` is "auto", one that the artifact has weights for ("onnx"; "onnx-cuda" for graphs made for a GPU; "torch";
-    "native", which runs torch weights on a CPU without torch), or "tensorrt", which runs "onnx" graphs in float32 or
-    float16.
+    "native", which runs torch weights on a CPU without torch), "openvino", which runs "onnx" graphs on a CPU, or
+    "tensorrt", which runs them in float32 or float16.
 
     Raises ArtifactError or CheckpointError for a model that cannot be read, OptionError for a base of what is no
     adapter, DeviceError for an engine, device or precision that the model or the machine does not have, and
@@ -63,7 +63,7 @@ def _load_artifact(artifact: Artifact, options: LoadOptions) -> Engine:
         raise ArtifactError(f"{directory / MANIFEST}: has no engine's weights")
     if options.precision not in (None, "auto", manifest.precision):
         raise DeviceError(f"{directory}: has no precision {options.precision!r}; available: {manifest.precision}")
-    runnable = (*engines_of(manifest), *(["tensorrt"] if "onnx" in manifest.engines else []))
+    runnable = (*engines_of(manifest), *by_name_of(manifest))
     if options.engine not in ("auto", *runnable):
         available = ", ".join(runnable)
         raise DeviceError(f"{directory}: has no weights for engine {options.engine!r}; available: {available}")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import mmap
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
-from qalign_fast.artifact.manifest import MANIFEST, Artifact
+from qalign_fast.artifact.manifest import Artifact
+from qalign_fast.engines.forks import keep_in_forks
+from qalign_fast.engines.graph_parts import check_interface, graph_paths
 from qalign_fast.errors import ArtifactError, DeviceError, MissingExtraError, one_line
 from qalign_fast.families.schema import Values
 from qalign_kernels.cache_folder import cache_folder
 from qalign_kernels.cores import cores
 
-PARTS = ("encode", "decode")
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
@@ -134,45 +132,20 @@ def open_sessions(artifact: Artifact, engine: str, provider: Provider, threads: 
     Raises ArtifactError for files that onnxruntime refuses or that do not fit the manifest, and DeviceError if the
     provider cannot run a whole graph.
     """
-    parts = artifact.manifest.engines.get(engine, {})
-    if parts.keys() != set(PARTS):
-        has = ", ".join(parts) or "none"
-        raise ArtifactError(f"{artifact.path(MANIFEST)}: engine {engine} has the parts {has}; expected encode, decode")
-    encoder, decoder = (_open(artifact, parts[part], part, provider, threads) for part in PARTS)
+    encoder, decoder = (
+        _open(artifact, path, part, provider, threads) for part, path in graph_paths(artifact, engine).items()
+    )
     return encoder, decoder
 
 
-def _open(artifact: Artifact, name: str, part: str, provider: Provider, threads: int | None) -> Any:
-    """A session of one graph. It is checked that the graph reads only files of the manifest and fits the engine."""
-    path = artifact.path(name)
-    for data in _data_files(path):
-        if str(PurePosixPath(name).parent / data) not in artifact.manifest.files:
-            raise ArtifactError(f"{path}: reads {data!r}, which is not among the manifest's files")
+def _open(artifact: Artifact, path: Path, part: str, provider: Provider, threads: int | None) -> Any:
     session = _session(path, provider, threads)
-    found = _interface(session.get_inputs()), _interface(session.get_outputs())
-    expected = getattr(artifact.manifest.family.interface(artifact.manifest.config), part)
-    if found != expected:
-        raise ArtifactError(f"{path}: has the inputs and outputs {found}; the manifest's sizes ask for {expected}")
+    check_interface(artifact, path, part, _interface(session.get_inputs()), _interface(session.get_outputs()))
     return session
 
 
 def _interface(values: Sequence[Any]) -> Values:
     return {v.name: (v.type, tuple(size if isinstance(size, int) else None for size in v.shape)) for v in values}
-
-
-_LOCATION = b"\x0a\x08location\x12"  # protobuf: a map entry whose key is "location"; its value's length follows
-
-
-def _data_files(graph: Path) -> Iterator[str]:
-    """The files beside a graph that it reads weights from. onnxruntime itself refuses files outside its folder."""
-    if not graph.stat().st_size:
-        return
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = data.find(_LOCATION)
-        while at >= 0:
-            start = at + len(_LOCATION) + 1
-            yield data[start : start + sum(data[start - 1 : start])].decode("utf-8", "replace")
-            at = data.find(_LOCATION, start)
 
 
 # An ONNX model: y = MatMulInteger(x, w) of uint8 x [2, 2] and int8 w [2, 1].
@@ -231,27 +204,8 @@ def _session(path: Path, provider: Provider, threads: int | None) -> Any:
         raise DeviceError(_refused(path, provider, cause(error))) from error
     if session.get_providers()[0] != provider.name:
         raise DeviceError(_refused(path, provider, f"it took {session.get_providers()[0]} instead"))
-    _SESSIONS.add(session)
+    keep_in_forks(session)
     return session
-
-
-# A session that is deleted waits for its threads. A forked process has none of them and would wait for ever, be it in
-# the garbage collector or at its end. So sessions of before the fork are never deleted there.
-_SESSIONS: WeakSet[Any] = WeakSet()
-_HELD: list[Any] = []
-
-
-def _hold_sessions() -> None:
-    _HELD.extend(_SESSIONS)
-
-
-def _never_delete() -> None:
-    for session in _HELD:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_hold_sessions, after_in_parent=_HELD.clear, after_in_child=_never_delete)
 
 
 def _refused(path: Path, provider: Provider, why: str) -> str:

@@ -207,10 +207,12 @@ print(json.dumps([[score.value for score in expected], found, os.waitpid(child, 
 
 @forks
 @pytest.mark.parametrize("end", ["collect", "exit"])
-@pytest.mark.parametrize("engine", ["native", "torch", "torch, plain", "onnx"])
+@pytest.mark.parametrize("engine", ["native", "torch", "torch, plain", "onnx", "openvino"])
 def test_a_forked_child_does_not_wait_for_the_parents_threads(engine: str, end: str, narrow: Golden) -> None:
-    """The mini model on the C++ kernels, a checkpoint in plain torch, an artifact on onnxruntime."""
-    model = {"torch, plain": GOLDEN / "narrow-112", "onnx": narrow.artifact}.get(engine, "")
+    """The mini model on the C++ kernels, a checkpoint in plain torch, an artifact on onnxruntime and OpenVINO."""
+    model = {"torch, plain": GOLDEN / "narrow-112", "onnx": narrow.artifact, "openvino": narrow.artifact}.get(
+        engine, ""
+    )
     command = [sys.executable, "-c", FORK, str(model), engine.partition(",")[0], end, *map(str, PATHS[:2])]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     parents, childs, status = json.loads(run.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ def change_manifest(copy: Path, **fields: object) -> None:
     content = json.loads(path.read_text()) | fields
     content.pop("sha256")
     path.write_text(seal(content))
+
+
+def seal_files(copy: Path) -> None:
+    """Writes the manifest's hashes and sizes anew, of its files as they are now."""
+    files = {name: (copy / name).read_bytes() for name in json.loads((copy / MANIFEST).read_text())["files"]}
+    change_manifest(
+        copy, files={name: {"sha256": sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    )
 
 
 ODD_VALUES: tuple[Any, ...] = (None, True, -1, 0, 7, 1 << 70, 1e300, "", "x", "../x", [], [[]], {}, {"x": None})

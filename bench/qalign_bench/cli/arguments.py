@@ -22,7 +22,15 @@ Scenario = StrEnum(
     "Scenario", ["latency", "throughput", "pipeline", "operations", "startup", "pixels", "server", "jobs"]
 )
 Engine = StrEnum(
-    "Engine", [("auto", "auto"), ("native", "native"), ("torch", "torch"), ("onnx", "onnx"), ("cuda", "onnx-cuda")]
+    "Engine",
+    [
+        ("auto", "auto"),
+        ("native", "native"),
+        ("torch", "torch"),
+        ("onnx", "onnx"),
+        ("cuda", "onnx-cuda"),
+        ("openvino", "openvino"),
+    ],
 )
 Precision = StrEnum("Precision", list(PRECISIONS))  # type: ignore[misc] # not a literal
 InstructionSet = StrEnum("InstructionSet", list(NAMES))  # type: ignore[misc] # not a literal

@@ -16,7 +16,7 @@ from typing import Any
 from qalign_bench.cli.options import DEFAULT_PRECISION, TASKS
 from qalign_bench.contestants.worker import weights_bytes
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, is_artifact, read_manifest
-from qalign_fast.engines.candidates import choose, engines_of, weights_of
+from qalign_fast.engines.candidates import by_name_of, choose, engines_of, weights_of
 from qalign_fast.engines.engine_times import rank
 from qalign_fast.engines.options import LoadOptions
 from qalign_fast.errors import ArtifactError, DeviceError, TaskError
@@ -126,7 +126,12 @@ def prepare(
         directory = _export(checkpoint, out, chosen, weights, remark, done)
     manifest = read_manifest(directory / MANIFEST)
     _check("precision", precision, (manifest.precision,), directory)
-    _check("weights for engine", None if engine == "auto" else engine, engines_of(manifest), directory)
+    _check(
+        "weights for engine",
+        None if engine == "auto" else engine,
+        (*engines_of(manifest), *by_name_of(manifest)),
+        directory,
+    )
     if engine == "auto":
         choice = str(choose(Artifact(directory, manifest), LoadOptions(device, engine=engine)))
     shown = reference or f"the embedded {manifest.name} model"

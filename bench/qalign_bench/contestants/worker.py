@@ -29,7 +29,7 @@ from qalign_fast.families.prompt import Prompt
 from qalign_fast.levels import score_of
 from qalign_kernels.cpu.table import exact_for
 
-_RUNTIMES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",)}
+_RUNTIMES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",), "torch": ("torch",)}
 
 
 def load(spec: Message) -> tuple[Message, dict[str, Handler]]:
