@@ -64,8 +64,10 @@ $(DEV)/.installed: pyproject.toml
 	$(DEV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# a tool that needs torch has a line `torch` in its requirements
+# A tool that needs torch has a line `torch` in its requirements. What is in bare.txt is installed without what it
+# depends on, most of which the tests do not need.
 .venv-tools/%/.installed: tests/tools/%/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-tools/$*
 	.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check $(shell grep -qx torch $< && echo '$(TORCH)') -e . pytest -r $<
+	$(if $(wildcard tests/tools/$*/bare.txt),.venv-tools/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/tools/$*/bare.txt)
 	touch $@

@@ -25,8 +25,8 @@ _REDUCTIONS = ("mean", "sum", "none")
 class QAlign(Metric):
     """Q-Align's scores, 1..5, as torchmetrics has its metrics of pictures without a reference.
 
-    `update` takes pictures [N, 3, H, W], `compute` gives the mean or the sum of all scores, or with "none" all of them,
-    [total]. The model is no part of state_dict. Copies share it, pickle loads it anew, and it stays on its device where
+    `update` takes pictures [N, 3, H, W], `compute` gives the mean or the sum of all scores, or with "none" all of them.
+    The model is no part of state_dict. Copies share it, pickle loads it anew, and it stays on its device where
     the metric moves.
 
     model: a Scorer, or what `Scorer.load` takes; its options are in `load_options`.
@@ -85,7 +85,10 @@ class QAlign(Metric):
             self.count += len(scores)
 
     def compute(self) -> Tensor:
-        """float32: a scalar, or [total] with "none". Without any picture it is not a number, 0 for "sum", or [0]."""
+        """float32: a scalar, or with "none" the scores [N] of all pictures, which torchmetrics squeezes where N is 1.
+
+        Without any picture the mean is not a number.
+        """
         if self.reduction == "none":
             return (
                 torch.cat([*self.scores, torch.empty(0, device=self.device)])
