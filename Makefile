@@ -12,8 +12,6 @@ TOOLS := $(patsubst tests/tools/%/requirements.txt,%,$(wildcard tests/tools/*/re
 .PRECIOUS: .venv-tools/%/.installed
 
 .PHONY: demo test tools check bench tables wheels mini embed clean
-# make deletes what only a pattern asks for, and would install each tool again
-.SECONDARY: $(TOOLS:%=.venv-tools/%/.installed)
 
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/qalign-fast score samples --format table

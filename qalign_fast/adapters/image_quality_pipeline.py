@@ -33,13 +33,13 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=ImageQualityPipeline, pt_model=AutoModel, type="image")
 
 
-class QAlignConfig(PreTrainedConfig):  # type: ignore[misc]
+class QAlignConfig(PreTrainedConfig):
     """What transformers reads of a repository before it asks for the model: nothing that the model needs."""
 
     model_type = "qalign_fast"
 
 
-class ImageQualityPipeline(Pipeline):  # type: ignore[misc]
+class ImageQualityPipeline(Pipeline):
     """Its model is a `QAlignModel`. Lists, generators and torch's data sets are read ahead on threads and batched.
 
     Called with a picture, a list, a generator or a torch data set, as "image-classification" is. A list gives a list;

@@ -21,7 +21,10 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, visual_gain: Tensor, text_gain: Tensor, split: int, eps: float) -> Tensor:
-    """float32 [N, D], of which the first `split` rows are visual and the rest text -> [N, D]; gains [D]."""
-    y = x.float()
+    """float32 [N, D], of which the first `split` rows are visual and the rest text -> [N, D]; gains [D].
+
+    Narrower rows are widened first; float64 stays as it is.
+    """
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
     unit = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return torch.cat((unit[:split] * visual_gain, unit[split:] * text_gain))

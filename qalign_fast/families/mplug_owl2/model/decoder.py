@@ -40,8 +40,9 @@ class Decoder(nn.Module):
         return self.logits(self.last_rows(tokens, prefix, suffix)[-1])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Last rows [B, D] -> float32 [B, 5]."""
-        return F.linear(self.normed(hidden), self.head).float()
+        """Last rows [B, D] -> float32 [B, 5]; float64 of a model in float64."""
+        logits = F.linear(self.normed(hidden), self.head)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Last rows [B, D] -> the same after the final norm."""
