@@ -19,7 +19,7 @@ _MODELS = need("fiftyone.core.models", "fiftyone")
 _LOG = logging.getLogger(__name__)
 
 
-class QAlignModel(_MODELS.SamplesMixin, _MODELS.Model):  # type: ignore[name-defined, misc]
+class QAlignModel(_MODELS.SamplesMixin, _MODELS.Model):  # type: ignore[name-defined]
     """A scorer as a FiftyOne model. A sample's label is a Regression, as `fiftyone_samples.make_label` makes it.
 
     A sample's file is read again by this package, because FiftyOne's own reading gives other pixels: it turns pictures
