@@ -31,9 +31,13 @@ def tools_named() -> set[str]:
 
 
 def run_example(document: str, program: str, folder: Path, model: Path) -> None:
-    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8."""
+    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8.
+
+    A checkpoint, the embedded model's, is there as one-align.
+    """
     shutil.copy(ROOT / "samples/coffee.jpg", folder / "photo.jpg")
     (folder / "one-align-int8").symlink_to(model)
+    (folder / "one-align").symlink_to(ROOT / "models/mini")
     file = folder / f"{Path(document).stem}.py"
     file.write_text(program)
     run = subprocess.run([sys.executable, file], cwd=folder, capture_output=True, text=True, timeout=300, check=False)

@@ -120,3 +120,11 @@ def test_pixels_differ_from_pyiqas_in_few_places_by_one_or_two_steps(
     apart = np.abs(255 * pixels.numpy() - load_pixels(file, rule))
     assert apart.max() < 2.5
     assert (apart > 0.5).mean() < 0.01
+
+
+def test_a_tensors_values_are_rounded_here_and_cut_off_there(theirs: ModuleType) -> None:
+    grey = torch.full((1, 3, 112, 112), 100.6 / 255)
+    net = theirs.create_metric("qalign", device="cpu").net
+    assert torch.equal(net.preprocess(grey), net.preprocess(torch.full_like(grey, 100 / 255)))
+    assert torch.equal(our_metric()(grey), our_metric()(torch.full_like(grey, 101 / 255)))
+    assert not torch.equal(our_metric()(grey), our_metric()(torch.full_like(grey, 100 / 255)))
