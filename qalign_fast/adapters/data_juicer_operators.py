@@ -16,8 +16,8 @@ from qalign_fast.adapters.needs import need
 from qalign_fast.errors import OptionError
 
 need("data_juicer.ops.base_op", "py-data-juicer")
-from data_juicer.ops.base_op import OPERATORS, TAGGING_OPS, Filter, Mapper  # noqa: E402
-from data_juicer.utils.constant import Fields  # noqa: E402
+from data_juicer.ops.base_op import OPERATORS, TAGGING_OPS, Filter, Mapper
+from data_juicer.utils.constant import Fields
 
 
 class _Filter(Scoring, Filter):

@@ -17,11 +17,11 @@ from qalign_fast.version import __version__
 from qalign_kernels.cores import cores
 
 need("data_juicer.ops.base_op", "py-data-juicer")
-from data_juicer.ops.base_op import OP  # noqa: E402
-from data_juicer.utils.model_utils import get_model  # noqa: E402
-from data_juicer.utils.ray_utils import is_ray_mode  # noqa: E402
-from loguru import logger  # noqa: E402
-from multiprocess import current_process  # noqa: E402
+from data_juicer.ops.base_op import OP
+from data_juicer.utils.model_utils import get_model
+from data_juicer.utils.ray_utils import is_ray_mode
+from loguru import logger
+from multiprocess import current_process
 
 
 class Scoring(OP):

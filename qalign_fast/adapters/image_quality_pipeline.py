@@ -19,8 +19,8 @@ from qalign_fast.levels import Score
 from qalign_fast.serve.urls import UrlGuard, url_name
 
 need("transformers", "'transformers>=5'")
-from transformers import AutoModel, Pipeline, PreTrainedConfig  # noqa: E402 - after the error that says what to install
-from transformers.pipelines import PIPELINE_REGISTRY  # noqa: E402
+from transformers import AutoModel, Pipeline, PreTrainedConfig
+from transformers.pipelines import PIPELINE_REGISTRY
 
 TASK = "image-quality-assessment"
 

@@ -13,7 +13,7 @@ from qalign_fast.errors import VideoError, one_line
 from qalign_fast.feed.items import ClipOptions, Item, Medium
 
 need("av", "'qalign-fast[video]'")
-from nemo_curator.tasks.video import Clip, VideoTask  # noqa: E402
+from nemo_curator.tasks.video import Clip, VideoTask
 
 
 @dataclass

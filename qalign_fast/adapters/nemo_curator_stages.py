@@ -17,10 +17,10 @@ from qalign_fast.references import find_model, from_anywhere
 from qalign_fast.scorer import Scorer
 
 need("nemo_curator.stages.base", "nemo-curator")
-from loguru import logger  # noqa: E402
-from nemo_curator.stages.base import ProcessingStage  # noqa: E402
-from nemo_curator.stages.resources import Resources  # noqa: E402
-from nemo_curator.tasks import ImageBatch, ImageObject  # noqa: E402
+from loguru import logger
+from nemo_curator.stages.base import ProcessingStage
+from nemo_curator.stages.resources import Resources
+from nemo_curator.tasks import ImageBatch, ImageObject
 
 
 @dataclass

@@ -11,6 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from qalign_fast.adapters.needs import need
+
+need("torch", "'qalign-fast[torch]'")
 import torch
 from torch import Tensor, nn
 

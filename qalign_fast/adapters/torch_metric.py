@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qalign_fast.adapters.needs import need
+
+need("torch", "'qalign-fast[torch]'")
 import torch
 from torch import Tensor
 
-from qalign_fast.adapters.needs import need
 from qalign_fast.adapters.tensor_batches import check_batch, score_batch
 from qalign_fast.errors import ImageError, OptionError
 from qalign_fast.scorer import Scorer

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from qalign_fast.adapters.needs import need
+
+need("torch", "'qalign-fast[torch]'")
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

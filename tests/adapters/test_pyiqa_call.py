@@ -63,7 +63,6 @@ def test_a_loss_has_a_gradient_and_clips(reduction: str, scorer: Scorer) -> None
     found = loss(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     (gradient,) = torch.autograd.grad(found.sum(), images)
-    assert gradient[(images > 0) & (images < 1)].abs().min() >= 0
     assert gradient.abs().max() > 0
     assert gradient[(images < -0.01) | (images > 1.01)].abs().max() == 0
 

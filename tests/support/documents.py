@@ -31,9 +31,9 @@ def tools_named() -> set[str]:
 
 
 def run_example(document: str, program: str, folder: Path, model: Path) -> None:
-    """As a program, because some start processes, beside a photo.jpg, an artifact called one-align-int8 and a checkpoint.
+    """As a program, because some start processes, beside a photo.jpg and an artifact called one-align-int8.
 
-    The checkpoint is called one-align. It is the embedded model's.
+    A checkpoint, the embedded model's, is there as one-align.
     """
     shutil.copy(ROOT / "samples/coffee.jpg", folder / "photo.jpg")
     (folder / "one-align-int8").symlink_to(model)
