@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -102,7 +103,11 @@ class Progress(Watcher):
         if self._stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._stop = True
-        self.remark("ending after the shards in hand; Ctrl-C again ends at once")
+        text = "ending after the shards in hand; Ctrl-C again ends at once"
+        try:
+            self.remark(text)
+        except RuntimeError:  # the signal came in the middle of another line, and a buffer takes one writer at a time
+            os.write(2, f"{text}\n".encode())
 
     def _note(self, now: float) -> None:
         self._rates.append((now, self._done))
