@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from qalign_fast.adapters.needs import need
 from qalign_fast.adapters.pretrained_options import device_name, fetched, read_options
 from qalign_fast.errors import OptionError
+from qalign_fast.needs import need
 from qalign_fast.references import from_anywhere
 from qalign_fast.scorer import Scorer
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from qalign_fast.adapters.data_juicer_ratings import ClipSampling, Frames, Reduce
 from qalign_fast.adapters.data_juicer_scoring import Scoring
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import OptionError
+from qalign_fast.needs import need
 
 need("data_juicer.ops.base_op", "py-data-juicer")
 from data_juicer.ops.base_op import OPERATORS, TAGGING_OPS, Filter, Mapper

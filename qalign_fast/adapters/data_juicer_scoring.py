@@ -7,11 +7,11 @@ from itertools import islice
 from typing import Any
 
 from qalign_fast.adapters.data_juicer_ratings import ClipSampling, LoadScorer, Rating, rate, rate_frames
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import ImageError, TaskError, VideoError
 from qalign_fast.feed.items import ClipOptions, Medium
 from qalign_fast.feed.remote.address import is_address
 from qalign_fast.identity import identify_model, tasks_of
+from qalign_fast.needs import need
 from qalign_fast.references import find_model, from_anywhere
 from qalign_fast.version import __version__
 from qalign_kernels.cores import cores

@@ -8,9 +8,9 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from qalign_fast.adapters.fiftyone_samples import make_label
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.feed.items import ClipOptions, Item, Medium, Scored
+from qalign_fast.needs import need
 
 if TYPE_CHECKING:
     from qalign_fast.scorer import Scorer

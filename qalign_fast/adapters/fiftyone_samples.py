@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import OptionError, one_line
 from qalign_fast.feed.items import ClipOptions, Item
+from qalign_fast.needs import need
 
 if TYPE_CHECKING:
     from qalign_fast.levels import Score

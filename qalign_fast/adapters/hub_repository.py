@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from qalign_fast.adapters.model_card import card_text
-from qalign_fast.adapters.needs import need
 from qalign_fast.artifact.manifest import MANIFEST, Artifact, Manifest, open_artifact
 from qalign_fast.errors import ArtifactError, OptionError, one_line
 from qalign_fast.hub import failures
+from qalign_fast.needs import need
 
 CARD, CONFIG, MODELING = "README.md", "config.json", "modeling_qalign_fast.py"
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qalign_fast.adapters.auto_model import QAlignModel
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import ImageError
 from qalign_fast.levels import Score
+from qalign_fast.needs import need
 from qalign_fast.serve.urls import UrlGuard, url_name
 
 need("transformers", "'transformers>=5'")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qalign_fast.adapters.needs import need
 from qalign_fast.adapters.nemo_curator_stages import QAlignStage
 from qalign_fast.errors import VideoError, one_line
 from qalign_fast.feed.items import ClipOptions, Item, Medium
+from qalign_fast.needs import need
 
 need("av", "'qalign-fast[video]'")
 from nemo_curator.tasks.video import Clip, VideoTask

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qalign_fast.adapters.needs import need
 from qalign_fast.errors import ImageError, OptionError, one_line
 from qalign_fast.feed.items import Item, Medium, Scored
 from qalign_fast.feed.remote.address import is_address
+from qalign_fast.needs import need
 from qalign_fast.references import find_model, from_anywhere
 from qalign_fast.scorer import Scorer
 

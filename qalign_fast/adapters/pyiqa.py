@@ -11,13 +11,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qalign_fast.adapters.needs import need
+from qalign_fast.needs import need
 
 need("torch", "'qalign-fast[torch]'")
 import torch
 from torch import Tensor, nn
 
-from qalign_fast.adapters.tensor_batches import check_batch, check_range, score_batch
+from qalign_fast.adapters.tensor_batches import check_batch, check_floats, score_batch
 from qalign_fast.adapters.torch_module import DifferentiableScore
 from qalign_fast.errors import OptionError
 from qalign_fast.pixels.picture import Picture
@@ -145,7 +145,7 @@ class QAlignMetric(nn.Module):
             return images
         if not self.check_input_range:
             return images.clamp(0, 1)
-        check_range(images)
+        check_floats(images)
         return images
 
     def _reduced(self, scores: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qalign_fast.adapters.needs import need
+from qalign_fast.needs import need
 
 need("torch", "'qalign-fast[torch]'")
 import torch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from qalign_fast.adapters.needs import need
+from qalign_fast.needs import need
 
 need("torch", "'qalign-fast[torch]'")
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qalign_fast.adapters.frozen_model import load_frozen
-from qalign_fast.adapters.tensor_batches import check_batch, check_range, score_batch
+from qalign_fast.adapters.tensor_batches import check_batch, check_floats, score_batch
 from qalign_fast.errors import ImageError, OptionError
 from qalign_fast.families.prompt import Prompt
 from qalign_fast.pixels.float_square import pad_and_resize_floats
@@ -102,7 +102,7 @@ class DifferentiableScore(nn.Module):
         if not images.is_floating_point():
             raise ImageError(f"a tensor of {images.dtype}, which has no gradient; expected floats on 0..1")
         if self.check:
-            check_range(images)
+            check_floats(images)
         given = images.to(self.device, self._frozen.between).expand(-1, 3, -1, -1)
         if self.recompute is None:
             return self._score(given, prompt).to(images.device)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from qalign_fast.jobs.row_columns import arrow_columns, arrow_media
-from qalign_fast.jobs.row_scorer import RowScorer, require
+from qalign_fast.jobs.row_scorer import RowScorer
+from qalign_fast.needs import need
 
 
 def score_udf(
@@ -26,7 +27,7 @@ def score_udf(
 
     Raises OptionError, and MissingExtraError where Daft is missing. A model that cannot be loaded fails the query.
     """
-    daft = require("daft", "daft")
+    daft = need("daft", "'qalign-fast[daft]'")
     scorer = RowScorer(model, **options)
     kinds = {"float64": daft.DataType.float64(), "string": daft.DataType.string()}
     struct = daft.DataType.struct({name: kinds[kind] for name, kind in scorer.columns.items()})

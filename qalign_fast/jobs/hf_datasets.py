@@ -14,7 +14,8 @@ from typing import Any
 
 from qalign_fast.identity import hash_model
 from qalign_fast.jobs.row_columns import Columns, texts_for_none
-from qalign_fast.jobs.row_scorer import RowScorer, require
+from qalign_fast.jobs.row_scorer import RowScorer
+from qalign_fast.needs import need
 from qalign_fast.references import EMBEDDED
 from qalign_fast.version import __version__
 
@@ -27,7 +28,7 @@ def score_function(column: str = "image", model: str | None = None, **options: A
 
     Raises OptionError, and MissingExtraError where datasets is missing.
     """
-    require("datasets", "datasets")
+    need("datasets", "'qalign-fast[datasets]'")
     scorer = RowScorer(model, **options)
     return ScoreFunction(column, scorer, f"{__version__} {_hash_of(scorer.model)}")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from qalign_fast.errors import OptionError
 from qalign_fast.jobs.row_columns import arrow_columns, arrow_media, texts_for_none
-from qalign_fast.jobs.row_scorer import RowScorer, require
+from qalign_fast.jobs.row_scorer import RowScorer
+from qalign_fast.needs import need
 
 
 class ScoreBatch:
@@ -66,7 +67,7 @@ class ScoreBatch:
 
 def _cpus() -> float | None:
     """The cores that Ray counts for this actor. None outside of one."""
-    ray = require("ray", "ray")
+    ray = need("ray", "'qalign-fast[ray]'")
     if not ray.is_initialized():
         return None
     assigned: float | None = ray.get_runtime_context().get_assigned_resources().get("CPU")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from importlib import import_module
 from itertools import islice
 from math import isnan
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from qalign_fast.errors import ImageError, MissingExtraError, OptionError
+from qalign_fast.errors import ImageError, OptionError
 from qalign_fast.feed.items import Item, Scored
 from qalign_fast.feed.remote.address import is_address
 from qalign_fast.jobs.row_columns import Columns, Kind, make_column
@@ -129,14 +128,6 @@ class RowScorer:
             of_task = {"score": row["score"], "score01": round(score.unit, 6), "level": row["level"]}
             cells |= {f"{self._before(task)}{name}": cell for name, cell in (of_task | row["probabilities"]).items()}
         return cells
-
-
-def require(module: str, extra: str) -> Any:
-    """A module of an extra. Raises MissingExtraError, which says how it is installed."""
-    try:
-        return import_module(module)
-    except ImportError as missing:
-        raise MissingExtraError(f"this needs {module}: pip install 'qalign-fast[{extra}]' ({missing})") from missing
 
 
 _LOADED: dict[tuple[object, ...], Scorer] = {}

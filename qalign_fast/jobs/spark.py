@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qalign_fast.jobs.row_scorer import RowScorer, require
+from qalign_fast.jobs.row_scorer import RowScorer
+from qalign_fast.needs import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,11 @@ def score_udf(model: str | None = None, *, rows: int = 64, **options: Any) -> An
     Raises OptionError, and MissingExtraError where pyspark is missing, or the pandas and pyarrow that it needs. A model
     that cannot be loaded fails the query.
     """
-    require("pyspark", "spark")
-    functions, types = require("pyspark.ml.functions", "spark"), require("pyspark.sql.types", "spark")
+    need("pyspark", "'qalign-fast[spark]'")
+    functions, types = (
+        need("pyspark.ml.functions", "'qalign-fast[spark]'"),
+        need("pyspark.sql.types", "'qalign-fast[spark]'"),
+    )
     scorer = RowScorer(model, **options)
     kinds = {"float64": types.DoubleType(), "string": types.StringType()}
     fields = [types.StructField(name, kinds[kind]) for name, kind in scorer.columns.items()]

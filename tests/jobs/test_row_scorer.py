@@ -14,7 +14,8 @@ from qalign_fast import Scorer
 from qalign_fast.errors import DeviceError, OptionError, TaskError
 from qalign_fast.jobs import row_scorer
 from qalign_fast.jobs.row_columns import arrow_columns, arrow_media, texts_for_none
-from qalign_fast.jobs.row_scorer import RowScorer, require
+from qalign_fast.jobs.row_scorer import RowScorer
+from qalign_fast.needs import need
 from qalign_fast.pixels.limits import PictureLimits
 from support.command_line import python
 from support.goldens import Golden
@@ -212,5 +213,5 @@ def test_a_library_that_is_missing_is_one_line_that_helps(made: str, module: str
     assert len(said) == 2
 
 
-def test_require_gives_the_module() -> None:
-    assert require("json.decoder", "x").__name__ == "json.decoder"
+def test_need_gives_the_module() -> None:
+    assert need("json.decoder", "x").__name__ == "json.decoder"

@@ -1,4 +1,4 @@
-"""A module of another tool in, or an error that says in one line what to install."""
+"""The name of another package's module in, the module out, or an error that says in one line what to install."""
 
 from __future__ import annotations
 
