@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qalign_fast.errors import ImageError
+from qalign_fast.pixels.arrays import check_range
 from qalign_fast.scorer import Scorer
 
 
@@ -23,13 +24,10 @@ def check_batch(images: Any, channels: tuple[int, ...] = (1, 3)) -> Tensor:
     return images
 
 
-def check_range(images: Tensor) -> None:
+def check_floats(images: Tensor) -> None:
     """Raises ImageError for floats beyond 0..1 by more than rounding, as `Scorer.score` does."""
     low, high = torch.aminmax(images.detach())
-    if not (low > -0.5 / 255 and high < 255.5 / 255):  # also where one is not a number
-        raise ImageError(
-            f"values go from {low:g} to {high:g}; floats are on 0..1: clamp(0, 1), or undo a normalization"
-        )
+    check_range(float(low), float(high), "a batch")
 
 
 def score_batch(scorer: Scorer, images: Tensor, task: str, batch_size: int = 16) -> Tensor:

@@ -67,7 +67,7 @@ def array_bytes(array: Any, name: str) -> npt.NDArray[np.uint8]:
     values = np.moveaxis(values, 0, -1) if first else values  # [H, W] or [H, W, C]
     values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
     if values.dtype != np.uint8:
-        _check_range(float(values.min()), float(values.max()), name)
+        check_range(float(values.min()), float(values.max()), name)
         scaled: npt.NDArray[Any] = values.astype(np.float64 if values.dtype.itemsize == 8 else np.float32)
         scaled *= 255
         values = np.rint(scaled, out=scaled).astype(np.uint8)
@@ -84,7 +84,7 @@ def device_bytes(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if values.dtype != torch.uint8:
         wide = values if values.dtype == torch.float64 else values.float()
         low, high = torch.aminmax(wide)
-        _check_range(float(low), float(high), name)
+        check_range(float(low), float(high), name)
         values = (wide * 255).round_().to(torch.uint8)
     values = values if values.ndim == 3 else values[..., None]
     return values.expand(-1, -1, 3)
@@ -99,6 +99,13 @@ def has_alpha(array: Any, name: str) -> bool:
 def rgb_bytes(array: npt.NDArray[np.uint8]) -> Pixels:
     """uint8 [H, W] or [H, W, 3] -> [H, W, 3]."""
     return np.ascontiguousarray(np.broadcast_to(array[..., None], (*array.shape, 3)) if array.ndim == 2 else array)
+
+
+def check_range(low: float, high: float, name: str) -> None:
+    """Raises ImageError for floats whose smallest or largest is beyond 0..1 by more than rounding, or no number."""
+    if not (low > _ROUNDS_TO_0 and high < _ROUNDS_TO_255):  # also where one is not a number
+        hint = "undo a normalization?" if low < 0 else "divide by 255?"
+        raise ImageError(f"{name}: its values go from {low:g} to {high:g}; floats are on 0..1 ({hint})")
 
 
 def _kind(array: Any) -> str:
@@ -124,9 +131,3 @@ def _picture_shape(array: Any, name: str) -> tuple[tuple[int, ...], bool]:
         if first:
             raise ImageError(f"{name}: channels come first; expected {rules} (numpy.moveaxis(array, 0, -1) turns it)")
     raise ImageError(f"{name}: expected an array of shape {rules}, or a tensor with channels first")
-
-
-def _check_range(low: float, high: float, name: str) -> None:
-    if not (low > _ROUNDS_TO_0 and high < _ROUNDS_TO_255):  # also where one is not a number
-        hint = "undo a normalization?" if low < 0 else "divide by 255?"
-        raise ImageError(f"{name}: its values go from {low:g} to {high:g}; floats are on 0..1 ({hint})")
