@@ -14,11 +14,15 @@ Inputs = dict[str, dict[str, tuple]]
 
 
 class Node:
+    """What ComfyUI reads of every node."""
+
     CATEGORY = "image/Q-Align"
     FUNCTION = "execute"
 
 
 class QAlignFastLoad(Node):
+    """A model's reference in, the scorer out."""
+
     RETURN_TYPES = ("QALIGN_SCORER",)
     RETURN_NAMES = ("scorer",)
 
@@ -32,6 +36,8 @@ class QAlignFastLoad(Node):
 
 
 class QAlignFastScore(Node):
+    """Pictures in, their scores out."""
+
     RETURN_TYPES = ("QALIGN_SCORES", "FLOAT", "STRING")
     RETURN_NAMES = ("scores", "mean", "text")
     OUTPUT_NODE = True
@@ -46,6 +52,8 @@ class QAlignFastScore(Node):
 
 
 class QAlignFastGate(Node):
+    """Pictures and a threshold in, the two sides out."""
+
     RETURN_TYPES = ("IMAGE", "IMAGE", "QALIGN_SCORES", "QALIGN_SCORES")
     RETURN_NAMES = ("kept", "rejected", "kept_scores", "rejected_scores")
 
@@ -59,6 +67,8 @@ class QAlignFastGate(Node):
 
 
 class QAlignFastBest(Node):
+    """Pictures in, the best of them out."""
+
     RETURN_TYPES = ("IMAGE", "QALIGN_SCORES")
     RETURN_NAMES = ("images", "scores")
 
@@ -72,6 +82,8 @@ class QAlignFastBest(Node):
 
 
 class QAlignFastScoreFrames(Node):
+    """The frames of one clip in, its score out."""
+
     RETURN_TYPES = ("FLOAT", "STRING")
     RETURN_NAMES = ("score", "text")
     OUTPUT_NODE = True
@@ -88,6 +100,8 @@ class QAlignFastScoreFrames(Node):
 
 
 class QAlignFastScoreVideo(Node):
+    """A video in, its score out."""
+
     RETURN_TYPES = ("FLOAT", "STRING")
     RETURN_NAMES = ("score", "text")
     OUTPUT_NODE = True
@@ -102,6 +116,8 @@ class QAlignFastScoreVideo(Node):
 
 
 class QAlignFastSave(Node):
+    """Pictures and their scores in, files out."""
+
     RETURN_TYPES = ()
     RETURN_NAMES = ()
     OUTPUT_NODE = True

@@ -16,10 +16,13 @@ Scores = io.Custom("QALIGN_SCORES")
 
 
 def task_input() -> io.Combo.Input:
+    """The choice among the tasks."""
     return io.Combo.Input("task", options=comfyui.TASKS, default="quality")
 
 
 class QAlignFastLoad(io.ComfyNode):
+    """A model's reference in, the scorer out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         model = "A folder, a Hub id such as q-future/one-align, or a server's address. Empty: the embedded mini model."
@@ -42,6 +45,8 @@ class QAlignFastLoad(io.ComfyNode):
 
 
 class QAlignFastScore(io.ComfyNode):
+    """Pictures in, their scores out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -65,6 +70,8 @@ class QAlignFastScore(io.ComfyNode):
 
 
 class QAlignFastGate(io.ComfyNode):
+    """Pictures and a threshold in, the two sides out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -91,6 +98,8 @@ class QAlignFastGate(io.ComfyNode):
 
 
 class QAlignFastBest(io.ComfyNode):
+    """Pictures in, the best of them out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -112,6 +121,8 @@ class QAlignFastBest(io.ComfyNode):
 
 
 class QAlignFastScoreFrames(io.ComfyNode):
+    """The frames of one clip in, its score out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         rate = "Frames a second in this batch. One frame a second is scored. 0: every frame is."
@@ -138,6 +149,8 @@ class QAlignFastScoreFrames(io.ComfyNode):
 
 
 class QAlignFastScoreVideo(io.ComfyNode):
+    """A video in, its score out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -157,6 +170,8 @@ class QAlignFastScoreVideo(io.ComfyNode):
 
 
 class QAlignFastSave(io.ComfyNode):
+    """Pictures and their scores in, files out."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -184,10 +199,13 @@ class QAlignFastSave(io.ComfyNode):
 
 
 class QAlignFastExtension(ComfyExtension):
+    """All nodes, for ComfyUI's page and server."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [QAlignFastLoad, QAlignFastScore, QAlignFastGate, QAlignFastBest]
         return [*nodes, QAlignFastScoreFrames, QAlignFastScoreVideo, QAlignFastSave]
 
 
 async def comfy_entrypoint() -> QAlignFastExtension:
+    """ComfyUI calls it when it loads the folder."""
     return QAlignFastExtension()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qalign_fast.pixels.rule import Pixels
 
 TASKS = ["quality", "aesthetics"]
-DEVICES = ["auto", "cpu", "cuda", "cuda:1", "cuda:2", "cuda:3"]
+DEVICES = ["auto", "cpu", "cuda", "cuda:1", "cuda:2", "cuda:3", "mps"]
 PRECISIONS = ["auto", "fp32", "bnb-int8", "bnb-nf4"]  # "auto": the artifact's own; the others are for checkpoints
 PNG_TEXT = "qalign"  # the key of a score in a PNG's metadata
 
