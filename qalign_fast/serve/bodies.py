@@ -8,6 +8,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
+from qalign_fast.serve.heap import give_back
 from qalign_fast.serve.problems import BadRequest, QueueFull, TooMany, TooSlow, WrongType
 from qalign_fast.serve.visit import ClientGone, Visit, visit_of
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds, and for every SLOWEST bytes that came one more
 SLOWEST = 16 << 10
 _MOST_HELD = 1 << 30  # bytes of all bodies together, or eight of the largest
+_BURST = 128 << 20  # bytes; when bodies held as many, and then a quarter of it, free memory goes back to the system
+_AFTER = 0.5  # seconds; the last bodies are read and answered by then
 
 
 class Bodies:
@@ -26,6 +29,7 @@ class Bodies:
 
     def __init__(self, settings: Settings) -> None:
         self.held = 0
+        self._peak = 0  # of what was held, since free memory was last given back
         self._most = settings.max_body
         self._most_held = max(_MOST_HELD, 8 * settings.max_body)
 
@@ -52,6 +56,7 @@ class Bodies:
         """Counts bytes that a visit holds. Raises QueueFull where all bodies together are over the limit."""
         visit.held += size
         self.held += size
+        self._peak = max(self._peak, self.held)
         if self.held > self._most_held:
             raise QueueFull("the bodies of all requests together are over the limit", 1)
 
@@ -59,6 +64,10 @@ class Bodies:
         """Counts a visit's bytes no longer."""
         self.held -= visit.held
         visit.held = 0
+        if self._peak >= _BURST and self.held <= self._peak // 4:
+            self._peak = self.held
+            loop = asyncio.get_running_loop()
+            loop.call_later(_AFTER, loop.run_in_executor, None, give_back)
 
     async def _receive(self, request: Request, visit: Visit) -> bytes:
         size, more, began = 0, True, time.monotonic()

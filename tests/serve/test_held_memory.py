@@ -86,13 +86,14 @@ def memory(server: RunningServer) -> int:
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in server.workers())
 
 
-LEFT = 600 << 20  # bytes: the heap has holes; whole pictures were 1.8 GiB
+LEFT = 150 << 20  # bytes; the pictures' were up to 1.6 GiB, and free memory that was kept 0.5 to 1.6 GiB
 
 
+@pytest.mark.usefixtures("kernels")  # without torch more of the memory comes from the heap
 def test_large_bodies_are_bounded_in_memory_and_leave_none() -> None:
-    """At most 1 GiB together; here 40 of 50 MiB come at a time, good ones and bad ones."""
-    good = encoded("PNG") + bytes(50 << 20)
-    bad = b"\xff\xd8\xff\xe0" + bytes(50 << 20)
+    """At most 1 GiB together; here 80 of 20 MiB come at a time, good ones and bad ones."""
+    good = encoded("PNG") + bytes(20 << 20)
+    bad = b"\xff\xd8\xff\xe0" + bytes(20 << 20)
     statuses: Counter[int | str] = Counter()
     with running_server() as server:
         before = memory(server)
@@ -106,18 +107,18 @@ def test_large_bodies_are_bounded_in_memory_and_leave_none() -> None:
             else:
                 statuses[answer.status] += 1
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(40)]
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(80)]
         for thread in threads:
             thread.start()
         most = 0
         while any(thread.is_alive() for thread in threads):
             most = max(most, memory(server))
             threads[0].join(0.05)
-        deadline = time.monotonic() + 10  # the last answers are out a little before their bodies are gone
+        deadline = time.monotonic() + 20  # free memory is given back half a second after the last answer
         while (after := memory(server)) - before >= LEFT and time.monotonic() < deadline:
             time.sleep(0.1)
         assert server.metric("qalign_queue_size") == 0
     print(f"{before >> 20} MiB, then at most {most >> 20}, and {after >> 20} at the end: {dict(statuses)}")
     assert most - before < 2 << 30
     assert after - before < LEFT
-    assert statuses[429] < 25, "a refused body makes room for others: 20 fit"
+    assert statuses[429] < 40, "a refused body makes room for others: 51 fit"
