@@ -29,10 +29,8 @@ def score_udf(model: str | None = None, *, rows: int = 64, **options: Any) -> An
     that cannot be loaded fails the query.
     """
     need("pyspark", "'qalign-fast[spark]'")
-    functions, types = (
-        need("pyspark.ml.functions", "'qalign-fast[spark]'"),
-        need("pyspark.sql.types", "'qalign-fast[spark]'"),
-    )
+    functions = need("pyspark.ml.functions", "'qalign-fast[spark]'")
+    types = need("pyspark.sql.types", "'qalign-fast[spark]'")
     scorer = RowScorer(model, **options)
     kinds = {"float64": types.DoubleType(), "string": types.StringType()}
     fields = [types.StructField(name, kinds[kind]) for name, kind in scorer.columns.items()]
