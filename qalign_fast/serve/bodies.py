@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds, and for every SLOWEST bytes that came one more
 SLOWEST = 16 << 10
 _MOST_HELD = 1 << 30  # bytes of all bodies together, or eight of the largest
-_BURST = 128 << 20  # bytes; when bodies held as many, and then a quarter of it, free memory goes back to the system
-_AFTER = 0.5  # seconds; the last bodies are read and answered by then
+_BURST = 128 << 20  # bytes; once bodies held as many, and then fall to a quarter, free memory goes back to the system
+_AFTER = 0.5  # seconds from then; what still refers to the last bodies is gone
 
 
 class Bodies:

@@ -1,7 +1,7 @@
-"""Gives memory that is free back to the system.
+"""Gives free memory of this process back to the system.
 
-glibc gives back what lies above the last block in use. One small block that is made in a burst of large pictures so
-keeps all that lay below it: 1.6 GiB were seen, for as long as the process lived.
+glibc itself gives back only what lies above the last block in use. One small block, made during a burst of large
+pictures, keeps all free memory below it: 1.6 GiB were seen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from contextlib import suppress
 
 
 def give_back() -> None:
-    """It takes about 0.1 s for each GiB, in which other threads run but may wait for memory. Nothing without glibc."""
+    """Gives free memory back. Does nothing where the C library is not glibc.
+
+    It takes about 0.1 s for each GiB. Other threads run on, but may wait for memory.
+    """
     with suppress(AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
         ctypes.CDLL(None).malloc_trim(0)

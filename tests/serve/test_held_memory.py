@@ -86,7 +86,7 @@ def memory(server: RunningServer) -> int:
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in server.workers())
 
 
-LEFT = 150 << 20  # bytes; the pictures' were up to 1.6 GiB, and free memory that was kept 0.5 to 1.6 GiB
+LEFT = 150 << 20  # bytes; pictures that were kept took up to 1.8 GiB, free memory that was kept 0.5 to 1.6 GiB
 
 
 @pytest.mark.usefixtures("kernels")  # without torch more of the memory comes from the heap
